@@ -1,0 +1,67 @@
+package flow
+
+import "sync/atomic"
+
+// Batch is the unit that moves: records in the order in which they were read. It is filled and amended by one
+// goroutine, and read-only and shared from the moment at which it is offered to the outputs. The last holder to call
+// Done gives it back to the pool that it came from.
+type Batch struct {
+	Records []Record
+
+	extras []*[extraChunk]Extra
+	used   int
+	refs   atomic.Int32
+	free   func(*Batch)
+}
+
+const extraChunk = 16
+
+// NewBatch returns an empty batch with room for n records. free is called when the last holder is done with it.
+func NewBatch(n int, free func(*Batch)) *Batch {
+	return &Batch{Records: make([]Record, 0, n), free: free}
+}
+
+// Full reports whether the batch has no room left.
+func (b *Batch) Full() bool { return len(b.Records) == cap(b.Records) }
+
+// Next returns the next record of the batch, zeroed, and makes it the last of Records. The batch must not be full.
+func (b *Batch) Next() *Record {
+	n := len(b.Records)
+	b.Records = b.Records[:n+1]
+	r := &b.Records[n]
+	*r = Record{}
+	return r
+}
+
+// Drop removes the last record, one that Next returned and that turned out to be of no use.
+func (b *Batch) Drop() { b.Records = b.Records[:len(b.Records)-1] }
+
+// Extra returns r's Extra, giving r a zeroed one of this batch's if it has none. Chunks are kept when the batch is
+// reused, so that this allocates only while the batch grows to the most it ever held.
+func (b *Batch) Extra(r *Record) *Extra {
+	if r.Extra == nil {
+		if b.used == len(b.extras)*extraChunk {
+			b.extras = append(b.extras, new([extraChunk]Extra))
+		}
+		r.Extra = &b.extras[b.used/extraChunk][b.used%extraChunk]
+		*r.Extra = Extra{}
+		b.used++
+	}
+	return r.Extra
+}
+
+// Reset empties the batch for its next use.
+func (b *Batch) Reset() {
+	b.Records = b.Records[:0]
+	b.used = 0
+}
+
+// Hold makes n more holders of the batch.
+func (b *Batch) Hold(n int) { b.refs.Add(int32(n)) }
+
+// Done ends one hold. After it, the caller may not touch the batch or its records.
+func (b *Batch) Done() {
+	if b.refs.Add(-1) == 0 && b.free != nil {
+		b.free(b)
+	}
+}

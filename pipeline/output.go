@@ -1,0 +1,39 @@
+package pipeline
+
+import (
+	"context"
+
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+// Output delivers records to one destination. One goroutine, the output's worker, calls Write and Close; an Output
+// needs no locks for them.
+type Output interface {
+	// Name is stable and unique, "jsonl:/var/log/ctlogd/flows.jsonl"; it stands in logs and is the metrics' label.
+	Name() string
+
+	// Write delivers recs in order, gap records among them, and returns how many were delivered: n < len(recs) if
+	// and only if err is not nil. The worker tries again with recs[n:], with backoff, until ctx ends; an error that no
+	// further try can mend is a *Rejected. The records belong to the caller: no reference to them may be kept.
+	Write(ctx context.Context, recs []*flow.Record) (n int, err error)
+
+	// Close delivers what Write has buffered, bounded by ctx, and gives everything back. It is called once.
+	Close(ctx context.Context) error
+}
+
+// Reopener is an Output that opens its file again on request, after somebody else has renamed it.
+type Reopener interface {
+	// Reopen may be called from any goroutine at any time; the next Write goes to the file opened anew. On error the
+	// old file stays in use.
+	Reopen() error
+}
+
+// Rejected says that the N records after those delivered can never be delivered (a broker that refuses them for good,
+// say). The worker counts them as lost and goes on behind them.
+type Rejected struct {
+	N   int
+	Err error
+}
+
+func (e *Rejected) Error() string { return e.Err.Error() }
+func (e *Rejected) Unwrap() error { return e.Err }
