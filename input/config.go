@@ -1,0 +1,89 @@
+package input
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/ctlogd/ctlogd/unit"
+)
+
+// Config is the block input.conntrack of the configuration.
+type Config struct {
+	// Events are the kinds of flow event that become records: new, update, destroy. Unset: destroy.
+	Events []string `yaml:"events"`
+
+	// Expectations makes records of the helpers' expectations as well.
+	Expectations bool `yaml:"expectations"`
+
+	// Delivery is reliable (the default: the kernel keeps an ended flow until its end has been delivered) or
+	// best_effort (the kernel drops what does not fit into the buffer, and the drops are counted).
+	Delivery string `yaml:"delivery"`
+
+	// ReceiveBuffer is the size of the socket's buffer; the kernel uses up to twice as much. Unset: 64MiB.
+	ReceiveBuffer unit.Size `yaml:"receive_buffer"`
+
+	// Labels remembers the labels of flows for their last record, which the kernel sends without.
+	Labels bool `yaml:"labels"`
+
+	// HelperEntries bounds how many flows' helper, master and labels are remembered. Unset: 65536.
+	HelperEntries int `yaml:"helper_entries"`
+
+	// InitialDump reads the table once at start, so that helpers of older flows are known. Unset: true.
+	InitialDump *bool `yaml:"initial_dump"`
+}
+
+// Delivery modes.
+const (
+	Reliable   = "reliable"
+	BestEffort = "best_effort"
+)
+
+const (
+	minBuffer = 128 << 10
+	maxBuffer = 1<<30 - 1 // SO_RCVBUFFORCE takes an int and doubles it
+)
+
+// Defaults fills in what is unset.
+func (c *Config) Defaults() {
+	if len(c.Events) == 0 {
+		c.Events = []string{"destroy"}
+	}
+	if c.Delivery == "" {
+		c.Delivery = Reliable
+	}
+	if c.ReceiveBuffer == 0 {
+		c.ReceiveBuffer = 64 << 20
+	}
+	if c.HelperEntries == 0 {
+		c.HelperEntries = 65536
+	}
+	if c.InitialDump == nil {
+		on := true
+		c.InitialDump = &on
+	}
+}
+
+// Validate reports every impossible value by its field.
+func (c *Config) Validate(report func(field, msg string)) {
+	for i, e := range c.Events {
+		field := fmt.Sprintf("events[%d]", i)
+		if !slices.Contains([]string{"new", "update", "destroy"}, e) {
+			report(field, fmt.Sprintf("unknown event %q; use new, update or destroy", e))
+		} else if slices.Contains(c.Events[:i], e) {
+			report(field, fmt.Sprintf("%q stands here twice", e))
+		}
+	}
+	if !slices.Contains([]string{"", Reliable, BestEffort}, c.Delivery) {
+		report("delivery", fmt.Sprintf("unknown delivery %q; use %s or %s", c.Delivery, Reliable, BestEffort))
+	}
+	if c.ReceiveBuffer != 0 && (c.ReceiveBuffer < minBuffer || c.ReceiveBuffer > maxBuffer) {
+		report("receive_buffer", fmt.Sprintf("%s is out of range; use %s to %s",
+			c.ReceiveBuffer, unit.Size(minBuffer), "just under 1GiB"))
+	}
+	if c.HelperEntries < 0 || c.HelperEntries > 1<<24 {
+		report("helper_entries", fmt.Sprintf("%d is out of range; use 1 to %d", c.HelperEntries, 1<<24))
+	}
+}
+
+// wants reports whether records of an event kind are asked for.
+func (c *Config) wants(event string) bool { return slices.Contains(c.Events, event) }
