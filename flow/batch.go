@@ -65,3 +65,15 @@ func (b *Batch) Done() {
 		b.free(b)
 	}
 }
+
+// Append copies recs to the end of the batch, their Extra included. There must be room.
+func (b *Batch) Append(recs []Record) {
+	for i := range recs {
+		r := b.Next()
+		*r = recs[i]
+		if x := r.Extra; x != nil {
+			r.Extra = nil
+			*b.Extra(r) = *x
+		}
+	}
+}

@@ -25,8 +25,9 @@ type Config struct {
 	// Labels remembers the labels of flows for their last record, which the kernel sends without.
 	Labels bool `yaml:"labels"`
 
-	// HelperEntries bounds how many flows' helper, master and labels are remembered. Unset: 65536.
-	HelperEntries int `yaml:"helper_entries"`
+	// HelperEntries bounds how many flows' helper, master and labels are remembered; 0 remembers none, and then the
+	// kernel is not asked for NEW events on their account. Unset: 65536.
+	HelperEntries *int `yaml:"helper_entries"`
 
 	// InitialDump reads the table once at start, so that helpers of older flows are known. Unset: true.
 	InitialDump *bool `yaml:"initial_dump"`
@@ -41,6 +42,8 @@ const (
 const (
 	minBuffer = 128 << 10
 	maxBuffer = 1<<30 - 1 // SO_RCVBUFFORCE takes an int and doubles it
+
+	maxHelperEntries = 1 << 24
 )
 
 // Defaults fills in what is unset.
@@ -54,12 +57,11 @@ func (c *Config) Defaults() {
 	if c.ReceiveBuffer == 0 {
 		c.ReceiveBuffer = 64 << 20
 	}
-	if c.HelperEntries == 0 {
-		c.HelperEntries = 65536
+	if c.HelperEntries == nil {
+		c.HelperEntries = new(65536)
 	}
 	if c.InitialDump == nil {
-		on := true
-		c.InitialDump = &on
+		c.InitialDump = new(true)
 	}
 }
 
@@ -80,8 +82,11 @@ func (c *Config) Validate(report func(field, msg string)) {
 		report("receive_buffer", fmt.Sprintf("%s is out of range; use %s to %s",
 			c.ReceiveBuffer, unit.Size(minBuffer), "just under 1GiB"))
 	}
-	if c.HelperEntries < 0 || c.HelperEntries > 1<<24 {
-		report("helper_entries", fmt.Sprintf("%d is out of range; use 1 to %d", c.HelperEntries, 1<<24))
+	if n := c.HelperEntries; n != nil && (*n < 0 || *n > maxHelperEntries) {
+		report("helper_entries", fmt.Sprintf("%d is out of range; use 0 to %d", *n, maxHelperEntries))
+	}
+	if n := c.HelperEntries; n != nil && *n == 0 && c.Labels {
+		report("labels", "labels are remembered in the same entries, and helper_entries is 0; use 1 or more")
 	}
 }
 

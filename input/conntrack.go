@@ -1,0 +1,267 @@
+package input
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+const (
+	// batchAge is how long a record waits at most for its batch to fill.
+	batchAge = 50 * time.Millisecond
+
+	// Naps between reads that did not fill their block. While the reader naps, an event costs the packet path no
+	// wake-up; the buffer holds far more than comes in the longest nap.
+	minNap = 500 * time.Microsecond
+	maxNap = 4 * time.Millisecond
+
+	// dropsEvery is how often the kernel's count of drops is read while events flow; it bounds how exactly the time of
+	// a loss is known.
+	dropsEvery = 10 * time.Millisecond
+
+	// idleEvery is how often an idle reader looks around.
+	idleEvery = time.Second
+
+	// drainFor bounds the reading of what is left when the reader is told to stop.
+	drainFor = 2 * time.Second
+)
+
+// Options are what the reader needs besides its configuration.
+type Options struct {
+	Log *zap.Logger
+
+	// Drop tells the records that every output drops for certain; the kernel then drops them. May be nil.
+	Drop func(event flow.Event, v6 bool, proto flow.Proto) bool
+
+	// Remember is called on the reader's goroutine for every flow of the initial dump that has a helper, a master or
+	// labels. The record is the callee's until it returns. May be nil.
+	Remember func(*flow.Record)
+}
+
+// Conntrack reads the events of the network namespace in which it was opened.
+type Conntrack struct {
+	Stats Stats
+
+	cfg  Config
+	opts Options
+	log  *zap.Logger
+	sock *socket
+	wake int // eventfd that ends a blocking wait
+
+	block     *block
+	batch     *flow.Batch
+	emit      func(*flow.Batch) *flow.Batch
+	oldest    time.Time // when the first record of batch was read
+	dump      *dump     // the initial dump while it runs
+	lastDrops uint32
+	dropsAt   time.Time // when lastDrops was read
+}
+
+// Open opens the socket and joins the groups: from here on no event is missed. cfg must be valid and have its defaults.
+func Open(cfg Config, opts Options) (*Conntrack, error) {
+	if opts.Log == nil {
+		opts.Log = zap.NewNop()
+	}
+	sock, err := openSocket(&cfg, opts.Log, interest{
+		news: cfg.wants("new"), updates: cfg.wants("update"), labels: cfg.Labels, drop: opts.Drop,
+	})
+	if err != nil {
+		return nil, err
+	}
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		_ = sock.close()
+		return nil, fmt.Errorf("open eventfd: %w", err)
+	}
+	return &Conntrack{cfg: cfg, opts: opts, log: opts.Log, sock: sock, wake: wake, block: newBlock(),
+		dropsAt: time.Now()}, nil
+}
+
+// Close gives the socket back. Run must have returned.
+func (c *Conntrack) Close() error {
+	_ = unix.Close(c.wake)
+	return c.sock.close()
+}
+
+// Run reads until ctx ends, and returns nil then, after it has handed over what was queued in the socket. It fills
+// batch, hands it to emit when it is full or its first record is 50 ms old, and goes on with the batch that emit
+// returns. emit runs on the reader's goroutine and must not wait for anything.
+func (c *Conntrack) Run(ctx context.Context, batch *flow.Batch, emit func(*flow.Batch) *flow.Batch) error {
+	c.batch, c.emit = batch, emit
+	stop := context.AfterFunc(ctx, func() {
+		_, _ = unix.Write(c.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // any count above 0 makes the eventfd readable
+	})
+	defer stop()
+	if *c.cfg.InitialDump && *c.cfg.HelperEntries > 0 && c.opts.Remember != nil {
+		c.dump = c.openDump()
+	}
+	nap := minNap
+	for ctx.Err() == nil {
+		// The dump takes turns with the events on this one goroutine: the memory of helpers needs no lock, and a flow
+		// that ends while the table is read is either still in the table or its end is still in the socket.
+		if c.dump != nil && !c.dump.step(c) {
+			c.dump.close()
+			c.dump = nil
+		}
+		n, err := c.read()
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		if len(c.batch.Records) > 0 && now.Sub(c.oldest) >= batchAge {
+			c.flush()
+		}
+		if now.Sub(c.dropsAt) >= dropsEvery {
+			c.countDrops(now)
+		}
+		switch {
+		case n == blockSlots || c.dump != nil:
+		case n > 0:
+			// Aim at a block that is half full after a nap: few wake-ups, and room for a burst.
+			switch {
+			case n > blockSlots*3/4:
+				nap = max(nap/2, minNap)
+			case n < blockSlots/4:
+				nap = min(nap+nap/4, maxNap)
+			}
+			c.Stats.Naps.Add(1)
+			time.Sleep(nap)
+		default:
+			if err := c.wait(now); err != nil {
+				return err
+			}
+		}
+	}
+	return c.drain()
+}
+
+// wait blocks until an event comes, the batch is due, ctx ends, or it is time to look around.
+func (c *Conntrack) wait(now time.Time) error {
+	timeout := idleEvery
+	if len(c.batch.Records) > 0 {
+		timeout = max(batchAge-now.Sub(c.oldest), 0)
+	}
+	fds := [...]unix.PollFd{{Fd: int32(c.sock.fd), Events: unix.POLLIN}, {Fd: int32(c.wake), Events: unix.POLLIN}}
+	// Rounded up, so that the wait for a due batch does not end just before it is due.
+	_, err := unix.Poll(fds[:], int((timeout+time.Millisecond-1)/time.Millisecond))
+	if err != nil && err != unix.EINTR {
+		return fmt.Errorf("wait for conntrack events: %w", err)
+	}
+	return nil
+}
+
+// drain reads what is left in the socket. Under reliable delivery what the kernel still holds back comes meanwhile;
+// after the groups are left nothing more comes, and the rest is read to its end.
+func (c *Conntrack) drain() error {
+	deadline := time.Now().Add(drainFor)
+	for time.Now().Before(deadline) {
+		if n, err := c.read(); err != nil || n == 0 {
+			break
+		}
+	}
+	leaveErr := c.sock.leave()
+	for {
+		n, err := c.read()
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			break
+		}
+	}
+	c.countDrops(time.Now())
+	c.flush()
+	if c.dump != nil {
+		c.dump.close()
+		c.dump = nil
+	}
+	return leaveErr
+}
+
+// read reads one block and decodes it, and returns how many messages it held.
+func (c *Conntrack) read() (int, error) {
+	n, err := c.block.read(c.sock.fd)
+	if n == 0 || err != nil {
+		return n, err
+	}
+	now := time.Now()
+	received := now.UnixNano()
+	if len(c.batch.Records) == 0 {
+		c.oldest = now
+	}
+	var events [flow.EventGap]uint64
+	for i := range n {
+		msg, kernel, truncated := c.block.message(i)
+		switch {
+		case !kernel:
+			c.Stats.Refused.Add(1)
+			continue
+		case truncated:
+			c.Stats.Truncated.Add(1)
+			continue
+		}
+		r, err := decode(msg, c.batch)
+		if err != nil {
+			c.Stats.Malformed.Add(1)
+			if ce := c.log.Check(zap.DebugLevel, "malformed message"); ce != nil {
+				ce.Write(zap.Error(err), zap.String("hex", hex.EncodeToString(msg)))
+			}
+			continue
+		}
+		r.Received = received
+		events[r.Event]++
+		if c.batch.Full() {
+			c.flush()
+			c.oldest = now
+		}
+	}
+	for e, n := range events {
+		if n > 0 {
+			c.Stats.Events[e].Add(n)
+		}
+	}
+	c.Stats.Reads.Add(1)
+	return n, nil
+}
+
+func (c *Conntrack) flush() {
+	if len(c.batch.Records) > 0 {
+		c.batch = c.emit(c.batch)
+	}
+}
+
+// countDrops reads the kernel's count of drops. Under best-effort delivery what it has grown by is lost, and a gap says
+// so in the batch, from the last look to this one.
+func (c *Conntrack) countDrops(now time.Time) {
+	drops, err := c.sock.drops()
+	if err != nil {
+		c.log.Error("cannot tell how many events the kernel dropped", zap.Error(err))
+		c.dropsAt = now
+		return
+	}
+	lost := drops - c.lastDrops // right across the wrap of the counter
+	from := c.dropsAt
+	c.lastDrops, c.dropsAt = drops, now
+	if lost == 0 {
+		return
+	}
+	c.Stats.Drops.Add(uint64(lost))
+	if c.cfg.Delivery == Reliable {
+		return
+	}
+	if len(c.batch.Records) == 0 {
+		c.oldest = now
+	}
+	r := c.batch.Next()
+	r.Event, r.Start, r.Stop, r.Received = flow.EventGap, from.UnixNano(), now.UnixNano(), now.UnixNano()
+	c.batch.Extra(r).Gap = flow.Gap{Cause: flow.CauseOverrun, Lost: uint64(lost), LostKnown: true}
+	if c.batch.Full() {
+		c.flush()
+	}
+}

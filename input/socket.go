@@ -1,0 +1,213 @@
+package input
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"unsafe"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/unit"
+)
+
+// Groups of ctnetlink (enum nfnetlink_groups): plain numbers, no bits.
+const (
+	groupNew        = 1 // NFNLGRP_CONNTRACK_NEW
+	groupUpdate     = 2 // NFNLGRP_CONNTRACK_UPDATE
+	groupDestroy    = 3 // NFNLGRP_CONNTRACK_DESTROY
+	groupExpNew     = 4 // NFNLGRP_CONNTRACK_EXP_NEW
+	groupExpDestroy = 6 // NFNLGRP_CONNTRACK_EXP_DESTROY
+)
+
+const memInfoDrops = 8 // SK_MEMINFO_DROPS, linux/sock_diag.h
+
+// socket is the netlink socket of the events.
+type socket struct {
+	fd     int
+	groups []int
+}
+
+// openSocket opens a socket that has everything set before it joins its first group, so that no event slips past the
+// filter or meets the small default buffer.
+func openSocket(cfg *Config, log *zap.Logger, in interest) (*socket, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink socket: %w (is the kernel built with NETFILTER_NETLINK?)", err)
+	}
+	s := &socket{fd: fd, groups: groups(cfg)}
+	if err := s.configure(cfg, log, in); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return s, nil
+}
+
+// groups returns the groups that the configuration asks for. NEW is joined for the helpers' sake alone, too: without
+// NEW records the socket filter lets only those through that tell of a helper or a master.
+func groups(cfg *Config) []int {
+	var g []int
+	if cfg.wants("new") || *cfg.HelperEntries > 0 {
+		g = append(g, groupNew)
+	}
+	if cfg.wants("update") || cfg.Labels {
+		g = append(g, groupUpdate)
+	}
+	if cfg.wants("destroy") || *cfg.HelperEntries > 0 {
+		g = append(g, groupDestroy) // without it the memory of helpers would not know when a flow has ended
+	}
+	if cfg.Expectations {
+		g = append(g, groupExpNew, groupExpDestroy)
+	}
+	return g
+}
+
+func (s *socket) configure(cfg *Config, log *zap.Logger, in interest) error {
+	// Without NO_ENOBUFS one overrun makes the kernel drop every later event until the queue has been read empty.
+	if err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_NO_ENOBUFS, 1); err != nil {
+		return fmt.Errorf("set NETLINK_NO_ENOBUFS: %w", err)
+	}
+	if err := s.setBuffer(int(cfg.ReceiveBuffer), log); err != nil {
+		return err
+	}
+	if err := attachFilter(s.fd, filterProgram(in)); err != nil {
+		return fmt.Errorf("attach socket filter: %w", err)
+	}
+	if err := unix.Bind(s.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("bind netlink socket: %w", err)
+	}
+	for _, g := range s.groups {
+		if err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g); err != nil {
+			if errors.Is(err, os.ErrPermission) {
+				return fmt.Errorf("join conntrack events: %w: run as root or give the process CAP_NET_ADMIN", err)
+			}
+			return fmt.Errorf("join conntrack events (group %d): %w", g, err)
+		}
+	}
+	return s.setReliable(cfg.Delivery == Reliable)
+}
+
+// setReliable turns reliable delivery on or off (NETLINK_BROADCAST_ERROR): with it the kernel keeps an ended flow until
+// its event has been delivered to this socket.
+func (s *socket) setReliable(on bool) error {
+	v := 0
+	if on {
+		v = 1
+	}
+	if err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_BROADCAST_ERROR, v); err != nil {
+		return fmt.Errorf("set NETLINK_BROADCAST_ERROR: %w", err)
+	}
+	return nil
+}
+
+// setBuffer sets the receive buffer. With CAP_NET_ADMIN any size is granted, without it no more than
+// net.core.rmem_max.
+func (s *socket) setBuffer(size int, log *zap.Logger) error {
+	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, size); err == nil {
+		return nil
+	}
+	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, size); err != nil {
+		return fmt.Errorf("set receive buffer: %w", err)
+	}
+	got, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	if err != nil {
+		return fmt.Errorf("get receive buffer: %w", err)
+	}
+	if got /= 2; got < size { // the kernel doubles what is asked for, and returns that
+		log.Warn("the receive buffer is smaller than configured",
+			zap.Stringer("configured", unit.Size(size)), zap.Stringer("granted", unit.Size(got)),
+			zap.String("remedy", fmt.Sprintf("give the process CAP_NET_ADMIN, or: sysctl -w net.core.rmem_max=%d", size)))
+	}
+	return nil
+}
+
+// drops returns how many messages the kernel could not put into the socket since it was opened, modulo 2^32. In
+// reliable mode these are attempts, made good later.
+func (s *socket) drops() (uint32, error) {
+	var info [9]uint32
+	size := uint32(unsafe.Sizeof(info))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(s.fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
+		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return 0, fmt.Errorf("get SO_MEMINFO: %w", errno)
+	}
+	return info[memInfoDrops], nil
+}
+
+// leave ends the membership in every group; what is queued can still be read.
+func (s *socket) leave() error {
+	for _, g := range s.groups {
+		if err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_DROP_MEMBERSHIP, g); err != nil {
+			return fmt.Errorf("leave conntrack events (group %d): %w", g, err)
+		}
+	}
+	return nil
+}
+
+func (s *socket) close() error { return unix.Close(s.fd) }
+
+// mmsghdr is struct mmsghdr of recvmmsg(2).
+type mmsghdr struct {
+	hdr unix.Msghdr
+	len uint32
+}
+
+const (
+	// blockSlots messages are read with one system call at most.
+	blockSlots = 128
+	// slotSize holds any event: the largest has two tuples, a master, a helper's private data, labels and a security
+	// context, well below this. A longer one is noticed by MSG_TRUNC.
+	slotSize = 4096
+)
+
+// block is what one recvmmsg fills: fixed slots, each with its sender's address.
+type block struct {
+	data  []byte // blockSlots slots of slotSize
+	msgs  [blockSlots]mmsghdr
+	iovs  [blockSlots]unix.Iovec
+	names [blockSlots]unix.RawSockaddrNetlink
+}
+
+func newBlock() *block {
+	b := &block{data: make([]byte, blockSlots*slotSize)}
+	for i := range b.msgs {
+		b.iovs[i].Base = &b.data[i*slotSize]
+		b.iovs[i].SetLen(slotSize)
+		b.msgs[i].hdr.Iov = &b.iovs[i]
+		b.msgs[i].hdr.SetIovlen(1)
+		b.msgs[i].hdr.Name = (*byte)(unsafe.Pointer(&b.names[i]))
+	}
+	return b
+}
+
+// read fills the block with what waits in the socket, without blocking, and returns how many slots it filled; 0 if
+// nothing waits.
+func (b *block) read(fd int) (int, error) {
+	for i := range b.msgs {
+		b.msgs[i].hdr.Namelen = unix.SizeofSockaddrNetlink // the kernel overwrites it
+	}
+	for {
+		// The call does not block, so the scheduler need not be told of it.
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.msgs[0])), blockSlots,
+			unix.MSG_DONTWAIT, 0, 0)
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EAGAIN, unix.EINTR, unix.ENOBUFS: // ENOBUFS is no news: drops are counted by SO_MEMINFO
+			if errno == unix.EAGAIN {
+				return 0, nil
+			}
+		default:
+			return 0, fmt.Errorf("read conntrack events: %w", errno)
+		}
+	}
+}
+
+// message returns slot i, whether the kernel sent it, and whether it was cut off. It is valid until the next read.
+func (b *block) message(i int) (msg []byte, kernel, truncated bool) {
+	m := &b.msgs[i]
+	n := min(int(m.len), slotSize)
+	return b.data[i*slotSize : i*slotSize+n], m.hdr.Namelen >= unix.SizeofSockaddrNetlink && b.names[i].Pid == 0,
+		m.hdr.Flags&unix.MSG_TRUNC != 0
+}

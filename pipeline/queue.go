@@ -1,0 +1,265 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+// DefaultQueue is how many records wait for an output at most, unless configured: about 12 MiB of them.
+const DefaultQueue = 65536
+
+const (
+	// writeRecords is the most that one Write gets.
+	writeRecords = 8 * batchRecords
+
+	firstRetry = 100 * time.Millisecond
+	lastRetry  = 10 * time.Second
+
+	// quiet is how long a warning that comes again is held back, to be summed up.
+	quiet = 10 * time.Second
+
+	queueFull = "queue full, records lost"
+)
+
+// QueueStats counts what became of an output's records. Any goroutine may read it.
+type QueueStats struct {
+	Written  atomic.Uint64 // delivered
+	Filtered atomic.Uint64 // dropped by the output's own filter
+	Dropped  atomic.Uint64 // lost because the queue was full
+	Rejected atomic.Uint64 // lost because the destination refused them for good
+	Left     atomic.Uint64 // not delivered when ctlogd ended
+	Errors   atomic.Uint64 // writes that failed
+	Depth    atomic.Int64  // records waiting, those of the write under way included
+}
+
+// Queue holds an output's batches, no more than a fixed number of records' worth of room, and its worker delivers
+// them.
+type Queue struct {
+	Stats QueueStats
+
+	out    Output
+	filter Filter
+	log    *zap.Logger
+	max    int // records' worth of room
+
+	mu      sync.Mutex
+	batches []*flow.Batch
+	room    int // of the batches here and in the worker's hands
+	closed  bool
+	ready   chan struct{} // holds a token when there is something for the worker to see
+
+	ctx   context.Context // ends when the worker must give up
+	abort context.CancelFunc
+
+	// The worker's own.
+	taken           []*flow.Batch
+	recs            []*flow.Record
+	dropLog, errLog throttle
+}
+
+// NewQueue returns the queue of an output. filter, which may be nil, selects its records; max is how many records the
+// queue has room for, 0 for DefaultQueue.
+func NewQueue(out Output, filter Filter, max int, log *zap.Logger) *Queue {
+	if max == 0 {
+		max = DefaultQueue
+	}
+	q := &Queue{out: out, filter: filter, max: max, log: log.With(zap.String("output", out.Name())),
+		ready: make(chan struct{}, 1)}
+	q.ctx, q.abort = context.WithCancel(context.Background())
+	return q
+}
+
+// Output returns the output that the queue feeds.
+func (q *Queue) Output() Output { return q.out }
+
+// offer puts b into the queue, holding it, or counts its records as dropped if there is no room. It never waits.
+func (q *Queue) offer(b *flow.Batch) {
+	q.mu.Lock()
+	full := q.closed || q.room+cap(b.Records) > q.max
+	if !full {
+		b.Hold(1)
+		q.batches = append(q.batches, b)
+		q.room += cap(b.Records)
+		q.Stats.Depth.Add(int64(len(b.Records)))
+	}
+	q.mu.Unlock()
+	if full {
+		q.Stats.Dropped.Add(uint64(len(b.Records)))
+		if n, ok := q.dropLog.add(uint64(len(b.Records))); ok {
+			q.log.Warn(queueFull, zap.Uint64("records", n), zap.Int("queue", q.max))
+		}
+		return
+	}
+	q.wakeUp()
+}
+
+func (q *Queue) wakeUp() {
+	select {
+	case q.ready <- struct{}{}:
+	default:
+	}
+}
+
+// close ends the queue: what it holds is still delivered.
+func (q *Queue) close() {
+	q.mu.Lock()
+	q.closed = true
+	q.mu.Unlock()
+	q.wakeUp()
+}
+
+// take moves as many batches as one write takes into q.taken; false if the queue is closed and empty.
+func (q *Queue) take() bool {
+	for {
+		q.mu.Lock()
+		n, records := 0, 0
+		for n < len(q.batches) && (n == 0 || records+len(q.batches[n].Records) <= writeRecords) {
+			records += len(q.batches[n].Records)
+			n++
+		}
+		q.taken = append(q.taken[:0], q.batches[:n]...)
+		rest := copy(q.batches, q.batches[n:])
+		clear(q.batches[rest:])
+		q.batches = q.batches[:rest]
+		closed := q.closed
+		q.mu.Unlock()
+		switch {
+		case n > 0:
+			return true
+		case closed:
+			return false
+		}
+		<-q.ready
+	}
+}
+
+// release ends the hold on what was taken.
+func (q *Queue) release() {
+	room, records := 0, 0
+	for _, b := range q.taken {
+		room += cap(b.Records)
+		records += len(b.Records)
+		b.Done()
+	}
+	clear(q.taken)
+	q.Stats.Depth.Add(int64(-records))
+	q.mu.Lock()
+	q.room -= room
+	q.mu.Unlock()
+}
+
+// work delivers until the queue is closed and empty, or aborted.
+func (q *Queue) work() {
+	for q.take() {
+		q.recs = q.recs[:0]
+		filtered := 0
+		for _, b := range q.taken {
+			for i := range b.Records {
+				r := &b.Records[i]
+				if q.filter != nil && r.Event != flow.EventGap && !q.filter(r) {
+					filtered++
+					continue
+				}
+				q.recs = append(q.recs, r)
+			}
+		}
+		if filtered > 0 {
+			q.Stats.Filtered.Add(uint64(filtered))
+		}
+		q.deliver(q.recs)
+		clear(q.recs)
+		q.release()
+	}
+}
+
+// deliver writes recs, trying again with backoff until they are delivered or the queue is aborted.
+func (q *Queue) deliver(recs []*flow.Record) {
+	retry := firstRetry
+	for len(recs) > 0 {
+		n, err := q.out.Write(q.ctx, recs)
+		q.Stats.Written.Add(uint64(n))
+		recs = recs[n:]
+		if err == nil {
+			if retry != firstRetry {
+				q.log.Info("output accepts records again")
+			}
+			return
+		}
+		if q.ctx.Err() != nil {
+			q.Stats.Left.Add(uint64(len(recs)))
+			return
+		}
+		q.Stats.Errors.Add(1)
+		if rejected := (*Rejected)(nil); errors.As(err, &rejected) {
+			lost := min(max(rejected.N, 1), len(recs))
+			q.Stats.Rejected.Add(uint64(lost))
+			recs = recs[lost:]
+			q.log.Error("output refuses records for good", zap.Int("records", lost), zap.Error(err))
+			continue
+		}
+		if times, ok := q.errLog.add(1); ok {
+			q.log.Error("write to output", zap.Error(err), zap.Uint64("errors", times))
+		}
+		if n > 0 {
+			retry = firstRetry
+		}
+		select {
+		case <-q.ctx.Done():
+		case <-time.After(retry/2 + rand.N(retry/2)): // jitter: many firewalls lose one collector at the same moment
+		}
+		retry = min(2*retry, lastRetry)
+	}
+}
+
+// finish closes the output after its worker has ended, and reports what was not delivered.
+func (q *Queue) finish(ctx context.Context) {
+	q.mu.Lock()
+	q.taken = append(q.taken[:0], q.batches...)
+	q.batches = nil
+	q.mu.Unlock()
+	for _, b := range q.taken {
+		q.Stats.Left.Add(uint64(len(b.Records)))
+	}
+	q.release()
+	if err := q.out.Close(ctx); err != nil {
+		q.log.Error("close output", zap.Error(err))
+	}
+	if left := q.Stats.Left.Load(); left > 0 {
+		q.log.Error("records left behind, the output did not take them in time", zap.Uint64("records", left))
+	}
+	if n := q.dropLog.rest(); n > 0 {
+		q.log.Warn(queueFull, zap.Uint64("records", n))
+	}
+}
+
+// throttle sums up what happens often: the first time is told at once, the rest once an interval. It is used by one
+// goroutine at a time.
+type throttle struct {
+	told  time.Time
+	count uint64
+}
+
+// add counts n more; ok says that it is time to tell the sum.
+func (t *throttle) add(n uint64) (sum uint64, ok bool) {
+	t.count += n
+	if now := time.Now(); now.Sub(t.told) >= quiet {
+		t.told = now
+		return t.rest(), true
+	}
+	return 0, false
+}
+
+// rest returns what was counted and not told, and starts anew.
+func (t *throttle) rest() uint64 {
+	n := t.count
+	t.count = 0
+	return n
+}
