@@ -22,8 +22,8 @@ var protoNames = func() (names [256]string) {
 		names[i] = strconv.Itoa(i)
 	}
 	for p, name := range map[Proto]string{
-		ICMP: "icmp", 2: "igmp", 4: "ipip", TCP: "tcp", UDP: "udp", DCCP: "dccp", 41: "ipv6", GRE: "gre", 50: "esp",
-		51: "ah", ICMPv6: "icmpv6", 89: "ospf", 94: "ipencap", 103: "pim", 108: "ipcomp", 112: "vrrp", 115: "l2tp",
+		ICMP: "icmp", 2: "igmp", 4: "ipencap", TCP: "tcp", UDP: "udp", DCCP: "dccp", 41: "ipv6", GRE: "gre", 50: "esp",
+		51: "ah", ICMPv6: "icmpv6", 89: "ospf", 94: "ipip", 103: "pim", 108: "ipcomp", 112: "vrrp", 115: "l2tp",
 		SCTP: "sctp", UDPLite: "udplite",
 	} {
 		names[p] = name

@@ -16,7 +16,8 @@ type interest struct {
 	labels  bool // every NEW and UPDATE with labels
 
 	// drop, if not nil, tells the records that every output drops for certain, whatever else is in them. It never
-	// keeps back the message that tells of a flow's helper, master or labels: another flow's record may need it.
+	// keeps back the message that tells of a flow's helper, master or labels, which another flow's record may need,
+	// nor the end of such a flow, at which it is forgotten.
 	drop func(event flow.Event, v6 bool, proto flow.Proto) bool
 }
 
@@ -53,7 +54,14 @@ func filterProgram(in interest) []bpf.Instruction {
 	p.add(bpf.LoadAbsolute{Off: subsysOffset, Size: 1})
 	p.unless(bpf.JumpEqual, subsysCT, pass)
 	p.add(bpf.LoadAbsolute{Off: typeOffset, Size: 1})
-	p.when(bpf.JumpEqual, msgDelete, func(p *program) { p.records(in, flow.EventDestroy) })
+	p.when(bpf.JumpEqual, msgDelete, func(p *program) {
+		if in.labels || in.drop == nil {
+			pass(p) // any flow may have labels to be forgotten
+			return
+		}
+		p.passHelped()
+		p.records(in, flow.EventDestroy)
+	})
 	p.unless(bpf.JumpEqual, msgNew, pass)
 	p.add(bpf.LoadAbsolute{Off: flagsOffset, Size: 1})
 	p.when(bpf.JumpBitsSet, flagNew, func(p *program) {
@@ -111,6 +119,19 @@ func (p *program) passWith(attr uint32) {
 		bpf.LoadExtension{Num: bpf.ExtNetlinkAttr},
 	)
 	p.unless(bpf.JumpEqual, 0, pass)
+}
+
+// passHelped lets the message pass if its status tells of a helper or a master.
+func (p *program) passHelped() {
+	p.add(
+		bpf.LoadConstant{Dst: bpf.RegX, Val: ctaStatus},
+		bpf.LoadConstant{Dst: bpf.RegA, Val: attrOffset},
+		bpf.LoadExtension{Num: bpf.ExtNetlinkAttr},
+	)
+	p.add(bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 4})
+	p.add(bpf.TAX{}, bpf.LoadIndirect{Off: attrHeader + 2, Size: 2}) // the low half of the big-endian status
+	p.add(bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: uint32(flow.StatusExpected | flow.StatusHelper), SkipFalse: 1})
+	pass(p)
 }
 
 // records drops what no output wants of the event, and passes the rest.
