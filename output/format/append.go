@@ -1,0 +1,228 @@
+package format
+
+import (
+	"math/bits"
+	"slices"
+	"time"
+	"unicode/utf8"
+
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+const hexDigits = "0123456789abcdef"
+
+// digits2 are the numbers 00 to 99, hex2 the bytes 00 to ff: a pair of digits is one store of two bytes.
+var digits2, hex2 = func() (dec [100][2]byte, hex [256][2]byte) {
+	for i := range dec {
+		dec[i] = [2]byte{byte('0' + i/10), byte('0' + i%10)}
+	}
+	for i := range hex {
+		hex[i] = [2]byte{hexDigits[i>>4], hexDigits[i&15]}
+	}
+	return dec, hex
+}()
+
+// pow10 are the powers of ten that fit.
+var pow10 = func() (t [20]uint64) {
+	t[0] = 1
+	for i := 1; i < len(t); i++ {
+		t[i] = 10 * t[i-1]
+	}
+	return t
+}()
+
+// appendUint appends v in decimal, straight into place: a record holds some fifteen numbers, and strconv.AppendUint,
+// which goes by way of a buffer, makes the whole record a sixth dearer.
+func appendUint(b []byte, v uint64) []byte {
+	if v < 10 {
+		return append(b, byte('0'+v))
+	}
+	n := bits.Len64(v) * 1233 >> 12 // log10(2) is 1233/4096: n or n+1 digits
+	if v >= pow10[n] {
+		n++
+	}
+	at := len(b)
+	b = slices.Grow(b, n)[:at+n]
+	d := b[at:]
+	for v >= 10000 {
+		q := v / 10000
+		r := uint32(v - q*10000)
+		n -= 4
+		*(*[2]byte)(d[n:]) = digits2[r/100]
+		*(*[2]byte)(d[n+2:]) = digits2[r%100]
+		v = q
+	}
+	r := uint32(v)
+	if r >= 100 {
+		n -= 2
+		*(*[2]byte)(d[n:]) = digits2[r%100]
+		r /= 100
+	}
+	if r >= 10 {
+		*(*[2]byte)(d) = digits2[r]
+	} else {
+		d[0] = byte('0' + r)
+	}
+	return b
+}
+
+// octets are the numbers 0 to 255 as text with a dot behind, and the length of it.
+var octets = func() (t [256]struct {
+	text [4]byte
+	n    uint8
+}) {
+	for i := range t {
+		s := append(appendUint(nil, uint64(i)), '.')
+		t[i].n = uint8(copy(t[i].text[:], s))
+	}
+	return t
+}()
+
+// appendAddr appends a in the form of RFC 5952.
+func appendAddr(b []byte, a *flow.Addr, v6 bool) []byte {
+	if v6 {
+		t := flow.Tuple{Src: *a, V6: true}
+		return t.SrcAddr().AppendTo(b)
+	}
+	const longest = 16 // four octets, each with its dot
+	n := len(b)
+	b = slices.Grow(b, longest)
+	d := b[n : n+longest]
+	i := 0
+	for _, c := range a[12:] {
+		o := &octets[c]
+		*(*[4]byte)(d[i:]) = o.text // what is too much, the next octet overwrites
+		i += int(o.n)
+	}
+	return b[:n+i-1]
+}
+
+// clock writes times, remembering the dates of some days. The zero value is ready.
+type clock struct {
+	days [16]struct {
+		day  int64    // since 1970
+		text [11]byte // 2006-01-02T; zeros: not set
+	}
+}
+
+// timeLen is the length of 2006-01-02T15:04:05.000000000Z.
+const timeLen = 30
+
+// append appends ns since 1970 as RFC 3339 in UTC with nine digits of a second, which the encoders' readers may rely
+// on: such times sort as strings do.
+func (c *clock) append(b []byte, ns int64) []byte {
+	sec, frac := ns/1e9, ns%1e9
+	if frac < 0 {
+		sec, frac = sec-1, frac+1e9
+	}
+	day, rest := sec/86400, sec%86400
+	if rest < 0 {
+		day, rest = day-1, rest+86400
+	}
+	d := &c.days[uint64(day)%uint64(len(c.days))]
+	if d.day != day || d.text[0] == 0 {
+		d.day = day
+		time.Unix(sec, 0).UTC().AppendFormat(d.text[:0], "2006-01-02T")
+	}
+
+	at := len(b)
+	b = slices.Grow(b, timeLen)[:at+timeLen]
+	t := (*[timeLen]byte)(b[at:])
+	*(*[11]byte)(t[:]) = d.text
+	s, f := uint32(rest), uint32(frac)
+	*(*[2]byte)(t[11:]) = digits2[s/3600]
+	t[13] = ':'
+	*(*[2]byte)(t[14:]) = digits2[s/60%60]
+	t[16] = ':'
+	*(*[2]byte)(t[17:]) = digits2[s%60]
+	t[19] = '.'
+	hi, lo := f/10000, f%10000 // five digits and four
+	t[20] = byte('0' + hi/10000)
+	*(*[2]byte)(t[21:]) = digits2[hi/100%100]
+	*(*[2]byte)(t[23:]) = digits2[hi%100]
+	*(*[2]byte)(t[25:]) = digits2[lo/100]
+	*(*[2]byte)(t[27:]) = digits2[lo%100]
+	t[29] = 'Z'
+	return b
+}
+
+// appendHex appends p in lower-case hex.
+func appendHex(b, p []byte) []byte {
+	at := len(b)
+	b = slices.Grow(b, 2*len(p))[:at+2*len(p)]
+	d := b[at:]
+	for i, c := range p {
+		*(*[2]byte)(d[2*i:]) = hex2[c]
+	}
+	return b
+}
+
+// appendString appends s, which may be any bytes, as a JSON string (RFC 8259 section 7). What is not UTF-8 becomes
+// U+FFFD. U+2028 and U+2029 are escaped for readers that take them for line ends.
+func appendString[T string | []byte](b []byte, s T) []byte {
+	b = append(b, '"')
+	done := 0
+	for i := 0; i < len(s); {
+		c := s[i]
+		if c >= ' ' && c != '"' && c != '\\' && c < utf8.RuneSelf {
+			i++
+			continue
+		}
+		if c < utf8.RuneSelf {
+			b = append(b, s[done:i]...)
+			switch c {
+			case '"', '\\':
+				b = append(b, '\\', c)
+			case '\n':
+				b = append(b, `\n`...)
+			case '\r':
+				b = append(b, `\r`...)
+			case '\t':
+				b = append(b, `\t`...)
+			case '\b':
+				b = append(b, `\b`...)
+			case '\f':
+				b = append(b, `\f`...)
+			default:
+				b = append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
+			}
+			i++
+			done = i
+			continue
+		}
+		r, n := utf8.DecodeRuneInString(string(s[i:min(i+utf8.UTFMax, len(s))]))
+		switch {
+		case r == utf8.RuneError && n == 1:
+			b = append(append(b, s[done:i]...), `\ufffd`...)
+			done = i + n
+		case r == '\u2028' || r == '\u2029':
+			b = append(append(b, s[done:i]...), `\u202`...)
+			b = append(b, hexDigits[r&15])
+			done = i + n
+		}
+		i += n
+	}
+	return append(append(b, s[done:]...), '"')
+}
+
+// appendBits appends the names of v's bits as a JSON array; a bit without a name is called by its number, "bit16".
+func appendBits(b []byte, v uint32, names []string) []byte {
+	b = append(b, '[')
+	for i, first := 0, true; i < 32; i++ {
+		if v>>i&1 == 0 {
+			continue
+		}
+		if !first {
+			b = append(b, ',')
+		}
+		first = false
+		b = append(b, '"')
+		if i < len(names) {
+			b = append(b, names[i]...)
+		} else {
+			b = appendUint(append(b, "bit"...), uint64(i))
+		}
+		b = append(b, '"')
+	}
+	return append(b, ']')
+}
