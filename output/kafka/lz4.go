@@ -1,0 +1,131 @@
+package kafka
+
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
+// An LZ4 frame (lz4_Frame_format.md, version 1.6.x) of independent blocks without checksums, as a record batch has its
+// own CRC:
+//
+//	magic 04 22 4d 18 | FLG 60: version 1, independent blocks | BD 40: blocks of at most 64 KiB | HC: checksum of both
+//	(block size, 4 bytes; bit 31: stored as it is | block)...
+//	end mark, 4 zero bytes
+//
+// The encoder is our own for speed. Records are alike, so that long matches abound; the usual ones of 4 bytes only cut
+// digits to pieces. Looking for matches of 8 bytes and more costs half the time at about the same size.
+const (
+	lz4Head     = "\x04\x22\x4d\x18\x60\x40\x82"
+	lz4Block    = 64 << 10
+	lz4MinMatch = 8
+	lz4Tail     = 16 // the format wants 5 literals at the end and no match that starts in the last 12 bytes
+
+	lz4TableBits = 13
+	lz4Stored    = 1 << 31
+)
+
+// lz4Encoder compresses; its table says where in the block a hash was last seen.
+type lz4Encoder struct{ table [1 << lz4TableBits]uint16 }
+
+// append appends src as an LZ4 frame to dst.
+func (e *lz4Encoder) append(dst, src []byte) []byte {
+	dst = append(dst, lz4Head...)
+	for len(src) > 0 {
+		block := src[:min(len(src), lz4Block)]
+		src = src[len(block):]
+
+		start := len(dst)
+		dst = e.appendBlock(append(dst, 0, 0, 0, 0), block)
+		size := uint32(len(dst) - start - 4)
+		if int(size) >= len(block) {
+			dst = append(dst[:start+4], block...)
+			size = uint32(len(block)) | lz4Stored
+		}
+		binary.LittleEndian.PutUint32(dst[start:], size)
+	}
+	return append(dst, 0, 0, 0, 0)
+}
+
+func lz4Hash(u uint64) uint64 { return u * 0x9e3779b185ebca87 >> (64 - lz4TableBits) }
+
+func load64(b []byte, i int) uint64 { return binary.LittleEndian.Uint64(b[i:]) }
+
+// appendBlock appends src, of at most 64 KiB, as one block (lz4_Block_format.md): a row of sequences, each of which is
+// some literals and then a match, a copy of what stands at an offset back.
+func (e *lz4Encoder) appendBlock(dst, src []byte) []byte {
+	clear(e.table[:])
+	anchor := 0 // src[:anchor] is written
+	for i := 1; i <= len(src)-lz4Tail; {
+		// Positions are tried two apart, and farther as nothing is found: a match is extended backwards as well.
+		m, found := 0, false
+		for step := 2 << 5; i <= len(src)-lz4Tail; step++ {
+			u := load64(src, i)
+			h := lz4Hash(u)
+			m = int(e.table[h])
+			e.table[h] = uint16(i)
+			if m < i && load64(src, m) == u {
+				found = true
+				break
+			}
+			i += step >> 5
+		}
+		if !found {
+			break
+		}
+		offset := i - m
+		start := i
+		for start > anchor && start > offset && src[start-1] == src[start-1-offset] {
+			start--
+		}
+		i = lz4MatchEnd(src, i+lz4MinMatch, offset)
+		dst = lz4AppendSequence(dst, src[anchor:start], offset, i-start)
+		anchor = i
+		if i <= len(src)-lz4Tail {
+			e.table[lz4Hash(load64(src, i-2))] = uint16(i - 2)
+		}
+	}
+	dst = lz4AppendToken(dst, len(src)-anchor, 0)
+	return append(dst, src[anchor:]...)
+}
+
+// lz4MatchEnd returns where the match at offset ends that holds up to i.
+func lz4MatchEnd(src []byte, i, offset int) int {
+	for i+8 <= len(src)-5 {
+		if x := load64(src, i) ^ load64(src, i-offset); x != 0 {
+			return i + bits.TrailingZeros64(x)>>3
+		}
+		i += 8
+	}
+	for i < len(src)-5 && src[i] == src[i-offset] {
+		i++
+	}
+	return i
+}
+
+// lz4AppendSequence appends literals and a match of at least lz4MinMatch bytes.
+func lz4AppendSequence(dst, literals []byte, offset, match int) []byte {
+	match -= 4 // the format's own smallest match
+	dst = lz4AppendToken(dst, len(literals), match)
+	dst = append(dst, literals...)
+	dst = append(dst, byte(offset), byte(offset>>8))
+	if match >= 15 {
+		dst = lz4AppendLength(dst, match-15)
+	}
+	return dst
+}
+
+// lz4AppendToken appends a sequence's token, four bits of either length, and the rest of the literals' length.
+func lz4AppendToken(dst []byte, literals, match int) []byte {
+	dst = append(dst, byte(min(literals, 15)<<4|min(match, 15)))
+	if literals >= 15 {
+		dst = lz4AppendLength(dst, literals-15)
+	}
+	return dst
+}
+
+func lz4AppendLength(dst []byte, n int) []byte {
+	for ; n >= 255; n -= 255 {
+		dst = append(dst, 255)
+	}
+	return append(dst, byte(n))
+}
