@@ -159,25 +159,30 @@ func (q *Queue) release() {
 // work delivers until the queue is closed and empty, or aborted.
 func (q *Queue) work() {
 	for q.take() {
-		q.recs = q.recs[:0]
-		filtered := 0
-		for _, b := range q.taken {
-			for i := range b.Records {
-				r := &b.Records[i]
-				if q.filter != nil && r.Event != flow.EventGap && !q.filter(r) {
-					filtered++
-					continue
-				}
-				q.recs = append(q.recs, r)
-			}
-		}
-		if filtered > 0 {
-			q.Stats.Filtered.Add(uint64(filtered))
-		}
-		q.deliver(q.recs)
-		clear(q.recs)
-		q.release()
+		q.handle()
 	}
+}
+
+// handle delivers what was taken, as far as the output's filter accepts it.
+func (q *Queue) handle() {
+	q.recs = q.recs[:0]
+	filtered := 0
+	for _, b := range q.taken {
+		for i := range b.Records {
+			r := &b.Records[i]
+			if q.filter != nil && r.Event != flow.EventGap && !q.filter(r) {
+				filtered++
+				continue
+			}
+			q.recs = append(q.recs, r)
+		}
+	}
+	if filtered > 0 {
+		q.Stats.Filtered.Add(uint64(filtered))
+	}
+	q.deliver(q.recs)
+	clear(q.recs)
+	q.release()
 }
 
 // deliver writes recs, trying again with backoff until they are delivered or the queue is aborted.
