@@ -105,6 +105,19 @@ func lz4MatchEnd(src []byte, i, offset int) int {
 // lz4AppendSequence appends literals and a match of at least lz4MinMatch bytes.
 func lz4AppendSequence(dst, literals []byte, offset, match int) []byte {
 	match -= 4 // the format's own smallest match
+	if n := len(dst); len(literals) < 15 && match < 15+255 && cap(literals) >= 16 && cap(dst)-n >= 32 {
+		// The usual case. Copying 16 bytes, some of them for nothing, is cheaper than copying as many as needed.
+		d := dst[n : n+32]
+		*(*[16]byte)(d[1:]) = [16]byte(literals[:16])
+		end := 1 + len(literals)
+		d[end], d[end+1] = byte(offset), byte(offset>>8)
+		d[0] = byte(len(literals)<<4 | min(match, 15))
+		if match < 15 {
+			return dst[:n+end+2]
+		}
+		d[end+2] = byte(match - 15)
+		return dst[:n+end+3]
+	}
 	dst = lz4AppendToken(dst, len(literals), match)
 	dst = append(dst, literals...)
 	dst = append(dst, byte(offset), byte(offset>>8))
