@@ -1,0 +1,373 @@
+package ipfix
+
+import (
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ctlogd/ctlogd/unit"
+)
+
+// Values of Config.Records, Config.NATEvent and Config.Layout; the first of each is the default.
+const (
+	recordsFlows = "flows"
+	recordsNAT   = "nat_events"
+	recordsBoth  = "both"
+
+	natEventNew = "rfc8158"
+	natEventOld = "historic"
+
+	layoutTimes   = "with_times"
+	layoutRFC8158 = "rfc8158"
+)
+
+// Defaults, also those of a zero value in Config.
+const (
+	DefaultTemplateInterval = time.Minute
+	DefaultTemplatePackets  = 1000
+	DefaultDialTimeout      = 5 * time.Second
+)
+
+// Config is one ipfix output. The zero value of a field is its default.
+type Config struct {
+	// Address is the collector: udp://HOST:PORT, tcp://HOST:PORT or tls://HOST:PORT. Ports default to 4739, and to 4740
+	// for tls.
+	Address string `yaml:"address"`
+
+	// Failover lists collectors that stand in for Address, in this order, while it and those before cannot be reached.
+	Failover []string `yaml:"failover"`
+
+	Records     string `yaml:"records"`     // flows, nat_events or both
+	NATEvent    string `yaml:"nat_event"`   // rfc8158: 4 and 5; historic: 1 and 2
+	Layout      string `yaml:"layout"`      // of NAT events: with_times or rfc8158
+	Destination *bool  `yaml:"destination"` // false leaves out destinations (RFC 6888, REQ-12); default true
+
+	// ObservationDomain tells exporters behind one address apart. The default is the same for every start on one host.
+	ObservationDomain *uint32 `yaml:"observation_domain"`
+
+	// MessageSize is the most octets of a message: a size, or auto for what the path MTU allows. Default: 1400 over UDP,
+	// 16KiB over TCP and TLS.
+	MessageSize string `yaml:"message_size"`
+
+	TemplateInterval time.Duration `yaml:"template_interval"` // between repetitions of the templates over UDP
+	TemplatePackets  *int          `yaml:"template_packets"`  // messages between them at most; 0: any number
+
+	Options    *bool      `yaml:"options"` // false sends no option records: no statistics, no gaps; default true
+	Enterprise Enterprise `yaml:"enterprise"`
+	TLS        TLS        `yaml:"tls"`
+
+	DialTimeout time.Duration `yaml:"dial_timeout"` // for name resolution, connection and TLS handshake together
+}
+
+// Enterprise switches on elements that the IANA registry lacks.
+type Enterprise struct {
+	PEN      uint32   `yaml:"pen"` // the operator's private enterprise number
+	Elements []string `yaml:"elements"`
+}
+
+// TLS is how a tls:// collector is trusted, and what it is shown. Files are PEM and read anew for each connection.
+type TLS struct {
+	CA         string `yaml:"ca"`          // default: the system's authorities
+	Cert       string `yaml:"cert"`        // client certificate
+	Key        string `yaml:"key"`         // its private key
+	ServerName string `yaml:"server_name"` // default: the address's host
+}
+
+// NeedsNew reports whether the output exports what only events of new flows tell.
+func (c *Config) NeedsNew() bool { return c.Records == recordsNAT || c.Records == recordsBoth }
+
+func (c *Config) destination() bool { return c.Destination == nil || *c.Destination }
+func (c *Config) options() bool     { return c.Options == nil || *c.Options }
+
+func (c *Config) domain() uint32 {
+	if c.ObservationDomain != nil {
+		return *c.ObservationDomain
+	}
+	return DefaultObservationDomain()
+}
+
+func (c *Config) templateInterval() time.Duration {
+	if c.TemplateInterval == 0 {
+		return DefaultTemplateInterval
+	}
+	return c.TemplateInterval
+}
+
+func (c *Config) templatePackets() int {
+	if c.TemplatePackets == nil {
+		return DefaultTemplatePackets
+	}
+	return *c.TemplatePackets
+}
+
+func (c *Config) dialTimeout() time.Duration {
+	if c.DialTimeout == 0 {
+		return DefaultDialTimeout
+	}
+	return c.DialTimeout
+}
+
+// DefaultObservationDomain returns a number that stays the same on this host: a hash of the machine id, which is not to
+// be shown as it is (machine-id(5)), or of the host's name where there is none. It is never 0.
+func DefaultObservationDomain() uint32 {
+	id, err := os.ReadFile("/etc/machine-id")
+	if err != nil || len(id) == 0 {
+		name, _ := os.Hostname()
+		id = []byte(name)
+	}
+	return observationDomain(id)
+}
+
+func observationDomain(id []byte) uint32 {
+	sum := sha256.Sum256([]byte("ctlogd observation domain " + strings.TrimSpace(string(id))))
+	return max(1, binary.BigEndian.Uint32(sum[:]))
+}
+
+// address is a parsed Config.Address.
+type address struct {
+	scheme, host, port string
+}
+
+func (a address) String() string { return a.scheme + "://" + net.JoinHostPort(a.host, a.port) }
+
+const addressHelp = "write udp://HOST:PORT, tcp://HOST:PORT or tls://HOST:PORT"
+
+func parseAddress(s string) (a address, err error) {
+	if s == "" {
+		return a, errors.New("missing; " + addressHelp)
+	}
+	scheme, rest, ok := strings.Cut(s, "://")
+	if !ok {
+		return a, fmt.Errorf("missing scheme in %q; %s", s, addressHelp)
+	}
+	a = address{scheme: scheme, port: "4739"}
+	switch scheme {
+	case "udp", "tcp":
+	case "tls":
+		a.port = "4740"
+	default:
+		return a, fmt.Errorf("unknown scheme %q; %s", scheme, addressHelp)
+	}
+	if strings.ContainsAny(rest, "/?#@") {
+		return a, fmt.Errorf("nothing may stand beside host and port in %q; %s", s, addressHelp)
+	}
+	if a.host, err = cutPort(rest, &a.port); err != nil {
+		return a, err
+	}
+	if a.host == "" {
+		return a, fmt.Errorf("missing host in %q; %s", s, addressHelp)
+	}
+	return a, nil
+}
+
+// cutPort splits HOST, HOST:PORT, [IPV6] or [IPV6]:PORT. Without a port *port is left alone.
+func cutPort(s string, port *string) (host string, err error) {
+	bare := strings.HasSuffix(s, "]") || !strings.Contains(s, ":")
+	switch {
+	case bare && strings.HasPrefix(s, "["):
+		host = s[1 : len(s)-1]
+	case bare:
+		host = s
+	default:
+		if host, *port, err = net.SplitHostPort(s); err != nil {
+			return "", fmt.Errorf("%q is not HOST:PORT; an IPv6 address stands in brackets: [2001:db8::1]:4739", s)
+		}
+	}
+	if n, err := strconv.ParseUint(*port, 10, 16); err != nil || n == 0 {
+		return "", fmt.Errorf("port %q is not a number from 1 to 65535", *port)
+	}
+	return host, nil
+}
+
+// addresses returns the parsed Address and Failover of a valid configuration.
+func (c *Config) addresses() (list []address) {
+	for _, s := range append([]string{c.Address}, c.Failover...) {
+		if a, err := parseAddress(s); err == nil {
+			list = append(list, a)
+		}
+	}
+	return list
+}
+
+// messageSize returns MessageSize in octets, 0 for auto. datagrams tells which range and which default apply.
+func (c *Config) messageSize(datagrams bool) (int, error) {
+	most, size := maxMessage, streamSize
+	if datagrams {
+		most, size = maxDatagram, datagramSize
+	}
+	switch c.MessageSize {
+	case "":
+		return size, nil
+	case "auto":
+		return 0, nil
+	}
+	var n unit.Size
+	if err := n.UnmarshalText([]byte(c.MessageSize)); err != nil || n < minMessage || n > unit.Size(most) {
+		return 0, fmt.Errorf("%q is not a message size; write auto or a size from %d to %d", c.MessageSize, minMessage, most)
+	}
+	return int(n), nil
+}
+
+// Validate reports every mistake: the key inside the output's block, what is wrong, and what is allowed. It reads the
+// TLS files.
+func (c *Config) Validate(report func(field, msg string)) {
+	var datagrams, secure bool
+	check := func(field, s string) {
+		a, err := parseAddress(s)
+		if err != nil {
+			report(field, err.Error())
+			return
+		}
+		switch a.scheme {
+		case "udp":
+			datagrams = true
+		case "tls":
+			secure = true
+		}
+	}
+	check("address", c.Address)
+	for i, s := range c.Failover {
+		check(fmt.Sprintf("failover[%d]", i), s)
+		if s == c.Address || slices.Contains(c.Failover[:i], s) {
+			report(fmt.Sprintf("failover[%d]", i), fmt.Sprintf("%q is listed twice; name each collector once", s))
+		}
+	}
+
+	oneOf := func(field, value string, allowed ...string) {
+		if value != "" && !slices.Contains(allowed, value) {
+			report(field, fmt.Sprintf("unknown value %q; write %s", value, orList(allowed)))
+		}
+	}
+	oneOf("records", c.Records, recordsFlows, recordsNAT, recordsBoth)
+	oneOf("nat_event", c.NATEvent, natEventNew, natEventOld)
+	oneOf("layout", c.Layout, layoutTimes, layoutRFC8158)
+
+	if c.ObservationDomain != nil && *c.ObservationDomain == 0 {
+		report("observation_domain", "0 is the domain of the exporter's own statistics; write a number from 1 to 4294967295")
+	}
+	if _, err := c.messageSize(datagrams); err != nil {
+		report("message_size", err.Error())
+	}
+	if c.TemplateInterval != 0 && c.TemplateInterval < time.Second {
+		report("template_interval", fmt.Sprintf("%s is too short; write at least 1s", c.TemplateInterval))
+	}
+	if n := c.templatePackets(); n < 0 || n > math.MaxInt32 {
+		report("template_packets", fmt.Sprintf("%d is not a number of messages; write 0 (no limit) or more", n))
+	}
+	if c.DialTimeout < 0 {
+		report("dial_timeout", fmt.Sprintf("%s is negative; write a duration such as 5s", c.DialTimeout))
+	}
+	c.Enterprise.validate(report)
+	c.TLS.validate(secure, report)
+}
+
+func (c *Enterprise) validate(report func(field, msg string)) {
+	var known []string
+	for _, e := range enterprise {
+		known = append(known, e.info.key)
+	}
+	for i, key := range c.Elements {
+		field := fmt.Sprintf("enterprise.elements[%d]", i)
+		if !slices.Contains(known, key) {
+			report(field, fmt.Sprintf("unknown element %q; write %s", key, orList(known)))
+		}
+		if slices.Contains(c.Elements[:i], key) {
+			report(field, fmt.Sprintf("%q is listed twice", key))
+		}
+	}
+	switch {
+	case len(c.Elements) > 0 && c.PEN == 0:
+		report("enterprise.pen", "missing; enterprise elements need your organization's private enterprise number (IANA)")
+	case c.PEN == reversePEN:
+		report("enterprise.pen", "29305 is reserved for reverse elements (RFC 5103); write your organization's own number")
+	}
+}
+
+func (c *TLS) validate(used bool, report func(field, msg string)) {
+	if !used {
+		for _, f := range []struct{ field, value string }{
+			{"tls.ca", c.CA}, {"tls.cert", c.Cert}, {"tls.key", c.Key}, {"tls.server_name", c.ServerName},
+		} {
+			if f.value != "" {
+				report(f.field, "has no use without a tls:// address; change the address or remove the key")
+			}
+		}
+		return
+	}
+	if _, err := c.pool(); err != nil {
+		report("tls.ca", err.Error())
+	}
+	switch {
+	case c.Cert != "" && c.Key == "":
+		report("tls.key", "missing; a client certificate needs its private key")
+	case c.Cert == "" && c.Key != "":
+		report("tls.cert", "missing; a private key needs its client certificate")
+	default:
+		if _, err := c.certificates(); err != nil {
+			report("tls.cert", err.Error())
+		}
+	}
+}
+
+// pool returns the trusted authorities, nil for the system's.
+func (c *TLS) pool() (*x509.CertPool, error) {
+	if c.CA == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(c.CA)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("no certificate in %s; write the path of a PEM file", c.CA)
+	}
+	return pool, nil
+}
+
+// certificates returns the client's certificate, if there is one.
+func (c *TLS) certificates() ([]tls.Certificate, error) {
+	if c.Cert == "" {
+		return nil, nil
+	}
+	pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+	if err != nil {
+		return nil, err
+	}
+	if leaf := pair.Leaf; leaf != nil && time.Now().After(leaf.NotAfter) {
+		return nil, fmt.Errorf("%s expired on %s", c.Cert, leaf.NotAfter.UTC().Format(time.DateOnly))
+	}
+	return []tls.Certificate{pair}, nil
+}
+
+// config returns what a connection to host needs. TLS 1.2 is the least (RFC 7011 asks for 1.1, which is obsolete).
+func (c *TLS) config(host string) (*tls.Config, error) {
+	pool, err := c.pool()
+	if err != nil {
+		return nil, err
+	}
+	certs, err := c.certificates()
+	if err != nil {
+		return nil, err
+	}
+	if c.ServerName != "" {
+		host = c.ServerName
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool, Certificates: certs, ServerName: host}, nil
+}
+
+// orList joins words as "a, b or c".
+func orList(words []string) string {
+	last := len(words) - 1
+	return strings.Join(words[:last], ", ") + " or " + words[last]
+}

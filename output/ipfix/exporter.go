@@ -1,0 +1,341 @@
+package ipfix
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+// Exporter delivers records to one collector, or to one of several that stand in for each other. It implements
+// pipeline.Output: one goroutine calls Write and Close. A goroutine of its own, which lives from the first session to
+// Close, repeats templates and sends statistics.
+type Exporter struct {
+	name      string
+	log       *zap.Logger
+	config    Config
+	templates *templateSet
+	addresses []address
+	process   uint32 // exportingProcessId
+
+	dial func(ctx context.Context, a address) (transport, error) // replaced in tests of timers
+
+	held chan struct{} // the lock of all below: full while somebody holds it
+
+	session transport // nil while there is none
+	active  int       // index in addresses of the session's collector, or of the next to try
+	size    int       // of a message, in this session
+	data    domain    // the flows' observation domain
+	own     domain    // the exporter's: 0
+	clock   clock
+	notSent uint64 // records that gaps have reported as missing
+
+	open  []*message // by template slot: the message being filled, or nil
+	ready []*message // full, to be sent in this order
+	free  []*message
+
+	backlog backlog
+
+	refreshed time.Time     // when templates were last sent
+	reported  time.Time     // when statistics were last sent
+	packets   int           // data messages since refreshed
+	refusals  uint64        // counts.refused then
+	retry     time.Duration // until maintain tries to connect again
+
+	counts counts
+
+	wake    chan struct{}      // makes maintain look at once
+	stop    context.CancelFunc // ends maintain
+	stopped chan struct{}      // closed when it has ended; nil until it runs
+}
+
+// counts are the totals since the start; any goroutine may read them.
+type counts struct {
+	records, messages, bytes, skipped, resent, refused, sessions atomic.Uint64
+}
+
+// Stats are totals since the start.
+type Stats struct {
+	Records  uint64 // data records of flows and NAT events sent, those sent again included
+	Messages uint64 // IPFIX messages sent
+	Bytes    uint64 // octets of these messages
+	Skipped  uint64 // records handed to Write of which this configuration exports nothing
+	Resent   uint64 // records sent again, because their session ended before they were acknowledged
+	Refused  uint64 // ICMP messages that say that nobody listens on the UDP port
+	Sessions uint64 // sessions begun
+}
+
+// New returns an Exporter for a valid configuration. It connects at the first Write. log may be nil.
+func New(c Config, log *zap.Logger) (*Exporter, error) {
+	var errs []error
+	c.Validate(func(field, msg string) { errs = append(errs, fmt.Errorf("%s: %s", field, msg)) })
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	if log == nil {
+		log = zap.NewNop()
+	}
+	e := &Exporter{
+		name:      "ipfix:" + c.Address,
+		log:       log.Named("ipfix").With(zap.String("output", "ipfix:"+c.Address)),
+		config:    c,
+		templates: newTemplateSet(&c),
+		addresses: c.addresses(),
+		process:   uint32(os.Getpid()),
+		held:      make(chan struct{}, 1),
+		data:      domain{id: c.domain()},
+		ready:     make([]*message, 0, sendBatch),
+		wake:      make(chan struct{}, 1),
+	}
+	e.dial = e.dialAddress
+	e.open = make([]*message, len(e.templates.all))
+	return e, nil
+}
+
+// Name returns "ipfix:" and the configured address.
+func (e *Exporter) Name() string { return e.name }
+
+// Stats returns the totals. It may be called from any goroutine.
+func (e *Exporter) Stats() Stats {
+	c := &e.counts
+	return Stats{
+		Records: c.records.Load(), Messages: c.messages.Load(), Bytes: c.bytes.Load(), Skipped: c.skipped.Load(),
+		Resent: c.resent.Load(), Refused: c.refused.Load(), Sessions: c.sessions.Load(),
+	}
+}
+
+func (e *Exporter) lock(ctx context.Context) error {
+	select {
+	case e.held <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case e.held <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (e *Exporter) unlock() { <-e.held }
+
+// Write sends recs. Without a session it makes one first, which takes the dial timeout at most for each collector and,
+// over UDP, the time that templates need; with none to be had it returns an error, and the caller waits before it tries
+// again.
+//
+// A message holds records of one template, so records of different templates may overtake each other within one call.
+// On error, n is the index of the first record that was not sent; records behind it that were are sent again when the
+// caller tries again. Over UDP, sent means handed to the kernel; over TCP and TLS, written to the session, and kept
+// until the collector's host has acknowledged it.
+func (e *Exporter) Write(ctx context.Context, recs []*flow.Record) (n int, err error) {
+	if err := e.lock(ctx); err != nil {
+		return 0, err
+	}
+	defer e.unlock()
+	if err := e.begin(ctx); err != nil {
+		return 0, err
+	}
+	refused := e.counts.refused.Load()
+	var t tally
+	for i, r := range recs {
+		if err = e.add(ctx, r, i, &t); err != nil {
+			n = i
+			break
+		}
+	}
+	if err == nil {
+		n = len(recs)
+		err = e.flush(ctx)
+	}
+	if err != nil {
+		n = min(n, e.unsent())
+		e.hangUp(err)
+		t = e.recount(recs[:n])
+	}
+	e.settle(t)
+	if e.counts.refused.Load() != refused {
+		e.look()
+	}
+	return n, err
+}
+
+// tally is what a Write has seen up to some record.
+type tally struct {
+	skipped uint64 // records of which nothing is exported
+	missing uint64 // records that gaps report
+	ours    uint64 // those of them that were lost on the way to this output
+}
+
+func (t *tally) gap(r *flow.Record, output string) {
+	n := lost(r)
+	t.missing += n
+	if unsentBy(output, r) {
+		t.ours += n
+	}
+}
+
+// recount tallies recs, which are a part of what Write was given.
+func (e *Exporter) recount(recs []*flow.Record) (t tally) {
+	for _, r := range recs {
+		switch {
+		case e.templates.reliability != nil && r.Event == flow.EventGap:
+			t.gap(r, e.name)
+		case e.templates.flow(r) == nil && e.templates.event(r) == nil:
+			t.skipped++
+		}
+	}
+	return t
+}
+
+// settle makes t count. Over UDP the sequence number goes on by what the pipeline had for this output and lost, so that
+// a collector that counts for itself sees the same loss.
+func (e *Exporter) settle(t tally) {
+	e.counts.skipped.Add(t.skipped)
+	e.notSent += t.missing
+	if e.session != nil && !e.session.reliable() {
+		e.data.seq += uint32(t.ours)
+	}
+}
+
+// add puts r, record i, into the messages that it belongs to.
+func (e *Exporter) add(ctx context.Context, r *flow.Record, i int, sum *tally) error {
+	if e.templates.reliability != nil && r.Event == flow.EventGap {
+		m, err := e.room(ctx, e.templates.reliability, &e.own, i)
+		if err != nil {
+			return err
+		}
+		sum.gap(r, e.name)
+		m.buf = appendReliability(m.buf, e.process, e.notSent+sum.missing, r)
+		return nil
+	}
+	flows, event := e.templates.flow(r), e.templates.event(r)
+	if flows != nil {
+		m, err := e.room(ctx, flows, &e.data, i)
+		if err != nil {
+			return err
+		}
+		m.buf = flows.appendRecord(m.buf, r)
+	}
+	if event != nil {
+		m, err := e.room(ctx, event, &e.data, i)
+		if err != nil {
+			return err
+		}
+		m.buf = event.appendRecord(m.buf, r)
+	}
+	if flows == nil && event == nil {
+		sum.skipped++
+	}
+	return nil
+}
+
+// room returns the open message of template t, with room for one more record and that record counted. i is the record's
+// index in Write's recs, or -1.
+func (e *Exporter) room(ctx context.Context, t *template, d *domain, i int) (*message, error) {
+	m := e.open[t.slot]
+	if m != nil && len(m.buf)+t.size > e.size {
+		if err := e.queue(ctx, t.slot); err != nil {
+			return nil, err
+		}
+		m = nil
+	}
+	if m == nil {
+		m = e.message(d, t.id)
+		m.first = i
+		e.open[t.slot] = m
+	}
+	m.records++
+	return m, nil
+}
+
+// message returns an empty message.
+func (e *Exporter) message(d *domain, set uint16) (m *message) {
+	if last := len(e.free) - 1; last >= 0 {
+		m, e.free = e.free[last], e.free[:last]
+	} else {
+		m = &message{buf: make([]byte, 0, e.size)}
+	}
+	m.start(d, set)
+	return m
+}
+
+// queue moves an open message to those that are ready, and sends these if they are many.
+func (e *Exporter) queue(ctx context.Context, slot int) error {
+	e.ready = append(e.ready, e.open[slot])
+	e.open[slot] = nil
+	if len(e.ready) == sendBatch {
+		return e.sendReady(ctx)
+	}
+	return nil
+}
+
+// flush sends what is ready and what is open.
+func (e *Exporter) flush(ctx context.Context) error {
+	for slot, m := range e.open {
+		if m == nil {
+			continue
+		}
+		if err := e.queue(ctx, slot); err != nil {
+			return err
+		}
+	}
+	return e.sendReady(ctx)
+}
+
+// sendReady numbers and sends the ready messages. On error those that were not sent stay ready.
+func (e *Exporter) sendReady(ctx context.Context) error {
+	if len(e.ready) == 0 {
+		return nil
+	}
+	export := e.clock.now()
+	for _, m := range e.ready {
+		m.finish(export)
+	}
+	n, err := e.session.send(ctx, e.ready)
+	for _, m := range e.ready[:n] {
+		e.counts.messages.Add(1)
+		e.counts.bytes.Add(uint64(len(m.buf)))
+		if m.domain == &e.data {
+			e.counts.records.Add(uint64(m.records))
+		}
+		if m.first >= 0 && e.session.reliable() {
+			e.backlog.add(m)
+		}
+	}
+	e.free = append(e.free, e.ready[:n]...)
+	e.ready = append(e.ready[:0], e.ready[n:]...)
+	e.packets += n
+	if err != nil {
+		return err
+	}
+	if e.session.reliable() {
+		_, acked := e.session.progress()
+		e.backlog.ack(acked)
+		return nil
+	}
+	if e.templatesDue() {
+		return e.sendTemplates(ctx)
+	}
+	return nil
+}
+
+// unsent returns the least index in Write's recs of a record that is in a message not sent.
+func (e *Exporter) unsent() int {
+	first := math.MaxInt
+	for _, list := range [][]*message{e.ready, e.open} {
+		for _, m := range list {
+			if m != nil && m.first >= 0 {
+				first = min(first, m.first)
+			}
+		}
+	}
+	return first
+}

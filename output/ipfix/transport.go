@@ -1,0 +1,35 @@
+package ipfix
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// transport is a session with one collector.
+type transport interface {
+	// send writes msgs in order and returns how many were written whole; n < len(msgs) if and only if err is not nil.
+	// It waits for room at most writeTimeout, and no longer than ctx. After an error the session is over.
+	send(ctx context.Context, msgs []*message) (n int, err error)
+
+	// reliable reports whether the session is a stream, in which nothing is lost while it lasts.
+	reliable() bool
+
+	// limit returns the largest message that the session should carry.
+	limit() int
+
+	// err returns why the session is over, nil while it is not.
+	err() error
+
+	// progress returns how much the session has carried so far, and how much of that the collector's host has
+	// acknowledged, in octets on the wire. For reliable transports only; it works until close.
+	progress() (written, acked uint64)
+
+	close() error
+}
+
+// writeTimeout is for how long a collector may accept nothing before its session counts as dead.
+const writeTimeout = 10 * time.Second
+
+// errRefused says that nobody listens on the collector's UDP port (ECONNREFUSED, from an ICMP message).
+var errRefused = errors.New("no collector listens on the UDP port")
