@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"go.uber.org/zap"
+
+	"github.com/ctlogd/ctlogd/preflight"
+)
+
+// errChecks says that a check failed; what and why has been printed.
+var errChecks = errors.New("a check failed")
+
+type checkOptions struct{ fix, json bool }
+
+// runCheck prints what is wrong with the configuration and with the host, both whatever the other gives.
+func runCheck(ctx context.Context, file string, o checkOptions, stdout io.Writer) error {
+	cfg, err := LoadConfig(file)
+	results := configResults(file, err)
+	if err != nil {
+		cfg = DefaultConfig() // for the host's sake
+	}
+	hostOptions := hostChecks(cfg)
+	hostOptions.Fix = o.fix
+	if err != nil {
+		hostOptions.Outputs = nil
+	}
+	results = append(results, preflight.Run(ctx, hostOptions)...)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+
+	print := printResults
+	if o.json {
+		print = printJSON
+	}
+	if err := print(stdout, results); err != nil {
+		return fmt.Errorf("print the results: %w", err)
+	}
+	if slices.ContainsFunc(results, func(r preflight.Result) bool { return r.Status == preflight.Fail }) {
+		return errChecks
+	}
+	return nil
+}
+
+// configResults is the outcome of loading file, one result for each mistake.
+func configResults(file string, err error) []preflight.Result {
+	const name = "configuration"
+	var wrong *FileError
+	switch {
+	case err == nil && file == "":
+		return []preflight.Result{{Name: name, Status: preflight.Pass, Detail: "the defaults; -c FILE checks a file"}}
+	case err == nil:
+		return []preflight.Result{{Name: name, Status: preflight.Pass, Detail: file}}
+	case errors.As(err, &wrong):
+		var results []preflight.Result
+		for _, line := range wrong.lines() {
+			results = append(results, preflight.Result{Name: name, Status: preflight.Fail, Detail: line})
+		}
+		return results
+	default:
+		return []preflight.Result{{Name: name, Status: preflight.Fail, Detail: err.Error()}}
+	}
+}
+
+// hostChecks says what cfg needs of the host. Each kind of output adds its entries' checks here.
+func hostChecks(cfg *Config) preflight.Options {
+	o := preflight.Options{ReceiveBuffer: cfg.Input.Conntrack.ReceiveBuffer}
+	add := func(kind string, i int, about string, check func(context.Context) error) {
+		o.Outputs = append(o.Outputs, preflight.Output{Name: fmt.Sprintf("outputs.%s[%d]", kind, i), About: about, Check: check})
+	}
+	for i, out := range cfg.Outputs.JSONL {
+		add("jsonl", i, out.Path, func(context.Context) error { return out.Check() })
+	}
+	return o
+}
+
+// logChecks makes the checks for a daemon that starts, and logs what is amiss.
+func logChecks(ctx context.Context, cfg *Config, log *zap.Logger) {
+	for _, r := range preflight.Run(ctx, hostChecks(cfg)) {
+		fields := []zap.Field{zap.String("check", r.Name)}
+		if r.Remedy != "" {
+			fields = append(fields, zap.String("remedy", r.Remedy))
+		}
+		switch r.Status {
+		case preflight.Pass:
+			log.Debug(r.Detail, fields...)
+		case preflight.Warn:
+			log.Warn(r.Detail, fields...)
+		case preflight.Fail:
+			log.Error(r.Detail, fields...)
+		}
+	}
+}
+
+// printResults prints a line for each result, and its remedy on the next:
+//
+//	warn  conntrack accounting  net.netfilter.nf_conntrack_acct = 0: records carry no packets and bytes
+//	                            -> ctlogd check --fix, or ...
+func printResults(w io.Writer, results []preflight.Result) error {
+	width := 0
+	for _, r := range results {
+		width = max(width, len(r.Name))
+	}
+	for _, r := range results {
+		if _, err := fmt.Fprintf(w, "%s  %-*s  %s\n", r.Status, width, r.Name, r.Detail); err != nil {
+			return err
+		}
+		if r.Remedy == "" {
+			continue
+		}
+		if _, err := fmt.Fprintf(w, "%*s-> %s\n", len("pass  ")+width+2, "", r.Remedy); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func printJSON(w io.Writer, results []preflight.Result) error {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	return enc.Encode(results)
+}

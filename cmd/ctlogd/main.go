@@ -1,0 +1,139 @@
+// Command ctlogd turns the kernel's connection tracking events into flow records and delivers them.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// Stamped by the build: go build -ldflags "-X main.version=1.0.0 -X main.commit=...".
+var version, commit string
+
+// Exit codes. A second signal gives 128 and its number, as a shell has it.
+const (
+	exitOK      = 0
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// run is the whole program; it returns the exit code.
+func run(args []string, stdout, stderr io.Writer) int {
+	ctx, stop := untilSignal(stderr)
+	defer stop()
+
+	root := newRoot(stdout, stderr)
+	root.SetArgs(args)
+	cmd, err := root.ExecuteContextC(ctx)
+
+	var failed *failure
+	var file *FileError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &file): // its lines begin with file:line, as editors like them
+		fmt.Fprintln(stderr, file)
+		return exitFailure
+	case errors.Is(err, errChecks): // the checks have been printed
+		return exitFailure
+	case errors.As(err, &failed):
+		fmt.Fprintln(stderr, "ctlogd:", err)
+		return exitFailure
+	default: // cobra's own: the command line is wrong
+		fmt.Fprintf(stderr, "ctlogd: %v\nsee %s --help\n", err, cmd.CommandPath())
+		return exitUsage
+	}
+}
+
+// untilSignal returns a context that the first SIGINT or SIGTERM ends, for the daemon to drain; the second ends the
+// process on the spot.
+func untilSignal(stderr io.Writer) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM)
+	go func() {
+		<-signals
+		cancel()
+		s := (<-signals).(unix.Signal)
+		fmt.Fprintf(stderr, "ctlogd: a second signal (%v): exit without delivering what is left\n", s)
+		os.Exit(128 + int(s))
+	}()
+	return ctx, func() { signal.Stop(signals); cancel() }
+}
+
+// failure marks an error of a command that ran, to tell it from a wrong command line.
+type failure struct{ error }
+
+func (f *failure) Unwrap() error { return f.error }
+
+// command makes a cobra command of one that takes flags and no arguments.
+func command(use, short string, do func(ctx context.Context) error) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		if err := do(cmd.Context()); err != nil {
+			return &failure{err}
+		}
+		return nil
+	}}
+}
+
+func newRoot(stdout, stderr io.Writer) *cobra.Command {
+	var file string
+	var check checkOptions
+	withFile := func(cmd *cobra.Command) *cobra.Command {
+		cmd.Flags().StringVarP(&file, "config", "c", "", "configuration `FILE`; without: records go to standard output")
+		return cmd
+	}
+
+	runCmd := withFile(command("run", "Log the flows of this network namespace until a signal",
+		func(ctx context.Context) error { return runRun(ctx, file, stderr) }))
+	checkCmd := withFile(command("check", "Validate the configuration and the host; exit 1 if ctlogd could not work",
+		func(ctx context.Context) error { return runCheck(ctx, file, check, stdout) }))
+	checkCmd.Flags().BoolVar(&check.fix, "fix", false, "set the sysctls that are wrong, until the next reboot")
+	checkCmd.Flags().BoolVar(&check.json, "json", false, "print the results as a JSON array")
+	versionCmd := command("version", "Print the version",
+		func(context.Context) error { _, err := fmt.Fprintln(stdout, versionText()); return err })
+
+	root := &cobra.Command{
+		Use:           "ctlogd",
+		Short:         "Log every ended flow of a firewall: conntrack events to JSON lines",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return errors.New("no command given; use run, check or version")
+		},
+	}
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(runCmd, checkCmd, versionCmd)
+	return root
+}
+
+// versionText says what this binary is. One that no release has stamped says what the Go tool knows of it.
+func versionText() string {
+	v, c, goVersion := version, commit, "go"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		goVersion = info.GoVersion
+		if v == "" {
+			v = info.Main.Version
+		}
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" && c == "" {
+				c = s.Value
+			}
+		}
+	}
+	if c == "" {
+		c = "unknown"
+	}
+	return fmt.Sprintf("ctlogd %s, commit %s, %s", v, c, goVersion)
+}

@@ -1,0 +1,101 @@
+// Package preflight asks the host whether it lets ctlogd do its work: rights, kernel features, sysctls, the state of the
+// connection tracking table, buffers and output paths. Everything it looks at belongs to the network namespace of the
+// calling thread. It changes nothing, unless told to set the sysctls.
+package preflight
+
+import (
+	"context"
+	"strings"
+
+	"github.com/ctlogd/ctlogd/unit"
+)
+
+// Status says how a check came out.
+type Status string
+
+const (
+	Pass Status = "pass"
+	Warn Status = "warn" // ctlogd works, but records lack something, or it could not be told
+	Fail Status = "fail" // ctlogd does not start, or sees no events
+)
+
+// Result is the outcome of one check.
+type Result struct {
+	Name   string `json:"name"`
+	Status Status `json:"status"`
+	Detail string `json:"detail"`           // what was found
+	Remedy string `json:"remedy,omitempty"` // what to do about it; empty when there is nothing to do
+}
+
+// Options says what to check beyond the kernel.
+type Options struct {
+	// ReceiveBuffer is the socket buffer that will be asked for; 0 leaves the check out.
+	ReceiveBuffer unit.Size
+
+	// Fix sets to 1 those of the Sysctls that are not.
+	Fix bool
+
+	// Outputs are checked in order after the host.
+	Outputs []Output
+}
+
+// Output is one output's own check.
+type Output struct {
+	Name  string                      // "outputs.jsonl[0]"
+	About string                      // what it writes to
+	Check func(context.Context) error // the error says what is wrong, and behind "; " what to do
+}
+
+// Run makes every check, in a fixed order, and stops early only when ctx ends. It needs no privilege: what cannot be
+// told without one comes out as a warning that says so.
+func Run(ctx context.Context, o Options) []Result {
+	return host{proc: "/proc", kernel: linux{}}.run(ctx, o)
+}
+
+// kernel is what the checks ask through sockets.
+type kernel interface {
+	// table returns how many flows the table holds and how many it may hold (0: any number).
+	table() (entries, limit uint32, err error)
+	// hooks returns the names of the functions hooked into PREROUTING for a family (NFPROTO_IPV4, NFPROTO_IPV6).
+	hooks(family uint8) ([]string, error)
+	// forceBuffer tries SO_RCVBUFFORCE on a socket of its own.
+	forceBuffer(bytes int) error
+}
+
+// host is the machine under test; the tests give it another root for proc and another kernel.
+type host struct {
+	proc   string
+	kernel kernel
+}
+
+func (h host) run(ctx context.Context, o Options) []Result {
+	checks := []func(context.Context) Result{h.capability, h.ctnetlink}
+	for _, s := range Sysctls {
+		checks = append(checks, func(context.Context) Result { return h.sysctl(s, o.Fix) })
+	}
+	checks = append(checks, h.tracking, h.fill)
+	if o.ReceiveBuffer > 0 {
+		checks = append(checks, func(context.Context) Result { return h.buffer(o.ReceiveBuffer) })
+	}
+	for _, out := range o.Outputs {
+		checks = append(checks, out.result)
+	}
+
+	var results []Result
+	for _, check := range checks {
+		if ctx.Err() != nil {
+			break
+		}
+		results = append(results, check(ctx))
+	}
+	return results
+}
+
+func (o Output) result(ctx context.Context) Result {
+	err := o.Check(ctx)
+	if err == nil {
+		return Result{Name: o.Name, Status: Pass, Detail: o.About}
+	}
+	detail, remedy, _ := strings.Cut(err.Error(), "; ")
+	return Result{Name: o.Name, Status: Fail, Detail: detail, Remedy: remedy}
+}
