@@ -84,7 +84,8 @@ func TestAppendBits(t *testing.T) {
 // FuzzAppendString holds the escaping to that of encoding/json, byte for byte.
 func FuzzAppendString(f *testing.F) {
 	for _, s := range []string{
-		"", "system_u:object_r:unlabeled_t:s0", `a"b\c/`, "\x00\x01\x1f\x7f", "\b\f\n\r\t", "gr\u00fc\u00df", "\u2027\u2028\u2029\u202a",
+		"", "system_u:object_r:unlabeled_t:s0", `a"b\c/`, "\x00\x01\x1f\x7f", "\b\f\n\r\t", "gr\u00fc\u00df",
+		"\u2027\u2028\u2029\u202a",
 		"\xff", "\xe2\x80", "\xe2\x80\xa8", "\xed\xa0\x80", "\xf0\x9f\x98\x80", "\xf4\x90\x80\x80", "<&>", "\ufffd",
 	} {
 		f.Add(s)

@@ -172,9 +172,10 @@ func generate(n int) []example {
 			}
 		}
 		if r.Event == flow.EventGap {
-			r = flow.Record{Event: flow.EventGap, Start: when(), Stop: when(), Received: when(), Extra: &flow.Extra{Gap: flow.Gap{
+			r = flow.Record{Event: flow.EventGap, Start: when(), Stop: when(), Received: when(), Extra: &flow.Extra{}}
+			r.Extra.Gap = flow.Gap{
 				Cause: flow.Cause(1 + rng.IntN(len(flow.CauseNames)-1)), Lost: rng.Uint64(), LostKnown: chance(50),
-			}}}
+			}
 			if chance(50) {
 				r.Extra.Gap.Output = foreign(40)
 			}
@@ -332,7 +333,8 @@ func TestFlatCases(t *testing.T) {
 				Reply: tuple(flow.UDPLite, "2001:db8::3", 3, "2001:db8::4", 1),
 			},
 			want: `"proto":"udplite","proto_num":136,"src_ip":"2001:db8::1","src_port":1,"dst_ip":"2001:db8::2",` +
-				`"dst_port":2,"nat":"both","nat_src_ip":"2001:db8::4","nat_src_port":1,"nat_dst_ip":"2001:db8::3","nat_dst_port":3}`,
+				`"dst_port":2,"nat":"both","nat_src_ip":"2001:db8::4","nat_src_port":1,` +
+				`"nat_dst_ip":"2001:db8::3","nat_dst_port":3}`,
 		},
 		{
 			name: "a ping with another id alone",
@@ -370,7 +372,8 @@ func TestFlatCases(t *testing.T) {
 				Event: flow.EventUpdate, Has: flow.HasOrig, Received: at,
 				Orig: tuple(flow.ICMP, "10.0.0.1", 7, "10.0.0.2", 8<<8),
 			},
-			want: `"proto":"icmp","proto_num":1,"src_ip":"10.0.0.1","dst_ip":"10.0.0.2","icmp_type":8,"icmp_code":0,"icmp_id":7}`,
+			want: `"proto":"icmp","proto_num":1,"src_ip":"10.0.0.1","dst_ip":"10.0.0.2","icmp_type":8,"icmp_code":0,` +
+				`"icmp_id":7}`,
 		},
 		{
 			name: "an end before the start",
@@ -468,7 +471,8 @@ func FuzzFlatForeignBytes(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		x := &flow.Extra{Helper: flow.NameFrom(helper), SecCtx: secctx, Gap: flow.Gap{Cause: flow.CauseOverrun, Output: output}}
+		x := &flow.Extra{Helper: flow.NameFrom(helper), SecCtx: secctx}
+		x.Gap = flow.Gap{Cause: flow.CauseOverrun, Output: output}
 		_, rec := parse(t, e.Append(nil, &flow.Record{Event: flow.EventNew, Received: 1, Extra: x}))
 		_, gap := parse(t, e.Append(nil, &flow.Record{Event: flow.EventGap, Received: 1, Extra: x}))
 		for _, tt := range []struct {
