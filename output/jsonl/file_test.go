@@ -356,6 +356,9 @@ func TestRotateFails(t *testing.T) {
 			if err := tt.free(dir); err != nil {
 				t.Fatal(err)
 			}
+			if _, err := os.Stat(path + ".new"); err == nil {
+				t.Error("f.new is left after the failure")
+			}
 			f.noRotateBefore = time.Time{}
 			write(t, f, records(1000, 1))
 			wantIDs(t, []int{77}, ids(t, path+".2"))
