@@ -371,17 +371,28 @@ func TestRotateFails(t *testing.T) {
 	}
 }
 
-// TestRotateRenamed has the file renamed behind ctlogd's back just before it rotates.
+// TestRotateRenamed has the file renamed behind ctlogd's back just before it rotates, with and without a new one made
+// in its place: what is at the path then is not rotated out unused.
 func TestRotateRenamed(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "f")
-	f := newFile(t, Config{Path: path, MaxSize: 1000, Keep: 2}, nil)
-	write(t, f, records(0, 3))
-	if err := os.Rename(path, path+"-old"); err != nil {
-		t.Fatal(err)
+	for _, create := range []bool{false, true} {
+		path := filepath.Join(t.TempDir(), "f")
+		f := newFile(t, Config{Path: path, MaxSize: 1000, Keep: 2}, nil)
+		write(t, f, records(0, 3))
+		if err := os.Rename(path, path+"-old"); err != nil {
+			t.Fatal(err)
+		}
+		if create {
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(t, f, records(3, 3))
+		write(t, f, records(6, 3))
+		wantIDs(t, upTo(9), ids(t, path+"-old", path+".1", path))
+		if _, err := os.Stat(path + ".2"); err == nil {
+			t.Error("an empty file was rotated")
+		}
 	}
-	write(t, f, records(3, 3))
-	write(t, f, records(6, 3))
-	wantIDs(t, upTo(9), append(ids(t, path+"-old"), slices.Concat(ids(t, path+".1"), ids(t, path))...))
 }
 
 // TestRotateSymlink keeps the rotated files on the file system that a link points to.
