@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/ctlogd/ctlogd/input"
 	"github.com/ctlogd/ctlogd/output/jsonl"
@@ -123,6 +124,12 @@ func (c *Config) Validate(report func(path, msg string)) {
 		return func(field, msg string) { report(join(path, field), msg) }
 	}
 	c.Input.Conntrack.Validate(block("input.conntrack"))
+	if in := &c.Input.Conntrack; len(in.Events) == 0 && !in.Expectations {
+		report("input.conntrack.events", "empty list, so nothing would be logged; name events, or set expectations: true")
+	}
+	if c.Input.Conntrack.ReceiveBuffer == 0 { // elsewhere 0 means unset; here the default came first
+		report("input.conntrack.receive_buffer", "0 is out of range; leave the key out for the default")
+	}
 	c.Filter.Validate(block("filter"))
 	c.Outputs.validate(block)
 	if !slices.Contains(logLevels, c.Log.Level) {
@@ -130,6 +137,11 @@ func (c *Config) Validate(report func(path, msg string)) {
 	}
 	if !slices.Contains(logFormats, c.Log.Format) {
 		report("log.format", fmt.Sprintf("unknown format %q; use %s", c.Log.Format, oneOf(logFormats)))
+	}
+	for path, name := range map[string]string{"host": c.Host, "observer": c.Observer} {
+		if strings.ContainsFunc(name, unicode.IsControl) {
+			report(path, fmt.Sprintf("%q has a control character; write printable text", name))
+		}
 	}
 	if c.ShutdownTimeout <= 0 {
 		report("shutdown_timeout", fmt.Sprintf("%s leaves no time to drain; use more than 0, such as %s",

@@ -10,9 +10,11 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"gopkg.in/yaml.v3"
@@ -58,10 +60,11 @@ type decoder struct {
 
 	aliases map[*yaml.Node]bool // those being expanded
 	expands int                 // nodes visited under them
+	told    map[fault]bool      // faults found under them, whatever the path
 }
 
 // maxExpanded bounds the nodes that aliases may stand for: nested ones grow exponentially.
-const maxExpanded = 100_000
+const maxExpanded = 250_000
 
 // defaulter is a block that is not all zeros by default. In a list, each entry starts from there.
 type defaulter interface{ Defaults() }
@@ -69,7 +72,7 @@ type defaulter interface{ Defaults() }
 // decodeYAML fills v, a pointer to a struct, from a text that holds one document. The decoder that it returns knows the
 // mistakes, and the lines for those that are found later.
 func decodeYAML(text []byte, v any) *decoder {
-	d := &decoder{lines: map[string]int{"": 1}, aliases: map[*yaml.Node]bool{}}
+	d := &decoder{lines: map[string]int{"": 1}, aliases: map[*yaml.Node]bool{}, told: map[fault]bool{}}
 	if root := d.parse(text); root != nil {
 		d.value(root, reflect.ValueOf(v).Elem(), "")
 	} else {
@@ -81,14 +84,21 @@ func decodeYAML(text []byte, v any) *decoder {
 // validation returns a function by which a block says what is wrong with its values. What has been found wrong with
 // the key before, with one above or one below it, stands; a value that could not be read would only be called missing.
 func (d *decoder) validation() func(path, msg string) {
-	broken := slices.Clone(d.broken)
-	return func(path, msg string) {
-		for _, b := range broken {
-			if within(b, path) || within(path, b) {
-				return
-			}
+	broken, above := map[string]bool{}, map[string]bool{}
+	for _, b := range d.broken {
+		broken[b] = true
+		for ; !above[b]; b = parent(b) { // the document is its own parent
+			above[b] = true
 		}
-		d.faults = append(d.faults, fault{d.line(path), path, msg})
+	}
+	return func(path, msg string) {
+		hidden := above[path] || broken[""]
+		for p := path; p != "" && !hidden; p = parent(p) {
+			hidden = broken[p]
+		}
+		if !hidden {
+			d.faults = append(d.faults, fault{d.line(path), path, msg})
+		}
 	}
 }
 
@@ -106,8 +116,16 @@ func (d *decoder) fault(n *yaml.Node, path, format string, args ...any) {
 	if n != nil {
 		line = n.Line
 	}
-	d.faults = append(d.faults, fault{line, path, fmt.Sprintf(format, args...)})
 	d.broken = append(d.broken, path)
+	f := fault{line, path, fmt.Sprintf(format, args...)}
+	if len(d.aliases) > 0 { // a mistake in what many aliases stand for is one mistake
+		shared := fault{line: f.line, msg: f.msg}
+		if d.told[shared] {
+			return
+		}
+		d.told[shared] = true
+	}
+	d.faults = append(d.faults, f)
 }
 
 // line returns where a key stands, or the nearest one above it that is there.
@@ -116,18 +134,15 @@ func (d *decoder) line(path string) int {
 		if line, ok := d.lines[path]; ok {
 			return line
 		}
-		path = path[:max(0, strings.LastIndexAny(path, ".["))]
+		path = parent(path)
 	}
 }
 
-// within reports whether path is key or lies below it.
-func within(path, key string) bool {
-	rest, ok := strings.CutPrefix(path, key)
-	return ok && (key == "" || rest == "" || rest[0] == '.' || rest[0] == '[')
-}
+// parent returns the key above: of a.b[1] it is a.b, and of a the document, which is "".
+func parent(path string) string { return path[:max(0, strings.LastIndexAny(path, ".["))] }
 
 func join(path, key string) string {
-	if path == "" || strings.HasPrefix(key, "[") {
+	if path == "" || key == "" || key[0] == '[' {
 		return path + key
 	}
 	return path + "." + key
@@ -159,61 +174,82 @@ func (d *decoder) parse(text []byte) *yaml.Node {
 	return doc.Content[0]
 }
 
-// foreignBytes finds the first line that is no text; the yaml package would not name it.
+// foreignBytes finds the first line that is no text; the yaml package would not name it. To YAML, some control characters
+// end a line as well, which they do to no editor.
 func foreignBytes(text []byte) (line int, what string) {
 	line = 1
 	for l := range bytes.Lines(text) {
+		l = bytes.TrimSuffix(bytes.TrimSuffix(l, []byte("\n")), []byte("\r"))
 		if !utf8.Valid(l) {
 			return line, "not UTF-8; save the file in UTF-8"
 		}
-		if i := bytes.IndexFunc(l, func(r rune) bool { return r < ' ' && r != '\t' && r != '\n' && r != '\r' || r == 0x7f }); i >= 0 {
-			return line, fmt.Sprintf("the control character 0x%02x; remove it", l[i])
+		for _, r := range string(l) {
+			if unicode.IsControl(r) && r != '\t' || r == '\u2028' || r == '\u2029' {
+				return line, fmt.Sprintf("a control character, %U; remove it, or write it as an escape in double quotes", r)
+			}
 		}
 		line++
 	}
 	return 0, ""
 }
 
+// syntaxErrors are the messages of the yaml package that are met in practice, in words for those who do not write YAML
+// every day.
+var syntaxErrors = []struct{ yaml, ours string }{
+	{"found a tab character", "a tab in the indentation; use spaces"},
+	{"mapping values are not allowed", "a key is not expected here; check the indentation, " +
+		"and quote a value that has a colon and a space in it"},
+	{"found character that cannot start", "a value begins with a character that has a meaning in YAML; quote the value"},
+	{"did not find expected key", "a key is expected here; check the indentation"},
+	{"did not find expected '-'", "a dash is expected here, as the list goes on; check the indentation"},
+	{"did not find expected ',' or ']'", "a list in [ ] is not closed, or lacks a comma"},
+	{"did not find expected ',' or '}'", "a block in { } is not closed, or lacks a comma"},
+	{"did not find expected node content", "a value is expected here, and each [ and { must be closed"},
+	{"found unexpected end of stream", "a quoted text begins here and does not end; add the closing quote"},
+}
+
 var (
-	syntaxError   = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)`)
+	yamlError     = regexp.MustCompile(`^yaml: (?:line \d+: )?(.*)`)
 	unknownAnchor = regexp.MustCompile(`^unknown anchor '(.*)' referenced`)
 )
 
-// syntaxFault puts an error of the yaml package, which has a line at times, into our form.
+// syntaxFault puts an error of the yaml package into our form.
 func syntaxFault(text []byte, err error) fault {
-	m := syntaxError.FindStringSubmatch(err.Error())
-	if m == nil {
-		return fault{1, "", "not YAML: " + err.Error()}
+	lines := bytes.SplitAfter(text, []byte("\n"))
+	at := syntaxLine(lines, err.Error())
+	msg := err.Error()
+	if m := yamlError.FindStringSubmatch(msg); m != nil {
+		msg = m[1]
 	}
-	msg, lines := m[2], bytes.Split(text, []byte("\n"))
-	line, _ := strconv.Atoi(m[1])
-	// The yaml package's parser counts lines from 0, and leaves that one out; its scanner counts from 1.
-	if line == 0 || strings.HasPrefix(msg, "did not find expected") {
-		line++
+	if m := unknownAnchor.FindStringSubmatch(msg); m != nil {
+		name := keyName(m[1])
+		return fault{at, "", fmt.Sprintf("*%s stands for nothing; write &%s before the value to repeat, further up", name, name)}
 	}
-	line = min(line, len(lines))
-	if line > 1 && line == len(lines) && len(lines[line-1]) == 0 {
-		line-- // the end of the file, behind its last newline
+	line := lines[at-1]
+	if indent := line[:len(line)-len(bytes.TrimLeft(line, " \t"))]; bytes.IndexByte(indent, '\t') >= 0 {
+		return fault{at, "", syntaxErrors[0].ours}
 	}
-	if a := unknownAnchor.FindStringSubmatch(msg); a != nil {
-		for i, l := range lines {
-			if bytes.Contains(l, []byte("*"+a[1])) {
-				return fault{i + 1, "", fmt.Sprintf("*%s stands for nothing; write &%s before the value to repeat, further up", a[1], a[1])}
-			}
+	for _, e := range syntaxErrors {
+		if strings.HasPrefix(msg, e.yaml) {
+			return fault{at, "", e.ours}
 		}
 	}
-	indent := lines[line-1][:len(lines[line-1])-len(bytes.TrimLeft(lines[line-1], " \t"))]
-	switch {
-	case bytes.ContainsRune(indent, '\t'):
-		return fault{line, "", "a tab in the indentation; use spaces"}
-	case strings.HasPrefix(msg, "mapping values are not allowed"):
-		msg = "a key is not expected here; check the indentation, and quote a value that has a colon and a space in it"
-	case strings.HasPrefix(msg, "found character that cannot start"):
-		msg = "a value begins with a character that has a meaning in YAML; quote the value"
-	default:
-		msg = "not YAML: " + msg
-	}
-	return fault{line, "", msg}
+	return fault{at, "", "not YAML: " + strings.ReplaceAll(msg, "\n", " ")}
+}
+
+// syntaxLine finds the line with an error. The yaml package names one in some messages, counted from 0 or from 1, and
+// means the error or the beginning of what it is in. But it stops at the first error, so every text that has the line
+// with the error gives that error, whatever follows it.
+func syntaxLine(lines [][]byte, want string) int {
+	return 1 + sort.Search(len(lines)-1, func(i int) bool {
+		in := yaml.NewDecoder(bytes.NewReader(bytes.Join(lines[:i+1], nil)))
+		var err error
+		for err == nil {
+			var doc yaml.Node
+			err = in.Decode(&doc)
+		}
+		return err.Error() == want
+	})
 }
 
 // value fills v from n, the value of the key path.
@@ -262,6 +298,7 @@ func (d *decoder) follow(n *yaml.Node, path string) (*yaml.Node, func()) {
 		d.expands++
 		if d.expands == maxExpanded {
 			d.fault(nil, path, "aliases stand for more than %d values; write fewer", maxExpanded)
+			d.broken = append(d.broken, "") // what follows is missing
 		}
 		if d.expands >= maxExpanded {
 			done()
@@ -512,6 +549,11 @@ func nearest(word string, names []string) string {
 	for _, name := range names {
 		if n := distance(word, name); n < least {
 			best, least = name, n
+		}
+	}
+	for _, name := range names {
+		if best == "" && min(len(word), len(name)) >= 3 && (strings.HasPrefix(word, name) || strings.HasPrefix(name, word)) {
+			best = name // protocol for proto
 		}
 	}
 	return best

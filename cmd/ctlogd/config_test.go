@@ -1,0 +1,207 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/output/jsonl"
+	"github.com/ctlogd/ctlogd/pipeline"
+	"github.com/ctlogd/ctlogd/unit"
+)
+
+var update = flag.Bool("update", false, "write the messages of testdata/bad-*.yaml to bad-*.err; then read them")
+
+// testdata holds one file for each mistake, and beside it the exact message.
+func TestBadConfigs(t *testing.T) {
+	files, err := filepath.Glob("testdata/bad-*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no files: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = parseConfig("ctlogd.yaml", text)
+			var wrong *FileError
+			if !errors.As(err, &wrong) {
+				t.Fatalf("got %v, want a *FileError", err)
+			}
+			got, golden := wrong.Error()+"\n", strings.TrimSuffix(file, ".yaml")+".err"
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("messages (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestGoodConfigs(t *testing.T) {
+	const path = "/var/log/ctlogd/flows.jsonl"
+	file := func(path string, change func(*JSONLConfig)) JSONLConfig {
+		c := JSONLConfig{Config: jsonl.Config{Path: path}, OutputConfig: OutputConfig{Queue: 65536}}
+		if change != nil {
+			change(&c)
+		}
+		return c
+	}
+	local := pipeline.FilterConfig{{Action: "drop", Match: pipeline.Match{Src: pipeline.List[string]{"192.0.2.0/24", "198.51.100.0/24"}}}}
+
+	// What each file changes of the defaults with one output.
+	want := map[string]func(c *Config){
+		"minimal": func(*Config) {},
+		"design": func(c *Config) {
+			c.Filter = pipeline.FilterConfig{
+				{Action: "drop", Match: pipeline.Match{Proto: pipeline.List[string]{"icmp", "icmpv6"}}},
+				{Action: "accept", Match: pipeline.Match{
+					NAT:    pipeline.List[string]{"snat", "dnat"},
+					Proto:  pipeline.List[string]{"tcp", "udp"},
+					Helper: pipeline.List[string]{"ftp", "sip", "none"},
+				}},
+			}
+		},
+		"full": func(c *Config) {
+			c.Host, c.Observer, c.ShutdownTimeout = "gw1", "0123456789abcdef", 90*time.Second
+			c.Log = LogConfig{Level: "debug", Format: "json"}
+			c.Input.Conntrack = input.Config{
+				Events: []string{"new", "destroy"}, Expectations: true, Delivery: "best_effort", ReceiveBuffer: 8 << 20,
+				Labels: true, HelperEntries: new(1000), InitialDump: new(false),
+			}
+			c.Outputs.JSONL = []JSONLConfig{file("-", nil), file("/var/log/ctlogd/nat.jsonl", func(o *JSONLConfig) {
+				o.MaxSize, o.Keep, o.Format, o.Queue = 1<<30, 30, "flat", 0x1000
+				o.Fields.Drop = []string{"dst_ip", "dst_port"}
+				o.Filter = pipeline.FilterConfig{{
+					Action: "drop",
+					Match: pipeline.Match{
+						NAT: pipeline.List[string]{"none"}, DstPort: pipeline.List[string]{"53", "8000-8999"},
+						MinBytes: new(unit.Size(10 << 10)), MinPackets: new(uint64(0)), MinDuration: new(time.Second),
+					},
+					Not: pipeline.Match{Src: pipeline.List[string]{"192.0.2.0/24"}},
+				}}
+			})}
+		},
+		"anchors": func(c *Config) {
+			shared := func(o *JSONLConfig) { o.Queue, o.MaxSize, o.Keep, o.Filter = 5000, 1<<30, 7, local }
+			c.Outputs.JSONL = []JSONLConfig{
+				file(path, shared),
+				file("/var/log/ctlogd/nat.jsonl", shared),
+				file("/var/log/ctlogd/small.jsonl", func(o *JSONLConfig) { shared(o); o.Queue, o.Keep = 10, 1 }),
+			}
+			c.Filter = pipeline.FilterConfig{{Action: "drop", Match: pipeline.Match{Dst: local[0].Match.Src}}}
+		},
+		"lone-values": func(c *Config) {
+			c.Input.Conntrack.Events = []string{"new"}
+			c.Filter = pipeline.FilterConfig{{Action: "drop", Match: pipeline.Match{Proto: pipeline.List[string]{"47"}}}}
+			c.Outputs.JSONL = []JSONLConfig{file("/x", func(o *JSONLConfig) { o.Fields.Drop = []string{"dst_ip"} })}
+		},
+		"document-marks":   func(*Config) {},
+		"windows-newlines": func(c *Config) { c.Log.Level = "debug" },
+		"expectations-alone": func(c *Config) {
+			c.Input.Conntrack.Events, c.Input.Conntrack.Expectations = []string{}, true
+		},
+	}
+	files, err := filepath.Glob("testdata/good-*.yaml")
+	if err != nil || len(files) != len(want) {
+		t.Errorf("%d files, %v; want %d", len(files), err, len(want))
+	}
+	for name, change := range want {
+		t.Run(name, func(t *testing.T) {
+			got, err := LoadConfig(filepath.Join("testdata", "good-"+name+".yaml"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var c Config
+			c.Defaults()
+			c.Outputs.JSONL = []JSONLConfig{file(path, nil)}
+			change(&c)
+			if diff := cmp.Diff(&c, got); diff != "" {
+				t.Errorf("configuration (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestLoadConfigWithoutFile(t *testing.T) {
+	got, err := LoadConfig("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.Validate(func(path, msg string) { t.Errorf("the defaults are not valid: %s: %s", path, msg) })
+	if len(got.Outputs.JSONL) != 1 || got.Outputs.JSONL[0].Path != "-" {
+		t.Errorf("outputs %+v, want standard output alone", got.Outputs)
+	}
+
+	_, err = LoadConfig(filepath.Join(t.TempDir(), "none.yaml"))
+	if !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file that does not exist: got %v", err)
+	}
+}
+
+func TestResolve(t *testing.T) {
+	c := Config{Host: "gw1", Observer: "o"}
+	if err := c.Resolve(); err != nil || c.Host != "gw1" || c.Observer != "o" {
+		t.Errorf("what is set: got %q, %q, %v", c.Host, c.Observer, err)
+	}
+	c = Config{}
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Resolve(); err != nil || c.Host != host || c.Observer == "" {
+		t.Errorf("what is not: got %q, %q, %v", c.Host, c.Observer, err)
+	}
+}
+
+// Whatever the file holds, there is a configuration that is valid, or messages that name lines of the file.
+func FuzzParseConfig(f *testing.F) {
+	files, err := filepath.Glob("testdata/*.yaml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		c, err := parseConfig("x", text)
+		if err == nil {
+			c.Validate(func(path, msg string) { t.Errorf("accepted, but %s: %s", path, msg) })
+			return
+		}
+		wrong := err.(*FileError)
+		if len(wrong.faults) == 0 {
+			t.Error("an error without a fault")
+		}
+		last := 1
+		for _, l := range wrong.faults {
+			if l.line < last || l.line > strings.Count(string(text), "\n")+1 {
+				t.Errorf("line %d after %d in a text of %d lines: %s", l.line, last, strings.Count(string(text), "\n")+1, l.msg)
+			}
+			last = l.line
+			if strings.ContainsAny(l.path+l.msg, "\n\r\x00") {
+				t.Errorf("a message of more than one line: %q: %q", l.path, l.msg)
+			}
+		}
+	})
+}
