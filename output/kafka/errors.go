@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"strconv"
@@ -78,7 +77,7 @@ type rejected struct {
 }
 
 func (e *rejected) Error() string {
-	return fmt.Sprintf("%d records can never be delivered: %v", e.n, e.err)
+	return "refused for good: " + e.err.Error()
 }
 func (e *rejected) Unwrap() error { return e.err }
 

@@ -16,7 +16,7 @@ const testObserver = "machine-1"
 // they would be read. They are the same for every call.
 func records(n int) []*flow.Record {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	base := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC).UnixNano()
+	base := time.Date(2025, 1, 2, 3, 4, 5, 0, time.UTC).UnixNano()
 	recs := make([]flow.Record, n)
 	ptrs := make([]*flow.Record, n)
 	for i := range recs {
