@@ -1,0 +1,57 @@
+# make test sets up what it needs on Debian when it runs as root; without root the tests that need it are skipped,
+# each with the reason.
+
+GO          ?= go
+FUZZTIME    ?= 30s
+STATICCHECK  = honnef.co/go/tools/cmd/staticcheck@v0.6.1
+
+# command:package, for what the integration tests, the demo and the benchmark call
+DEMO_NEEDS   = ip:iproute2 nft:nftables
+TEST_NEEDS   = $(DEMO_NEEDS) gcc:gcc conntrack:conntrack unshare:util-linux vsftpd:vsftpd in.tftpd:tftpd-hpa
+BENCH_NEEDS  = $(DEMO_NEEDS) gcc:gcc conntrack:conntrack ulogd:ulogd2 sysctl:procps
+
+.PHONY: all build test unit integration fuzz lint bench demo clean
+all: build
+
+build:
+	$(GO) build -o bin/ctlogd ./cmd/ctlogd
+
+test: unit integration
+
+# The seeds of the fuzz tests run here as well.
+unit:
+	$(GO) test -race ./...
+
+integration:
+	@./.ci/need $(TEST_NEEDS)
+	$(GO) test -tags integration -count=1 -v -timeout 15m ./integration/...
+
+# Each fuzz test for FUZZTIME.
+fuzz:
+	@set -e; for pkg in $$($(GO) list ./...); do \
+	    for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	        echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; \
+	    done; \
+	done
+
+lint:
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not gofmt-clean: $$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) vet -tags integration ./integration/...
+	$(GO) run $(STATICCHECK) ./...
+	$(GO) run $(STATICCHECK) -tags integration ./integration/...
+
+# ctlogd against ulogd2 and a bare drain; BENCH='-p churn -k 3' chooses, see bench/compare.sh.
+bench:
+	@./.ci/need $(BENCH_NEEDS) $$(find /usr/lib -name ulogd_output_JSON.so 2>/dev/null | grep -q . || echo :ulogd2-json)
+	@bench/compare.sh $(BENCH)
+
+# Standard output carries the records alone, so that "make -s demo | jq" works.
+demo:
+	@./.ci/need $(DEMO_NEEDS) >&2
+	@$(GO) build -o bin/ctlogd ./cmd/ctlogd
+	@$(GO) build -o bin/demo ./demo
+	@bin/demo
+
+clean:
+	rm -rf bin dist

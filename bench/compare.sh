@@ -1,0 +1,174 @@
+#!/bin/bash
+# compare.sh [-n FLOWS] [-p burst|churn] [-r RATE] [-k RUNS] [-o ROW,ROW...] [NAME=COMMAND...]
+#
+# Measures what it costs to log conntrack events: ctlogd against ulogd2 and against a bare drain, in one run, with the
+# same real kernel events. Each consumer runs in turn in a network namespace; the whole is done RUNS times (default 5)
+# and for each row the median is printed:
+#   us/event   CPU time of the consumer for each flow
+#   x drain    the same as a ratio to `drain`, which reads with recvmmsg and throws away
+#   records    what it delivered, of FLOWS (default 300,000)
+#   peak       the most resident memory it ever had
+#   flows/s    the rate that the kernel kept while it listened, which is the price that the packet path pays, also as a
+#              ratio to `drain-nap`; `nobody` shows it with no listener
+# Patterns:
+#   burst: FLOWS entries are created, then the whole table is flushed while the consumer listens.
+#   churn: FLOWS entries are created and deleted, RATE a second or as fast as the kernel goes, while it listens.
+# Rows: nobody, drain, drain-nap (1 ms naps), ulogd-json, ulogd-ipfix (Debian packages ulogd2, ulogd2-json), ctlogd-json,
+# ctlogd-ipfix; -o selects some. A COMMAND makes one more row: it runs in a scratch folder, and the lines that it
+# writes there to standard output and *.json* files are its records. $BENCH_DIR (default /var/tmp) is where the scratch
+# folder is made, so it says which disk is measured.
+#
+# Needs root, gcc, go, iproute2 and conntrack. The limits of the conntrack table, which are the machine's, are raised
+# and put back.
+set -euo pipefail
+n=300000 pattern=burst rate= runs=5 only=
+while getopts n:p:r:k:o: o; do
+    case $o in n) n=$OPTARG ;; p) pattern=$OPTARG ;; r) rate=$OPTARG ;; k) runs=$OPTARG ;; o) only=,$OPTARG, ;; *) exit 2 ;; esac
+done
+shift $((OPTIND - 1))
+[[ $pattern == burst || $pattern == churn ]] || { echo "compare.sh: no pattern $pattern; use burst or churn" >&2; exit 2; }
+[[ $(id -u) == 0 ]] || { echo "compare.sh: needs root, for network namespaces and conntrack events" >&2; exit 1; }
+here=$(cd "$(dirname "$0")" && pwd)
+work=$(mktemp -d "${BENCH_DIR:-/var/tmp}/ctlogd-bench.XXXXXX") ns=ctlogd-bench-$$
+max=$(sysctl -n net.netfilter.nf_conntrack_max) buckets=$(sysctl -n net.netfilter.nf_conntrack_buckets)
+pid= sink=
+cleanup() {
+    for p in $pid $sink; do kill -9 "$p" 2>/dev/null || true; done
+    ip netns del "$ns" 2>/dev/null || true
+    sysctl -qw net.netfilter.nf_conntrack_max="$max" net.netfilter.nf_conntrack_buckets="$buckets" || true
+    rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+for tool in ctflood drain sink; do gcc -O2 -o "$work/$tool" "$here/$tool.c"; done
+(cd "$here/.." && go build -o "$work/ctlogd" ./cmd/ctlogd)
+plugin=$(find /usr/lib -name ulogd_inpflow_NFCT.so 2>/dev/null | head -1)
+ip netns add "$ns"
+sysctl -qw net.netfilter.nf_conntrack_max=4000000 net.netfilter.nf_conntrack_buckets=1048576
+in_ns() { ip netns exec "$ns" "$@"; }
+in_ns sh -c 'ip link set lo up
+    for s in acct timestamp events; do sysctl -qw net.netfilter.nf_conntrack_$s=1; done'
+hz=$(getconf CLK_TCK)
+ticks() { awk '{sub(/.*\) /, ""); print $12 + $13}' "/proc/$1/stat" 2>/dev/null || echo 0; }
+
+# row NAME COMMAND... appends "NAME us/event records peak-KiB flows/s" to the results.
+row() {
+    local name=$1 dir=$work/run/$1
+    shift
+    if [[ -n $only && $only != *,$name,* ]]; then return; fi
+    rm -rf "$dir/out"
+    mkdir -p "$dir/out"
+    in_ns conntrack -F >/dev/null 2>&1
+    in_ns "$work/sink" >"$dir/sink" & sink=$!
+    if [[ $pattern == burst ]]; then in_ns "$work/ctflood" create "$n" >/dev/null; fi
+    (cd "$dir/out" && exec ip netns exec "$ns" bash -c "exec $*" >stdout 2>"$dir/stderr") & pid=$!
+    sleep 2
+    if ! kill -0 "$pid" 2>/dev/null; then
+        echo "$name did not start: $(tail -n 1 "$dir/stderr")" >&2
+        kill "$sink"; wait "$sink" 2>/dev/null || true
+        pid= sink=
+        return
+    fi
+    local before after prev= quiet=0 speed
+    before=$(ticks "$pid")
+    if [[ $pattern == burst ]]; then
+        local t0 t1
+        t0=$(date +%s%N); in_ns conntrack -F >/dev/null 2>&1; t1=$(date +%s%N)
+        speed=$((n * 1000000 / ((t1 - t0) / 1000)))
+    else
+        speed=$(in_ns "$work/ctflood" churn "$n" $rate) speed=${speed##*= } speed=${speed%/s}
+    fi
+    for _ in $(seq 600); do # until it has used no CPU for a second
+        sleep 0.1
+        after=$(ticks "$pid")
+        if [[ $after == "$prev" ]]; then
+            quiet=$((quiet + 1))
+            if [[ $quiet -ge 10 ]]; then break; fi
+        else
+            quiet=0
+        fi
+        prev=$after
+    done
+    local peak records
+    peak=$(awk '/VmHWM/{print $2}' "/proc/$pid/status" 2>/dev/null || echo 0)
+    kill "$pid" 2>/dev/null || true
+    wait "$pid" 2>/dev/null || true
+    kill "$sink" 2>/dev/null || true
+    wait "$sink" 2>/dev/null || true
+    pid= sink=
+    case $name in
+        drain*) records=$(sed -n 's/^events=\([0-9]*\).*/\1/p' "$dir/out/stdout") ;;
+        *-ipfix) records=$(sed -n 's/^records=\([0-9]*\).*/\1/p' "$dir/sink") ;;
+        *) records=$(find "$dir/out" -type f \( -name '*.json*' -o -name stdout \) -exec cat {} + | wc -l) ;;
+    esac
+    awk -v name="$name" -v t=$((after - before)) -v hz="$hz" -v n="$n" -v rec="$records" -v peak="$peak" -v speed="$speed" \
+        'BEGIN { printf "%s %.3f %d %d %d\n", name, t / hz * 1e6 / n, rec, peak, speed }' >>"$work/results.$run"
+}
+
+ulogd() { # KIND
+    if [[ -z $plugin ]] || ! command -v ulogd >/dev/null; then
+        if [[ $run == 1 ]]; then echo "ulogd-$1 left out: install ulogd2 and ulogd2-json" >&2; fi
+        return
+    fi
+    mkdir -p "$work/run/ulogd-$1"
+    sed -e "s#@DIR@#$work/run/ulogd-$1/out#; s#@PLUGINS@#${plugin%/*}#" "$here/ulogd-$1.conf.in" >"$work/ulogd-$1.conf"
+    row "ulogd-$1" ulogd -c "$work/ulogd-$1.conf"
+}
+
+ctlogd() { # KIND OUTPUT
+    cat >"$work/ctlogd-$1.yaml" <<END
+log: {level: warn}
+input:
+  conntrack: {events: [destroy], delivery: reliable}
+outputs:
+  $2
+END
+    row "ctlogd-$1" "$work/ctlogd" run -c "$work/ctlogd-$1.yaml"
+}
+
+echo "$n flows, $pattern, median of $runs; $(nproc) CPUs, Linux $(uname -r)"
+for run in $(seq "$runs"); do
+    echo "run $run of $runs" >&2
+    row nobody sleep 1000
+    row drain "$work/drain" 64
+    row drain-nap "$work/drain" 64 1000
+    ulogd json
+    ulogd ipfix
+    ctlogd json "jsonl: [{path: $work/run/ctlogd-json/out/flows.json}]"
+    ctlogd ipfix 'ipfix: [{address: "udp://127.0.0.1:4739"}]'
+    for consumer in "$@"; do row "${consumer%%=*}" "${consumer#*=}"; done
+done
+
+# Ratios are taken within each run, against the drain of that run, and their median is shown.
+awk -v flows="$n" -v runs="$runs" '
+function median(list, count, i, j, v, a) {
+    count = split(list, a, " ")
+    for (i = 2; i <= count; i++) {
+        v = a[i]
+        for (j = i - 1; j > 0 && a[j] > v + 0; j--) a[j + 1] = a[j]
+        a[j + 1] = v
+    }
+    return count ? (a[int((count + 1) / 2)] + a[int(count / 2) + 1]) / 2 : 0
+}
+FNR == 1 { drain = nap = 0 }
+{
+    if (!($1 in cost)) order[++rows] = $1
+    if ($1 == "drain") drain = $2
+    if ($1 == "drain-nap") nap = $5
+    cost[$1] = cost[$1] " " $2
+    if (drain) ratio[$1] = ratio[$1] " " $2 / drain
+    records[$1] = records[$1] " " $3
+    if (!($1 in least) || $3 < least[$1]) least[$1] = $3
+    if ($4 > peak[$1]) peak[$1] = $4
+    speed[$1] = speed[$1] " " $5
+    if (nap) path[$1] = path[$1] " " $5 / nap
+}
+END {
+    printf "%-14s %9s %8s %9s %9s %10s %9s %12s\n", "", "us/event", "x drain", "records", "least", "peak MiB", "flows/s", "x drain-nap"
+    for (i = 1; i <= rows; i++) {
+        r = order[i]
+        printf "%-14s %9.2f %8.2f %9d %8.2f%% %10.1f %9d %12.2f\n", r, median(cost[r]), median(ratio[r]), median(records[r]), \
+            100 * least[r] / flows, peak[r] / 1024, median(speed[r]), median(path[r])
+    }
+}' "$work"/results.*

@@ -1,0 +1,226 @@
+//go:build integration
+
+package integration
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ctlogd/ctlogd/integration/lab"
+)
+
+// memoryBudget is what the daemon may ever have resident, whatever the size of the table.
+const memoryBudget = 64 << 20
+
+// room raises the limits of the connection tracking table, which are the machine's and not a namespace's, and puts
+// them back.
+func room(t *testing.T, entries int) {
+	t.Helper()
+	for key, value := range map[string]int{"nf_conntrack_max": entries, "nf_conntrack_buckets": 1 << 20} {
+		path := "/proc/sys/net/netfilter/" + key
+		before, err := os.ReadFile(path)
+		must(t, err)
+		restore(t, func() {
+			if err := os.WriteFile(path, before, 0); err != nil {
+				t.Errorf("put %s back to %s: %v", key, bytes.TrimSpace(before), err)
+			}
+		})
+		must(t, os.WriteFile(path, fmt.Append(nil, value), 0))
+	}
+}
+
+// newFloodNS returns a namespace with a generator, whose table the test empties when it ends.
+func newFloodNS(t *testing.T) (*lab.NS, *lab.Flood) {
+	t.Helper()
+	ns := newNS(t, "flood")
+	prepare(t, ns)
+	f, err := ns.NewFlood()
+	must(t, err)
+	t.Cleanup(func() { f.Close() })
+	t.Cleanup(func() { _ = f.Flush() }) // otherwise the kernel does it, with the namespace, some time later
+	return ns, f
+}
+
+func TestMillionFlushed(t *testing.T) {
+	need(t)
+	const n = 1_000_000
+	room(t, 2*n)
+	ns, f := newFloodNS(t)
+	must(t, f.Create(0, n))
+	d := startDaemon(t, ns, buildDaemon(t, false), "{delivery: reliable}")
+	clock := time.Now()
+	must(t, f.Flush())
+	t.Logf("flushed at %.0f flows a second", n/time.Since(clock).Seconds())
+	d.settle(t, n)
+	checkLedger(t, d.file, n)
+}
+
+func TestMillionChurned(t *testing.T) {
+	need(t)
+	const n = 1_000_000
+	room(t, 2*n)
+	ns, f := newFloodNS(t)
+	d := startDaemon(t, ns, buildDaemon(t, false), "{delivery: reliable}")
+	clock := time.Now()
+	must(t, f.Churn(0, n))
+	t.Logf("created and deleted %.0f flows a second", n/time.Since(clock).Seconds())
+	d.settle(t, n)
+	checkLedger(t, d.file, n)
+}
+
+// TestStoppedReader stops the daemon as a whole for 10 s, while 300,000 flows are flushed.
+func TestStoppedReader(t *testing.T) {
+	need(t)
+	const n = 300_000
+	room(t, 2*n)
+	ns, f := newFloodNS(t)
+	must(t, f.Create(0, n))
+	d := startDaemon(t, ns, buildDaemon(t, false), "{delivery: reliable}")
+	must(t, d.Process.Signal(syscall.SIGSTOP))
+	must(t, f.Flush())
+	time.Sleep(10 * time.Second)
+	held, err := ns.ReadSysctl("net.netfilter.nf_conntrack_count")
+	must(t, err)
+	if held == "0" {
+		t.Error("the kernel held nothing back: the test has tested nothing")
+	}
+	t.Logf("the kernel holds back the ends of %s flows", held)
+	must(t, d.Process.Signal(syscall.SIGCONT))
+	d.settle(t, n)
+	checkLedger(t, d.file, n)
+}
+
+// settle waits until n records are written, checks the daemon's memory and stops it.
+func (d *daemon) settle(t *testing.T, n int) {
+	t.Helper()
+	lines := lineCounter{path: d.file}
+	for last, since := -1, time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		now := lines.count(t)
+		if now >= n {
+			break
+		}
+		if d.ended() {
+			t.Fatalf("%s has ended: %v", d.Path, d.err)
+		}
+		if now != last {
+			last, since = now, time.Now()
+		}
+		if time.Since(since) > 30*time.Second {
+			t.Errorf("%d of %d records are written, and no more come", now, n)
+			break
+		}
+	}
+	if peak := d.peakMemory(t); peak > memoryBudget {
+		t.Errorf("the daemon has had %.1f MiB resident, want at most %d", float64(peak)/(1<<20), memoryBudget>>20)
+	} else {
+		t.Logf("peak memory: %.1f MiB", float64(peak)/(1<<20))
+	}
+	d.stop(t)
+}
+
+// checkLedger holds a file of JSON lines to the generator's own knowledge: the flows 0 <= i < n, each once.
+func checkLedger(t *testing.T, file string, n int) {
+	t.Helper()
+	f, err := os.Open(file)
+	must(t, err)
+	defer f.Close()
+	seen := make([]bool, n)
+	ids := make(map[[16]byte]struct{}, n)
+	found, again, foreign, gaps := 0, 0, 0, 0
+	lines := bufio.NewReaderSize(f, 1<<20)
+	for {
+		line, err := lines.ReadSlice('\n')
+		if err != nil {
+			if len(line) > 0 {
+				t.Errorf("the last line is torn: %q", line)
+			}
+			break
+		}
+		var r struct {
+			Event   string     `json:"event"`
+			FlowID  string     `json:"flow_id"`
+			Proto   uint8      `json:"proto_num"`
+			Src     netip.Addr `json:"src_ip"`
+			Sport   uint16     `json:"src_port"`
+			Dst     netip.Addr `json:"dst_ip"`
+			Dport   uint16     `json:"dst_port"`
+			NAT     string     `json:"nat"`
+			NATSrc  netip.Addr `json:"nat_src_ip"`
+			NATPort uint16     `json:"nat_src_port"`
+		}
+		if err := json.Unmarshal(line, &r); err != nil {
+			t.Fatalf("not a line of JSON: %v: %q", err, line)
+		}
+		if r.Event == "gap" {
+			if gaps++; gaps <= 5 {
+				t.Errorf("a gap, and nothing is missing: %s", bytes.TrimSpace(line))
+			}
+			continue
+		}
+		var id [16]byte
+		if k, err := hex.Decode(id[:], []byte(r.FlowID)); k != 16 || err != nil {
+			t.Fatalf("malformed flow_id: %s", line)
+		}
+		ids[id] = struct{}{}
+		i, ok := lab.FlowNumber(r.NATSrc, r.NATPort)
+		got := lab.FloodFlow{Proto: r.Proto, Src: r.Src, Dst: r.Dst, NATSrc: r.NATSrc, SrcPort: r.Sport, NATPort: r.NATPort, DstPort: r.Dport}
+		switch {
+		case !ok || i >= n || got != lab.FlowAt(i) || r.Event != "destroy" || r.NAT != "snat":
+			if foreign++; foreign <= 5 {
+				t.Errorf("no flow of the generator's: %s", bytes.TrimSpace(line))
+			}
+		case seen[i]:
+			again++
+		default:
+			seen[i] = true
+			found++
+		}
+	}
+	var missing []string
+	for i := range seen {
+		if !seen[i] && len(missing) < 5 {
+			missing = append(missing, fmt.Sprint(lab.FlowAt(i)))
+		}
+	}
+	if found != n || again+foreign+gaps != 0 || len(ids) != n {
+		t.Errorf("%d of %d flows are on record; %d lines repeat one, %d fit none, %d are gaps; %d flow_ids; missing: %s",
+			found, n, again, foreign, gaps, len(ids), strings.Join(missing, ", "))
+	} else {
+		t.Logf("all of %d flows are on record, once each, and %d flow_ids", found, len(ids))
+	}
+}
+
+// The generator does what it says, and fails where the kernel refuses a single flow.
+func TestFlood(t *testing.T) {
+	need(t)
+	const n = 20_000
+	ns, f := newFloodNS(t)
+	count := func(want int) {
+		t.Helper()
+		if got, err := ns.ReadSysctl("net.netfilter.nf_conntrack_count"); err != nil || got != fmt.Sprint(want) {
+			t.Fatalf("the table holds %s flows (%v), want %d", got, err, want)
+		}
+	}
+	must(t, f.Create(0, n))
+	count(n)
+	if err := f.Create(n-1, n+1); !errors.Is(err, syscall.EEXIST) {
+		t.Errorf("to create a flow twice gives %v, want %v", err, syscall.EEXIST)
+	}
+	must(t, f.Delete(0, n+1))
+	count(0)
+	must(t, f.Churn(0, n))
+	count(0)
+	must(t, f.Create(0, n))
+	must(t, f.Flush())
+	count(0)
+}
