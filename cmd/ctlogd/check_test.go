@@ -1,0 +1,131 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/ctlogd/ctlogd/preflight"
+)
+
+func TestPrintResults(t *testing.T) {
+	var out bytes.Buffer
+	err := printResults(&out, []preflight.Result{
+		{Name: "ctnetlink", Status: preflight.Pass, Detail: "answers"},
+		{Name: "conntrack events", Status: preflight.Warn, Detail: "2", Remedy: "set it to 1"},
+		{Name: "x", Status: preflight.Fail, Detail: "y"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "pass  ctnetlink         answers\n" +
+		"warn  conntrack events  2\n" +
+		"                        -> set it to 1\n" +
+		"fail  x                 y\n"
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Errorf("lines (-want +got):\n%s", diff)
+	}
+}
+
+// check goes on to the host behind a configuration that is wrong, and says all that is.
+func TestCheckReportsTheConfiguration(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "nowhere", "flows.jsonl")
+	file := filepath.Join(t.TempDir(), "ctlogd.yaml")
+	if err := os.WriteFile(file, []byte("outputs: {jsonl: [{path: \"-\"}, {path: "+missing+"}]}\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	messages, err := os.ReadFile("testdata/bad-many.err")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wrong []preflight.Result
+	for line := range strings.Lines(strings.ReplaceAll(string(messages), "ctlogd.yaml:", "testdata/bad-many.yaml:")) {
+		wrong = append(wrong, preflight.Result{Name: "configuration", Status: preflight.Fail, Detail: strings.TrimSpace(line)})
+	}
+	for _, tt := range []struct {
+		name string
+		args []string
+		want []preflight.Result // of configuration and outputs
+	}{
+		{"defaults", nil, []preflight.Result{
+			{Name: "configuration", Status: preflight.Pass, Detail: "the defaults; -c FILE checks a file"},
+			{Name: "outputs.jsonl[0]", Status: preflight.Pass, Detail: "-"},
+		}},
+		{"no file", []string{"-c", "testdata/none.yaml"}, []preflight.Result{{Name: "configuration", Status: preflight.Fail,
+			Detail: "read the configuration: open testdata/none.yaml: no such file or directory"}}},
+		{"wrong file", []string{"-c", "testdata/bad-many.yaml"}, wrong},
+		{"no directory", []string{"-c", file}, []preflight.Result{
+			{Name: "configuration", Status: preflight.Pass, Detail: file},
+			{Name: "outputs.jsonl[0]", Status: preflight.Pass, Detail: "-"},
+			{Name: "outputs.jsonl[1]", Status: preflight.Fail},
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			code := run(append([]string{"check", "--json"}, tt.args...), &stdout, &stderr)
+			var all, got []preflight.Result
+			if err := json.Unmarshal(stdout.Bytes(), &all); err != nil {
+				t.Fatalf("%v: %s", err, &stdout)
+			}
+			failed, host := false, false
+			for _, r := range all {
+				failed = failed || r.Status == preflight.Fail
+				host = host || r.Name == "ctnetlink"
+				if r.Name == "configuration" || strings.HasPrefix(r.Name, "outputs.") {
+					got = append(got, r)
+				}
+			}
+			if failed != (code == exitFailure) || stderr.Len() > 0 {
+				t.Errorf("exit code %d and standard error %q for\n%s", code, &stderr, &stdout)
+			}
+			if !host {
+				t.Error("the host was not checked")
+			}
+			theirs := cmp.FilterPath(func(p cmp.Path) bool { // the messages of the outputs' own checks
+				return p.Last().String() == ".Remedy" || p.Last().String() == ".Detail" && tt.name == "no directory"
+			}, cmp.Ignore())
+			if diff := cmp.Diff(tt.want, got, theirs); diff != "" {
+				t.Errorf("results (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// run logs what check prints: warnings as warnings, failures as errors, with the remedy.
+func TestLogChecks(t *testing.T) {
+	cfg, err := parseConfig("x", []byte("outputs: {jsonl: [{path: "+filepath.Join(t.TempDir(), "nowhere", "x")+"}, {path: /dev/null}]}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	core, logs := observer.New(zap.DebugLevel)
+	logChecks(t.Context(), cfg, zap.New(core))
+	level := map[string]string{}
+	remedy := map[string]bool{}
+	for _, e := range logs.All() {
+		name := e.ContextMap()["check"].(string)
+		level[name] = e.Level.String()
+		_, remedy[name] = e.ContextMap()["remedy"]
+	}
+	if level["outputs.jsonl[0]"] != "error" || !remedy["outputs.jsonl[0]"] {
+		t.Errorf("a failure is logged at %s, remedy %v", level["outputs.jsonl[0]"], remedy["outputs.jsonl[0]"])
+	}
+	if level["outputs.jsonl[1]"] != "debug" || remedy["outputs.jsonl[1]"] {
+		t.Errorf("a pass is logged at %s, remedy %v", level["outputs.jsonl[1]"], remedy["outputs.jsonl[1]"])
+	}
+}
+
+func TestCheckPrintsText(t *testing.T) {
+	var stdout bytes.Buffer
+	run([]string{"check"}, &stdout, io.Discard)
+	if !strings.HasPrefix(stdout.String(), "pass  configuration         the defaults; -c FILE checks a file\n") {
+		t.Errorf("got %q", &stdout)
+	}
+}

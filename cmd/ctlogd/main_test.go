@@ -1,0 +1,155 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// asDaemon in the environment makes the test binary a daemon that drains for ever after the first signal.
+const asDaemon = "CTLOGD_TEST_DAEMON"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asDaemon) != "" {
+		ctx, _ := untilSignal(os.Stderr)
+		fmt.Println("started")
+		<-ctx.Done()
+		fmt.Println("draining")
+		select {}
+	}
+	os.Exit(m.Run())
+}
+
+func TestExitCodes(t *testing.T) {
+	bad := filepath.Join("testdata", "bad-many.yaml")
+	messages, err := os.ReadFile(filepath.Join("testdata", "bad-many.err"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		args   string
+		code   int
+		stderr string
+	}{
+		{"version", exitOK, ""},
+		{"--help", exitOK, ""},
+		{"", exitUsage, "ctlogd: no command given; use run, check or version\nsee ctlogd --help\n"},
+		{"start", exitUsage, "ctlogd: unknown command \"start\" for \"ctlogd\"\nsee ctlogd --help\n"},
+		{"run flows", exitUsage, "ctlogd: unknown command \"flows\" for \"ctlogd run\"\nsee ctlogd run --help\n"},
+		{"run --fix", exitUsage, "ctlogd: unknown flag: --fix\nsee ctlogd run --help\n"},
+		{"check -c", exitUsage, "ctlogd: flag needs an argument: 'c' in -c\nsee ctlogd check --help\n"},
+		{"run -c testdata/none.yaml", exitFailure,
+			"ctlogd: read the configuration: open testdata/none.yaml: no such file or directory\n"},
+		{"run -c testdata", exitFailure, "ctlogd: read the configuration: read testdata: is a directory\n"},
+		{"run -c " + bad, exitFailure, strings.ReplaceAll(string(messages), "ctlogd.yaml:", bad+":")},
+	} {
+		t.Run(tt.args, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			if code := run(strings.Fields(tt.args), &stdout, &stderr); code != tt.code {
+				t.Errorf("exit code %d, want %d", code, tt.code)
+			}
+			if diff := cmp.Diff(tt.stderr, stderr.String()); diff != "" {
+				t.Errorf("standard error (-want +got):\n%s", diff)
+			}
+			if (tt.code == exitOK) != (stdout.Len() > 0) {
+				t.Errorf("standard output %q", &stdout)
+			}
+		})
+	}
+}
+
+func TestVersion(t *testing.T) {
+	version, commit = "1.2.3", "abcdef"
+	defer func() { version, commit = "", "" }()
+	var stdout bytes.Buffer
+	if code := run([]string{"version"}, &stdout, io.Discard); code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+	if got := stdout.String(); !strings.HasPrefix(got, "ctlogd 1.2.3, commit abcdef, go1.") {
+		t.Errorf("got %q", got)
+	}
+}
+
+// The first signal asks the daemon to drain; the second ends it however long that takes.
+func TestSignals(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), asDaemon+"=1")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+
+	out := bufio.NewScanner(pipe)
+	for _, step := range []struct {
+		line   string
+		signal unix.Signal
+	}{{"started", unix.SIGTERM}, {"draining", unix.SIGINT}} {
+		if !out.Scan() || out.Text() != step.line {
+			t.Fatalf("got %q, want %q; standard error: %s", out.Text(), step.line, &stderr)
+		}
+		if err := cmd.Process.Signal(step.signal); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 128+int(unix.SIGINT) {
+		t.Errorf("got %v, want exit code 130", err)
+	}
+	if want := "ctlogd: a second signal (interrupt): exit without delivering what is left\n"; stderr.String() != want {
+		t.Errorf("standard error %q, want %q", &stderr, want)
+	}
+}
+
+func TestLogger(t *testing.T) {
+	for _, tt := range []struct {
+		config LogConfig
+		want   []string // in the one line that comes through
+	}{
+		{LogConfig{Level: "info", Format: "console"}, []string{"\tINFO\tinput\tat info\t", `{"n": 1}`}},
+		{LogConfig{Level: "info", Format: "json"}, []string{`"level":"info"`, `"logger":"input"`, `"msg":"at info"`, `"n":1}`}},
+	} {
+		var out bytes.Buffer
+		log, err := newLogger(tt.config, &out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		log = log.Named("input")
+		log.Debug("at debug")
+		log.Info("at info", zap.Int("n", 1))
+		if n := strings.Count(out.String(), "\n"); n != 1 {
+			t.Errorf("%v: %d lines, want 1: %q", tt.config, n, &out)
+		}
+		for _, want := range tt.want {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("%v: %q lacks %q", tt.config, &out, want)
+			}
+		}
+	}
+	for _, level := range logLevels {
+		if _, err := newLogger(LogConfig{Level: level, Format: "json"}, io.Discard); err != nil {
+			t.Errorf("level %s: %v", level, err)
+		}
+	}
+}
