@@ -79,6 +79,7 @@ type Sysctl struct {
 	Key   string // "nf_conntrack_acct"
 	check string
 	wrong map[string]verdict // by value; others pass
+	built string             // the kernel option that brings it; empty: always there
 }
 
 type verdict struct {
@@ -91,13 +92,13 @@ var Sysctls = []Sysctl{
 	{"nf_conntrack_events", "conntrack events", map[string]verdict{
 		"0": {Fail, "the kernel reports no flow at all"},
 		"2": {Warn, "flows born while nobody listened never report their end"},
-	}},
+	}, "CONFIG_NF_CONNTRACK_EVENTS"},
 	{"nf_conntrack_acct", "conntrack accounting", map[string]verdict{
 		"0": {Warn, "records carry no packets and bytes"},
-	}},
+	}, ""},
 	{"nf_conntrack_timestamp", "conntrack timestamps", map[string]verdict{
 		"0": {Warn, "records carry neither the kernel's start and end nor a flow_id"},
-	}},
+	}, "CONFIG_NF_CONNTRACK_TIMESTAMP"},
 }
 
 func (h host) sysctl(s Sysctl, fix bool) Result {
@@ -105,7 +106,7 @@ func (h host) sysctl(s Sysctl, fix bool) Result {
 	name := "net.netfilter." + s.Key
 	value, err := h.read(s.Key)
 	if err != nil {
-		return h.absent(r, name, err)
+		return h.absent(s, err)
 	}
 	wrong, bad := s.wrong[value]
 	switch {
@@ -128,18 +129,23 @@ func (h host) sysctl(s Sysctl, fix bool) Result {
 	return r
 }
 
-// absent explains why a sysctl of conntrack cannot be read.
-func (h host) absent(r Result, name string, err error) Result {
-	r.Detail = fmt.Sprintf("%s cannot be read: %v", name, cause(err))
-	if !errors.Is(err, fs.ErrNotExist) {
-		return r
-	}
-	if _, err := h.read("nf_conntrack_max"); err == nil {
-		r.Detail = "this kernel has no " + name
-		r.Remedy = "a kernel with CONFIG_NF_CONNTRACK_EVENTS, _TIMESTAMP and accounting"
-	} else {
+// absent explains why a sysctl of conntrack cannot be read. A switch that the kernel was built without is off.
+func (h host) absent(s Sysctl, err error) Result {
+	r := Result{Name: s.check, Status: Fail}
+	name := "net.netfilter." + s.Key
+	_, noConntrack := h.read("nf_conntrack_max")
+	switch {
+	case !errors.Is(err, fs.ErrNotExist):
+		r.Detail = fmt.Sprintf("%s cannot be read: %v", name, cause(err))
+	case noConntrack != nil:
 		r.Detail = "there is no " + name + ": connection tracking is not loaded"
 		r.Remedy = "modprobe nf_conntrack"
+	default:
+		off := s.wrong["0"]
+		r.Status, r.Detail = off.status, fmt.Sprintf("this kernel has no %s: %s", name, off.why)
+		if s.built != "" {
+			r.Remedy = "a kernel with " + s.built
+		}
 	}
 	return r
 }
