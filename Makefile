@@ -3,7 +3,7 @@
 
 GO          ?= go
 FUZZTIME    ?= 30s
-STATICCHECK  = honnef.co/go/tools/cmd/staticcheck@v0.6.1
+STATICCHECK  = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # command:package, for what the integration tests, the demo and the benchmark call
 DEMO_NEEDS   = ip:iproute2 nft:nftables

@@ -30,6 +30,9 @@ shift $((OPTIND - 1))
 [[ $(id -u) == 0 ]] || { echo "compare.sh: needs root, for network namespaces and conntrack events" >&2; exit 1; }
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d "${BENCH_DIR:-/var/tmp}/ctlogd-bench.XXXXXX") ns=ctlogd-bench-$$
+# Two that raise the limits at once would put back each other's: wait for the other, bench or integration test.
+exec 9</proc/sys/net/netfilter/nf_conntrack_max
+flock 9
 max=$(sysctl -n net.netfilter.nf_conntrack_max) buckets=$(sysctl -n net.netfilter.nf_conntrack_buckets)
 pid= sink=
 cleanup() {
@@ -60,13 +63,14 @@ row() {
     rm -rf "$dir/out"
     mkdir -p "$dir/out"
     in_ns conntrack -F >/dev/null 2>&1
-    in_ns "$work/sink" >"$dir/sink" & sink=$!
+    (exec ip netns exec "$ns" "$work/sink" >"$dir/sink") & sink=$!
     if [[ $pattern == burst ]]; then in_ns "$work/ctflood" create "$n" >/dev/null; fi
     (cd "$dir/out" && exec ip netns exec "$ns" bash -c "exec $*" >stdout 2>"$dir/stderr") & pid=$!
     sleep 2
     if ! kill -0 "$pid" 2>/dev/null; then
         echo "$name did not start: $(tail -n 1 "$dir/stderr")" >&2
-        kill "$sink"; wait "$sink" 2>/dev/null || true
+        kill "$sink" 2>/dev/null || true
+        wait "$pid" "$sink" 2>/dev/null || true
         pid= sink=
         return
     fi
@@ -141,7 +145,7 @@ for run in $(seq "$runs"); do
 done
 
 # Ratios are taken within each run, against the drain of that run, and their median is shown.
-awk -v flows="$n" -v runs="$runs" '
+awk -v flows="$n" '
 function median(list, count, i, j, v, a) {
     count = split(list, a, " ")
     for (i = 2; i <= count; i++) {
@@ -151,23 +155,25 @@ function median(list, count, i, j, v, a) {
     }
     return count ? (a[int((count + 1) / 2)] + a[int(count / 2) + 1]) / 2 : 0
 }
-FNR == 1 { drain = nap = 0 }
+FNR == 1 { run++ }
 {
     if (!($1 in cost)) order[++rows] = $1
-    if ($1 == "drain") drain = $2
-    if ($1 == "drain-nap") nap = $5
+    us[run, $1] = $2
     cost[$1] = cost[$1] " " $2
-    if (drain) ratio[$1] = ratio[$1] " " $2 / drain
     records[$1] = records[$1] " " $3
     if (!($1 in least) || $3 < least[$1]) least[$1] = $3
     if ($4 > peak[$1]) peak[$1] = $4
+    rate[run, $1] = $5
     speed[$1] = speed[$1] " " $5
-    if (nap) path[$1] = path[$1] " " $5 / nap
 }
 END {
     printf "%-14s %9s %8s %9s %9s %10s %9s %12s\n", "", "us/event", "x drain", "records", "least", "peak MiB", "flows/s", "x drain-nap"
     for (i = 1; i <= rows; i++) {
         r = order[i]
+        for (k = 1; k <= run; k++) if ((k, r) in us) {
+            if (us[k, "drain"]) ratio[r] = ratio[r] " " us[k, r] / us[k, "drain"]
+            if (rate[k, "drain-nap"]) path[r] = path[r] " " rate[k, r] / rate[k, "drain-nap"]
+        }
         printf "%-14s %9.2f %8.2f %9d %8.2f%% %10.1f %9d %12.2f\n", r, median(cost[r]), median(ratio[r]), median(records[r]), \
             100 * least[r] / flows, peak[r] / 1024, median(speed[r]), median(path[r])
     }

@@ -23,9 +23,13 @@ import (
 const memoryBudget = 64 << 20
 
 // room raises the limits of the connection tracking table, which are the machine's and not a namespace's, and puts
-// them back.
+// them back. It waits for others who do so at the same time (bench/compare.sh), or each would put back the other's.
 func room(t *testing.T, entries int) {
 	t.Helper()
+	lock, err := os.Open("/proc/sys/net/netfilter/nf_conntrack_max")
+	must(t, err)
+	t.Cleanup(func() { lock.Close() })
+	must(t, syscall.Flock(int(lock.Fd()), syscall.LOCK_EX))
 	for key, value := range map[string]int{"nf_conntrack_max": entries, "nf_conntrack_buckets": 1 << 20} {
 		path := "/proc/sys/net/netfilter/" + key
 		before, err := os.ReadFile(path)

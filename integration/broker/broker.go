@@ -13,7 +13,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -354,4 +356,37 @@ func (c *Cluster) Consume(t testing.TB, topic, format string) []byte {
 		t.Fatalf("kcat: %v: %s", err, stderr.Bytes())
 	}
 	return out
+}
+
+// Produce lets kcat write input, one message a line, with further options (-K: the separator of key and value).
+func (c *Cluster) Produce(t testing.TB, topic, input string, options ...string) {
+	t.Helper()
+	args := append([]string{"-P", "-b", strings.Join(c.Addrs, ","), "-t", topic}, options...)
+	cmd := exec.CommandContext(t.Context(), "kcat", args...)
+	cmd.Stdin = strings.NewReader(input)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("kcat: %v: %s", err, out)
+	}
+}
+
+// AwaitISR waits until every partition of the topic has n replicas in sync.
+func (c *Cluster) AwaitISR(t testing.TB, topic string, n int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	isr := regexp.MustCompile(`isrs: ([0-9,]*)`)
+	for {
+		out, err := exec.CommandContext(ctx, "kcat", "-L", "-m", "2", "-b", strings.Join(c.Addrs, ","), "-t", topic).
+			CombinedOutput()
+		partitions := isr.FindAllSubmatch(out, -1)
+		if err == nil && len(partitions) > 0 && !slices.ContainsFunc(partitions, func(m [][]byte) bool {
+			return bytes.Count(m[1], []byte(",")) != n-1
+		}) {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("not in sync: %s", out)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 }
