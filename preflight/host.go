@@ -229,8 +229,8 @@ func (h host) fill(context.Context) Result {
 	if percent >= fullAt {
 		r.Status = Warn
 		r.Detail += ": when it is full, new connections fail"
-		r.Remedy = fmt.Sprintf("find out what fills it, or raise the limit: sysctl -w net.netfilter.nf_conntrack_max=%d",
-			2*uint64(limit))
+		r.Remedy = "find out what fills it, or raise the limit: " +
+			fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_max=%d", 2*uint64(limit))
 	}
 	return r
 }

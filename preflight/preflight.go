@@ -1,6 +1,6 @@
-// Package preflight asks the host whether it lets ctlogd do its work: rights, kernel features, sysctls, the state of the
-// connection tracking table, buffers and output paths. Everything it looks at belongs to the network namespace of the
-// calling thread. It changes nothing, unless told to set the sysctls.
+// Package preflight asks the host whether it lets ctlogd do its work: rights, kernel features, sysctls, the state of
+// the connection tracking table, buffers and output paths. Everything it looks at belongs to the network namespace of
+// the calling thread. It changes nothing, unless told to set the sysctls.
 package preflight
 
 import (

@@ -36,7 +36,8 @@ func (k fake) forceBuffer(int) error { return k.bufferErr }
 
 // healthy is a machine on which every check passes.
 func healthy() (fake, map[string]string) {
-	return fake{entries: 10, limit: 1000, v4: []string{"nf_hook", "ipv4_conntrack_in"}, v6: []string{"ipv6_conntrack_in"}},
+	return fake{entries: 10, limit: 1000, v4: []string{"nf_hook", "ipv4_conntrack_in"},
+			v6: []string{"ipv6_conntrack_in"}},
 		map[string]string{
 			"thread-self/status":                       "Name:\tctlogd\nCapEff:\t0000000000001000\n",
 			"sys/net/netfilter/nf_conntrack_events":    "1\n",
@@ -66,11 +67,13 @@ func build(t *testing.T, k fake, files map[string]string) host {
 const netfilter = "sys/net/netfilter/"
 
 const (
-	fixEvents = "ctlogd check --fix, or sysctl -w net.netfilter.nf_conntrack_events=1; it holds for flows born afterwards"
-	fixAcct   = "ctlogd check --fix, or sysctl -w net.netfilter.nf_conntrack_acct=1; it holds for flows born afterwards"
-	fixTime   = "ctlogd check --fix, or sysctl -w net.netfilter.nf_conntrack_timestamp=1; it holds for flows born afterwards"
-	rights    = "repeat the check with the rights that the daemon will have"
-	start     = "load the firewall's rules; the first that uses ct or NAT starts tracking, " +
+	fixEvents = "ctlogd check --fix, or sysctl -w net.netfilter.nf_conntrack_events=1; " +
+		"it holds for flows born afterwards"
+	fixAcct = "ctlogd check --fix, or sysctl -w net.netfilter.nf_conntrack_acct=1; it holds for flows born afterwards"
+	fixTime = "ctlogd check --fix, or sysctl -w net.netfilter.nf_conntrack_timestamp=1; " +
+		"it holds for flows born afterwards"
+	rights = "repeat the check with the rights that the daemon will have"
+	start  = "load the firewall's rules; the first that uses ct or NAT starts tracking, " +
 		"say: nft add rule inet filter forward ct state established,related accept"
 )
 
@@ -85,19 +88,26 @@ func TestChecks(t *testing.T) {
 		want   []Result // those that differ from the healthy machine's
 	}{
 		{"events off", func(_ *fake, p map[string]string) { p[netfilter+"nf_conntrack_events"] = "0\n" },
-			[]Result{{"conntrack events", Fail, "net.netfilter.nf_conntrack_events = 0: the kernel reports no flow at all", fixEvents}}},
+			[]Result{{"conntrack events", Fail,
+				"net.netfilter.nf_conntrack_events = 0: the kernel reports no flow at all", fixEvents}}},
 		{"events automatic", func(_ *fake, p map[string]string) { p[netfilter+"nf_conntrack_events"] = "2\n" },
 			[]Result{{"conntrack events", Warn,
-				"net.netfilter.nf_conntrack_events = 2: flows born while nobody listened never report their end", fixEvents}}},
+				"net.netfilter.nf_conntrack_events = 2: flows born while nobody listened never report their end",
+				fixEvents}}},
 		{"no accounting", func(_ *fake, p map[string]string) { p[netfilter+"nf_conntrack_acct"] = "0\n" },
 			[]Result{{"conntrack accounting", Warn,
 				"net.netfilter.nf_conntrack_acct = 0: records carry no packets and bytes", fixAcct}}},
 		{"no timestamps", func(_ *fake, p map[string]string) { p[netfilter+"nf_conntrack_timestamp"] = "0\n" },
 			[]Result{{"conntrack timestamps", Warn,
-				"net.netfilter.nf_conntrack_timestamp = 0: records carry neither the kernel's start and end nor a flow_id", fixTime}}},
-		{"a kernel without timestamps", func(_ *fake, p map[string]string) { delete(p, netfilter+"nf_conntrack_timestamp") },
+				"net.netfilter.nf_conntrack_timestamp = 0: " +
+					"records carry neither the kernel's start and end nor a flow_id", fixTime}}},
+		{"a kernel without timestamps", func(_ *fake, p map[string]string) {
+			delete(p,
+				netfilter+"nf_conntrack_timestamp")
+		},
 			[]Result{{"conntrack timestamps", Warn, "this kernel has no net.netfilter.nf_conntrack_timestamp: " +
-				"records carry neither the kernel's start and end nor a flow_id", "a kernel with CONFIG_NF_CONNTRACK_TIMESTAMP"}}},
+				"records carry neither the kernel's start and end nor a flow_id",
+				"a kernel with CONFIG_NF_CONNTRACK_TIMESTAMP"}}},
 		{"a kernel without events", func(_ *fake, p map[string]string) { delete(p, netfilter+"nf_conntrack_events") },
 			[]Result{{"conntrack events", Fail, "this kernel has no net.netfilter.nf_conntrack_events: " +
 				"the kernel reports no flow at all", "a kernel with CONFIG_NF_CONNTRACK_EVENTS"}}},
@@ -111,13 +121,22 @@ func TestChecks(t *testing.T) {
 		}, []Result{
 			{"ctnetlink", Fail, "this kernel has netfilter netlink, but not conntrack's part of it",
 				"modprobe nf_conntrack_netlink; a kernel without CONFIG_NF_CT_NETLINK cannot report flows"},
-			{"conntrack events", Fail, "there is no net.netfilter.nf_conntrack_events: connection tracking is not loaded", "modprobe nf_conntrack"},
-			{"conntrack accounting", Fail, "there is no net.netfilter.nf_conntrack_acct: connection tracking is not loaded", "modprobe nf_conntrack"},
-			{"conntrack timestamps", Fail, "there is no net.netfilter.nf_conntrack_timestamp: connection tracking is not loaded", "modprobe nf_conntrack"},
+			{"conntrack events", Fail,
+				"there is no net.netfilter.nf_conntrack_events: connection tracking is not loaded",
+				"modprobe nf_conntrack"},
+			{"conntrack accounting", Fail,
+				"there is no net.netfilter.nf_conntrack_acct: connection tracking is not loaded",
+				"modprobe nf_conntrack"},
+			{"conntrack timestamps", Fail,
+				"there is no net.netfilter.nf_conntrack_timestamp: connection tracking is not loaded",
+				"modprobe nf_conntrack"},
 			{"conntrack hooks", Fail, "no packet is tracked in this network namespace, so no event will come", start},
 			{"conntrack table", Warn, "its fill cannot be told: no such file or directory", ""},
 		}},
-		{"no netfilter netlink", func(k *fake, _ map[string]string) { k.tableErr = fmt.Errorf("dial: %w", unix.EPROTONOSUPPORT) },
+		{"no netfilter netlink", func(k *fake, _ map[string]string) {
+			k.tableErr = fmt.Errorf("dial: %w",
+				unix.EPROTONOSUPPORT)
+		},
 			[]Result{{"ctnetlink", Fail, "this kernel has no netfilter netlink",
 				"modprobe nfnetlink; a kernel without CONFIG_NETFILTER_NETLINK cannot report flows"}}},
 		{"ctnetlink silent", func(k *fake, _ map[string]string) { k.tableErr = unix.EAGAIN },
@@ -148,18 +167,25 @@ func TestChecks(t *testing.T) {
 			{"receive buffer", Warn, "1MiB needs CAP_NET_ADMIN here, and net.core.rmem_max cannot be read", grant},
 		}},
 		{"no status", func(_ *fake, p map[string]string) { p["thread-self/status"] = "Name:\tx\n" },
-			[]Result{{"capability", Fail, "effective capabilities cannot be read: no CapEff in thread-self/status", grant}}},
+			[]Result{{"capability", Fail, "effective capabilities cannot be read: no CapEff in thread-self/status",
+				grant}}},
 		{"IPv4 alone", func(k *fake, _ map[string]string) { k.v6 = nil },
 			[]Result{{"conntrack hooks", Pass, "packets of IPv4 alone are tracked in this network namespace", ""}}},
 		{"IPv6 alone", func(k *fake, _ map[string]string) { k.v4 = []string{"iptable_raw_hook"} },
 			[]Result{{"conntrack hooks", Pass, "packets of IPv6 alone are tracked in this network namespace", ""}}},
 		{"no hooks, but flows", func(k *fake, _ map[string]string) { k.v4, k.v6 = nil, nil },
-			[]Result{{"conntrack hooks", Fail, "no packet is tracked in this network namespace, so no event will come", start}}},
-		{"hooks without names, and flows", func(k *fake, _ map[string]string) { k.v4, k.v6 = []string{""}, []string{""} },
+			[]Result{{"conntrack hooks", Fail,
+				"no packet is tracked in this network namespace, so no event will come", start}}},
+		{"hooks without names, and flows", func(k *fake, _ map[string]string) {
+			k.v4, k.v6 = []string{""},
+				[]string{""}
+		},
 			[]Result{{"conntrack hooks", Pass, "the table holds 10 flows (this kernel does not list hooks)", ""}}},
 		{"hooks not listed, no flows", func(k *fake, _ map[string]string) { k.hooksErr, k.entries = unix.EINVAL, 0 },
 			[]Result{
-				{"conntrack hooks", Warn, "cannot be told: this kernel does not list hooks, and the table holds no flow at the moment", start},
+				{"conntrack hooks", Warn,
+					"cannot be told: this kernel does not list hooks, and the table holds no flow at the moment",
+					start},
 				{"conntrack table", Pass, "0 of 1000 flows (0 %)", ""},
 			}},
 		{"table nearly full", func(k *fake, _ map[string]string) { k.entries = 800 },
@@ -206,9 +232,11 @@ func TestFix(t *testing.T) {
 	h := build(t, k, proc)
 	got := h.run(t.Context(), Options{Fix: true})[2:5]
 	want := []Result{
-		{"conntrack events", Pass, "net.netfilter.nf_conntrack_events = 1, set just now (it was 2), for flows born from now on",
+		{"conntrack events", Pass,
+			"net.netfilter.nf_conntrack_events = 1, set just now (it was 2), for flows born from now on",
 			"to keep it over a reboot: echo 'net.netfilter.nf_conntrack_events = 1' >> /etc/sysctl.d/60-ctlogd.conf"},
-		{"conntrack accounting", Pass, "net.netfilter.nf_conntrack_acct = 1, set just now (it was 0), for flows born from now on",
+		{"conntrack accounting", Pass,
+			"net.netfilter.nf_conntrack_acct = 1, set just now (it was 0), for flows born from now on",
 			"to keep it over a reboot: echo 'net.netfilter.nf_conntrack_acct = 1' >> /etc/sysctl.d/60-ctlogd.conf"},
 		{"conntrack timestamps", Pass, "net.netfilter.nf_conntrack_timestamp = 1", ""},
 	}
@@ -248,7 +276,8 @@ func TestOutputs(t *testing.T) {
 	k, proc := healthy()
 	got := build(t, k, proc).run(t.Context(), Options{Outputs: []Output{
 		{"outputs.a[0]", "/x", func(context.Context) error { return nil }},
-		{"outputs.a[1]", "/y", func(context.Context) error { return errors.New("no directory /y; make it; then again") }},
+		{"outputs.a[1]", "/y",
+			func(context.Context) error { return errors.New("no directory /y; make it; then again") }},
 	}})
 	want := []Result{
 		{"outputs.a[0]", Pass, "/x", ""},

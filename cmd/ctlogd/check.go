@@ -72,7 +72,8 @@ func configResults(file string, err error) []preflight.Result {
 func hostChecks(cfg *Config) preflight.Options {
 	o := preflight.Options{ReceiveBuffer: cfg.Input.Conntrack.ReceiveBuffer}
 	add := func(kind string, i int, about string, check func(context.Context) error) {
-		o.Outputs = append(o.Outputs, preflight.Output{Name: fmt.Sprintf("outputs.%s[%d]", kind, i), About: about, Check: check})
+		name := fmt.Sprintf("outputs.%s[%d]", kind, i)
+		o.Outputs = append(o.Outputs, preflight.Output{Name: name, About: about, Check: check})
 	}
 	for i, out := range cfg.Outputs.JSONL {
 		add("jsonl", i, out.Path, func(context.Context) error { return out.Check() })

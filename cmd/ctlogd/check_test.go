@@ -39,7 +39,8 @@ func TestPrintResults(t *testing.T) {
 func TestCheckReportsTheConfiguration(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "nowhere", "flows.jsonl")
 	file := filepath.Join(t.TempDir(), "ctlogd.yaml")
-	if err := os.WriteFile(file, []byte("outputs: {jsonl: [{path: \"-\"}, {path: "+missing+"}]}\n"), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte("outputs: {jsonl: [{path: \"-\"}, {path: "+missing+"}]}\n"),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
 	messages, err := os.ReadFile("testdata/bad-many.err")
@@ -48,7 +49,8 @@ func TestCheckReportsTheConfiguration(t *testing.T) {
 	}
 	var wrong []preflight.Result
 	for line := range strings.Lines(strings.ReplaceAll(string(messages), "ctlogd.yaml:", "testdata/bad-many.yaml:")) {
-		wrong = append(wrong, preflight.Result{Name: "configuration", Status: preflight.Fail, Detail: strings.TrimSpace(line)})
+		wrong = append(wrong, preflight.Result{Name: "configuration", Status: preflight.Fail,
+			Detail: strings.TrimSpace(line)})
 	}
 	for _, tt := range []struct {
 		name string
@@ -59,7 +61,8 @@ func TestCheckReportsTheConfiguration(t *testing.T) {
 			{Name: "configuration", Status: preflight.Pass, Detail: "the defaults; -c FILE checks a file"},
 			{Name: "outputs.jsonl[0]", Status: preflight.Pass, Detail: "-"},
 		}},
-		{"no file", []string{"-c", "testdata/none.yaml"}, []preflight.Result{{Name: "configuration", Status: preflight.Fail,
+		{"no file", []string{"-c", "testdata/none.yaml"}, []preflight.Result{{Name: "configuration",
+			Status: preflight.Fail,
 			Detail: "read the configuration: open testdata/none.yaml: no such file or directory"}}},
 		{"wrong file", []string{"-c", "testdata/bad-many.yaml"}, wrong},
 		{"no directory", []string{"-c", file}, []preflight.Result{
@@ -101,7 +104,8 @@ func TestCheckReportsTheConfiguration(t *testing.T) {
 
 // run logs what check prints: warnings as warnings, failures as errors, with the remedy.
 func TestLogChecks(t *testing.T) {
-	cfg, err := parseConfig("x", []byte("outputs: {jsonl: [{path: "+filepath.Join(t.TempDir(), "nowhere", "x")+"}, {path: /dev/null}]}"))
+	cfg, err := parseConfig("x", []byte("outputs: {jsonl: [{path: "+filepath.Join(t.TempDir(), "nowhere",
+		"x")+"}, {path: /dev/null}]}"))
 	if err != nil {
 		t.Fatal(err)
 	}

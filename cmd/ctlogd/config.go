@@ -125,7 +125,8 @@ func (c *Config) Validate(report func(path, msg string)) {
 	}
 	c.Input.Conntrack.Validate(block("input.conntrack"))
 	if in := &c.Input.Conntrack; len(in.Events) == 0 && !in.Expectations {
-		report("input.conntrack.events", "empty list, so nothing would be logged; name events, or set expectations: true")
+		report("input.conntrack.events",
+			"empty list, so nothing would be logged; name events, or set expectations: true")
 	}
 	if c.Input.Conntrack.ReceiveBuffer == 0 { // elsewhere 0 means unset; here the default came first
 		report("input.conntrack.receive_buffer", "0 is out of range; leave the key out for the default")
@@ -164,7 +165,8 @@ func (c *OutputsConfig) validate(block func(path string) func(field, msg string)
 		}
 		path := filepath.Clean(o.Path)
 		if first, dup := files[path]; dup {
-			report("path", fmt.Sprintf("outputs.jsonl[%d] writes to %s already; two outputs cannot share a file", first, path))
+			report("path", fmt.Sprintf("outputs.jsonl[%d] writes to %s already; two outputs cannot share a file",
+				first, path))
 			continue
 		}
 		files[path] = i

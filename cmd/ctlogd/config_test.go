@@ -63,7 +63,8 @@ func TestGoodConfigs(t *testing.T) {
 		}
 		return c
 	}
-	local := pipeline.FilterConfig{{Action: "drop", Match: pipeline.Match{Src: pipeline.List[string]{"192.0.2.0/24", "198.51.100.0/24"}}}}
+	local := pipeline.FilterConfig{{Action: "drop", Match: pipeline.Match{Src: pipeline.List[string]{"192.0.2.0/24",
+		"198.51.100.0/24"}}}}
 
 	// What each file changes of the defaults with one output.
 	want := map[string]func(c *Config){
@@ -109,7 +110,8 @@ func TestGoodConfigs(t *testing.T) {
 		},
 		"lone-values": func(c *Config) {
 			c.Input.Conntrack.Events = []string{"new"}
-			c.Filter = pipeline.FilterConfig{{Action: "drop", Match: pipeline.Match{Proto: pipeline.List[string]{"47"}}}}
+			c.Filter = pipeline.FilterConfig{{Action: "drop",
+				Match: pipeline.Match{Proto: pipeline.List[string]{"47"}}}}
 			c.Outputs.JSONL = []JSONLConfig{file("/x", func(o *JSONLConfig) { o.Fields.Drop = []string{"dst_ip"} })}
 		},
 		"document-marks":   func(*Config) {},
@@ -196,7 +198,8 @@ func FuzzParseConfig(f *testing.F) {
 		last := 1
 		for _, l := range wrong.faults {
 			if l.line < last || l.line > strings.Count(string(text), "\n")+1 {
-				t.Errorf("line %d after %d in a text of %d lines: %s", l.line, last, strings.Count(string(text), "\n")+1, l.msg)
+				t.Errorf("line %d after %d in a text of %d lines: %s", l.line, last, strings.Count(string(text),
+					"\n")+1, l.msg)
 			}
 			last = l.line
 			if strings.ContainsAny(l.path+l.msg, "\n\r\x00") {

@@ -167,15 +167,16 @@ func (d *decoder) parse(text []byte) *yaml.Node {
 	}
 	switch err := in.Decode(&next); {
 	case err == nil:
-		d.faults = append(d.faults, fault{next.Line, "", "a second document begins here; ctlogd reads one, so remove the ---"})
+		d.faults = append(d.faults, fault{next.Line, "",
+			"a second document begins here; ctlogd reads one, so remove the ---"})
 	case !errors.Is(err, io.EOF):
 		d.faults = append(d.faults, syntaxFault(text, err))
 	}
 	return doc.Content[0]
 }
 
-// foreignBytes finds the first line that is no text; the yaml package would not name it. To YAML, some control characters
-// end a line as well, which they do to no editor.
+// foreignBytes finds the first line that is no text; the yaml package would not name it. To YAML, some control
+// characters end a line as well, which they do to no editor.
 func foreignBytes(text []byte) (line int, what string) {
 	line = 1
 	for l := range bytes.Lines(text) {
@@ -185,7 +186,7 @@ func foreignBytes(text []byte) (line int, what string) {
 		}
 		for _, r := range string(l) {
 			if unicode.IsControl(r) && r != '\t' || r == '\u2028' || r == '\u2029' {
-				return line, fmt.Sprintf("a control character, %U; remove it, or write it as an escape in double quotes", r)
+				return line, fmt.Sprintf("a control character, %U; remove it, or write it as an escape in quotes", r)
 			}
 		}
 		line++
@@ -199,7 +200,8 @@ var syntaxErrors = []struct{ yaml, ours string }{
 	{"found a tab character", "a tab in the indentation; use spaces"},
 	{"mapping values are not allowed", "a key is not expected here; check the indentation, " +
 		"and quote a value that has a colon and a space in it"},
-	{"found character that cannot start", "a value begins with a character that has a meaning in YAML; quote the value"},
+	{"found character that cannot start",
+		"a value begins with a character that has a meaning in YAML; quote the value"},
 	{"did not find expected key", "a key is expected here; check the indentation"},
 	{"did not find expected '-'", "a dash is expected here, as the list goes on; check the indentation"},
 	{"did not find expected ',' or ']'", "a list in [ ] is not closed, or lacks a comma"},
@@ -223,7 +225,8 @@ func syntaxFault(text []byte, err error) fault {
 	}
 	if m := unknownAnchor.FindStringSubmatch(msg); m != nil {
 		name := keyName(m[1])
-		return fault{at, "", fmt.Sprintf("*%s stands for nothing; write &%s before the value to repeat, further up", name, name)}
+		return fault{at, "", fmt.Sprintf("*%s stands for nothing; write &%s before the value to repeat, further up",
+			name, name)}
 	}
 	line := lines[at-1]
 	if indent := line[:len(line)-len(bytes.TrimLeft(line, " \t"))]; bytes.IndexByte(indent, '\t') >= 0 {
@@ -324,7 +327,8 @@ func (d *decoder) block(n *yaml.Node, v reflect.Value, path string, taken map[st
 	for i := 0; i < len(n.Content); i += 2 {
 		key, val := n.Content[i], n.Content[i+1]
 		if key.Kind != yaml.ScalarNode {
-			d.fault(key, path, "%s stands where a key should; allowed here: %s", describe(key), strings.Join(names, ", "))
+			d.fault(key, path, "%s stands where a key should; allowed here: %s", describe(key),
+				strings.Join(names, ", "))
 			continue
 		}
 		at := join(path, keyName(key.Value))
@@ -438,7 +442,8 @@ func isScalar(t reflect.Type) bool {
 		return true
 	}
 	switch t.Kind() {
-	case reflect.Bool, reflect.String, reflect.Float64, reflect.Int, reflect.Int64, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+	case reflect.Bool, reflect.String, reflect.Float64, reflect.Int, reflect.Int64, reflect.Uint16, reflect.Uint32,
+		reflect.Uint64:
 		return true
 	}
 	return false
@@ -552,7 +557,8 @@ func nearest(word string, names []string) string {
 		}
 	}
 	for _, name := range names {
-		if best == "" && min(len(word), len(name)) >= 3 && (strings.HasPrefix(word, name) || strings.HasPrefix(name, word)) {
+		longer := strings.HasPrefix(word, name) || strings.HasPrefix(name, word)
+		if best == "" && longer && min(len(word), len(name)) >= 3 {
 			best = name // protocol for proto
 		}
 	}

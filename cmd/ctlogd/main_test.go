@@ -128,7 +128,8 @@ func TestLogger(t *testing.T) {
 		want   []string // in the one line that comes through
 	}{
 		{LogConfig{Level: "info", Format: "console"}, []string{"\tINFO\tinput\tat info\t", `{"n": 1}`}},
-		{LogConfig{Level: "info", Format: "json"}, []string{`"level":"info"`, `"logger":"input"`, `"msg":"at info"`, `"n":1}`}},
+		{LogConfig{Level: "info", Format: "json"}, []string{`"level":"info"`, `"logger":"input"`, `"msg":"at info"`,
+			`"n":1}`}},
 	} {
 		var out bytes.Buffer
 		log, err := newLogger(tt.config, &out)
