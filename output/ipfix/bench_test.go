@@ -9,7 +9,7 @@ import (
 
 // sink reads what is sent to it over loopback until the test ends, and returns its address.
 func sink(tb testing.TB) string {
-	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -17,7 +17,7 @@ func sink(tb testing.TB) string {
 	go func() {
 		buf := make([]byte, 65536)
 		for {
-			if _, _, err := c.ReadFrom(buf); err != nil {
+			if _, _, err := c.ReadFromUDPAddrPort(buf); err != nil {
 				return
 			}
 		}

@@ -158,6 +158,7 @@ func (e *Exporter) Write(ctx context.Context, recs []*flow.Record) (n int, err e
 	if err != nil {
 		n = min(n, e.unsent())
 		e.hangUp(err)
+		e.look() // the backlog waits for a session even if the caller does not try again
 		t = e.recount(recs[:n])
 	}
 	e.settle(t)
@@ -238,7 +239,7 @@ func (e *Exporter) add(ctx context.Context, r *flow.Record, i int, sum *tally) e
 }
 
 // room returns the open message of template t, with room for one more record and that record counted. i is the record's
-// index in Write's recs, or -1.
+// index in Write's recs.
 func (e *Exporter) room(ctx context.Context, t *template, d *domain, i int) (*message, error) {
 	m := e.open[t.slot]
 	if m != nil && len(m.buf)+t.size > e.size {
@@ -306,7 +307,7 @@ func (e *Exporter) sendReady(ctx context.Context) error {
 		if m.domain == &e.data {
 			e.counts.records.Add(uint64(m.records))
 		}
-		if m.first >= 0 && e.session.reliable() {
+		if e.session.reliable() {
 			e.backlog.add(m)
 		}
 	}
@@ -332,7 +333,7 @@ func (e *Exporter) unsent() int {
 	first := math.MaxInt
 	for _, list := range [][]*message{e.ready, e.open} {
 		for _, m := range list {
-			if m != nil && m.first >= 0 {
+			if m != nil {
 				first = min(first, m.first)
 			}
 		}

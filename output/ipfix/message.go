@@ -37,7 +37,7 @@ type message struct {
 	buf     []byte
 	domain  *domain
 	records int    // data records
-	first   int    // index in Write's recs of the first of them; -1 if they do not come from there
+	first   int    // index in Write's recs of the first of them
 	end     uint64 // how much the session had carried when the message was through; reliable transports only
 }
 
@@ -49,7 +49,7 @@ type domain struct {
 
 // start makes m an empty message.
 func (m *message) start(d *domain, set uint16) {
-	m.domain, m.records, m.first, m.end = d, 0, -1, 0
+	m.domain, m.records, m.first, m.end = d, 0, 0, 0
 	m.buf = append(m.buf[:0], 0, version, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 	m.buf = binary.BigEndian.AppendUint32(m.buf, d.id)
 	m.buf = binary.BigEndian.AppendUint16(m.buf, set)

@@ -134,7 +134,6 @@ func (e *Exporter) hangUp(err error) {
 		}
 	}
 	e.standBy()
-	e.look()
 }
 
 // standBy makes the next collector of the list the active one.

@@ -143,11 +143,7 @@ func (s *stream) err() error {
 }
 
 func (s *stream) send(ctx context.Context, msgs []*message) (n int, err error) {
-	deadline := time.Now().Add(writeTimeout)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
-	}
-	s.wire.SetWriteDeadline(deadline)
+	s.wire.SetWriteDeadline(time.Now().Add(writeTimeout))
 	if ctx.Done() != nil {
 		defer context.AfterFunc(ctx, func() { s.wire.SetWriteDeadline(time.Unix(1, 0)) })()
 	}

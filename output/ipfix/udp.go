@@ -114,11 +114,7 @@ func (u *udp) try(ctx context.Context) error {
 	if err := u.raw.Write(u.write); err != nil || u.errno != unix.EAGAIN {
 		return err
 	}
-	deadline := time.Now().Add(writeTimeout)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
-	}
-	u.conn.SetWriteDeadline(deadline)
+	u.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 	defer u.conn.SetWriteDeadline(time.Time{})
 	defer context.AfterFunc(ctx, func() { u.conn.SetWriteDeadline(time.Unix(1, 0)) })()
 	u.wait = true

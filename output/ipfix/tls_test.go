@@ -1,0 +1,128 @@
+package ipfix
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestTLS(t *testing.T) {
+	dir := t.TempDir()
+	save := func(name string, data []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	ours, others := newAuthority(t), newAuthority(t)
+	ca, otherCA := save("ca.pem", ours.pem), save("other-ca.pem", others.pem)
+	client := func(a *authority, name string) (cert, key string) {
+		c, k := a.issue(t, "client", time.Hour)
+		return save(name+".pem", c), save(name+"-key.pem", k)
+	}
+	cert, key := client(ours, "client")
+	strange, strangeKey := client(others, "strange")
+	server := func(a *authority, validFor time.Duration) tls.Certificate {
+		c, k := a.issue(t, "server", validFor)
+		pair, err := tls.X509KeyPair(c, k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pair
+	}
+	good, expired := server(ours, time.Hour), server(ours, -time.Hour)
+	pool := x509.NewCertPool()
+	pool.AddCert(ours.cert)
+
+	tests := []struct {
+		name   string
+		server *tls.Config
+		client TLS
+		want   string // in Write's error; "" if it delivers
+	}{
+		{"server alone is known", &tls.Config{Certificates: []tls.Certificate{good}}, TLS{CA: ca}, ""},
+		{"both are known", &tls.Config{Certificates: []tls.Certificate{good}, ClientAuth: tls.RequireAndVerifyClientCert},
+			TLS{CA: ca, Cert: cert, Key: key}, ""},
+		{"TLS 1.2", &tls.Config{Certificates: []tls.Certificate{good}, ClientAuth: tls.RequireAndVerifyClientCert,
+			MaxVersion: tls.VersionTLS12}, TLS{CA: ca, Cert: cert, Key: key}, ""},
+		{"no session tickets", &tls.Config{Certificates: []tls.Certificate{good}, SessionTicketsDisabled: true}, TLS{CA: ca}, ""},
+		{"server name", &tls.Config{Certificates: []tls.Certificate{good}}, TLS{CA: ca, ServerName: "collector.example"}, ""},
+
+		{"unknown authority", &tls.Config{Certificates: []tls.Certificate{good}}, TLS{CA: otherCA},
+			"certificate signed by unknown authority"},
+		{"system's authorities", &tls.Config{Certificates: []tls.Certificate{good}}, TLS{},
+			"certificate signed by unknown authority"},
+		{"expired", &tls.Config{Certificates: []tls.Certificate{expired}}, TLS{CA: ca}, "certificate has expired"},
+		{"wrong name", &tls.Config{Certificates: []tls.Certificate{good}}, TLS{CA: ca, ServerName: "other.example"},
+			"certificate is valid for localhost, collector.example, not other.example"},
+		{"TLS 1.1", &tls.Config{Certificates: []tls.Certificate{good}, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11},
+			TLS{CA: ca}, "protocol version not supported"},
+
+		// With TLS 1.3 the handshake is over for the client when the server refuses: no record may count as delivered.
+		{"client unknown", &tls.Config{Certificates: []tls.Certificate{good}, ClientAuth: tls.RequireAndVerifyClientCert},
+			TLS{CA: ca}, "tls: certificate required"},
+		{"client of another authority", &tls.Config{Certificates: []tls.Certificate{good}, ClientAuth: tls.RequireAndVerifyClientCert},
+			TLS{CA: ca, Cert: strange, Key: strangeKey}, "tls: "},
+		{"client unknown, TLS 1.2", &tls.Config{Certificates: []tls.Certificate{good}, ClientAuth: tls.RequireAndVerifyClientCert,
+			MaxVersion: tls.VersionTLS12}, TLS{CA: ca}, "tls: "},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.server.ClientCAs = pool
+			l := listenTCP(t, "127.0.0.1:0")
+			c := newReceived(t)
+			c.serve(tls.NewListener(l, tt.server))
+			_, port, _ := net.SplitHostPort(l.Addr().String())
+			e := newExporter(t, Config{Address: "tls://localhost:" + port, TLS: tt.client})
+			n, err := e.Write(t.Context(), numbered(1, 1000))
+			if tt.want != "" {
+				if n != 0 || err == nil || !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("Write returned %d, %v; want 0 and an error with %q", n, err, tt.want)
+				}
+				return
+			}
+			if n != 1000 || err != nil {
+				t.Fatalf("Write returned %d, %v", n, err)
+			}
+			if err := e.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if !slices.Equal(c.wait(enough(1000)).flows(), numbers(1, 1000)) {
+				t.Error("other records than those written")
+			}
+		})
+	}
+}
+
+// TestTLSFilesReadAnew: certificates are renewed while the daemon runs.
+func TestTLSFilesReadAnew(t *testing.T) {
+	a := newAuthority(t)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, newAuthority(t).pem, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	certPEM, keyPEM := a.issue(t, "server", time.Hour)
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := listenTCP(t, "127.0.0.1:0")
+	c := newReceived(t)
+	c.serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{pair}}))
+	e := newExporter(t, Config{Address: "tls://" + l.Addr().String(), TLS: TLS{CA: ca}})
+	if n, err := e.Write(t.Context(), numbered(1, 1)); n != 0 || err == nil {
+		t.Fatalf("Write returned %d, %v", n, err)
+	}
+	if err := os.WriteFile(ca, a.pem, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	write(t, e, numbered(1, 1))
+	c.wait(enough(1))
+}
