@@ -45,7 +45,7 @@ func TestValidate(t *testing.T) {
 		{"{address: tcp://192.0.2.1, message_size: 16KiB, template_interval: 10m, template_packets: 0, dial_timeout: 2s}", nil},
 		{"{address: udp://192.0.2.1, records: both, nat_event: historic, layout: rfc8158, destination: false, options: false}", nil},
 		{"{address: udp://192.0.2.1, enterprise: {pen: 32473, elements: [mark, status, labels, icmp_id, nat_icmp_id, gre_key, " +
-			"nat_gre_key, helper]}}", nil},
+			"gre_dst_key, nat_gre_key, nat_gre_dst_key, helper]}}", nil},
 		{"{address: tls://192.0.2.1, tls: {ca: " + ca + ", cert: " + certFile + ", key: " + keyFile + ", server_name: a.example}}", nil},
 
 		{"{}", []string{"address: missing; " + help}},
@@ -84,7 +84,7 @@ func TestValidate(t *testing.T) {
 		{"{address: udp://192.0.2.1, enterprise: {elements: [mark, mark, user]}}", []string{
 			`enterprise.elements[1]: "mark" is listed twice`,
 			`enterprise.elements[2]: unknown element "user"; write mark, status, labels, icmp_id, nat_icmp_id, gre_key, ` +
-				`nat_gre_key or helper`,
+				`gre_dst_key, nat_gre_key, nat_gre_dst_key or helper`,
 			"enterprise.pen: missing; enterprise elements need your organization's private enterprise number (IANA)"}},
 		{"{address: udp://192.0.2.1, enterprise: {pen: 29305, elements: [mark]}}", []string{
 			"enterprise.pen: 29305 is reserved for reverse elements (RFC 5103); write your organization's own number"}},

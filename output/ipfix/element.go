@@ -118,8 +118,13 @@ var enterprise = []*element{
 		icmp: true, dataType: typeUnsigned16, semantics: semanticsIdentifier, text: "ICMP identifier after translation"}},
 	{name: "ctGREKey", id: 7, len: 2, append: appendGREKey, info: &elementInfo{key: "gre_key", gre: true,
 		dataType: typeUnsigned16, semantics: semanticsIdentifier, text: "GRE key (PPTP call id) of the source"}},
+	{name: "ctGREDestinationKey", id: 9, len: 2, append: appendGREDstKey, info: &elementInfo{key: "gre_dst_key", gre: true,
+		dataType: typeUnsigned16, semantics: semanticsIdentifier, text: "GRE key of the destination"}},
 	{name: "ctPostNATGREKey", id: 8, len: 2, append: appendNATGREKey, info: &elementInfo{key: "nat_gre_key", gre: true,
 		dataType: typeUnsigned16, semantics: semanticsIdentifier, text: "GRE key of the source after translation"}},
+	{name: "ctPostNATGREDestinationKey", id: 10, len: 2, append: appendNATGREDstKey, info: &elementInfo{
+		key: "nat_gre_dst_key", gre: true, dataType: typeUnsigned16, semantics: semanticsIdentifier,
+		text: "GRE key of the destination after translation"}},
 	{name: "ctHelperName", id: 1, len: variable, max: 1 + flow.NameLen, append: appendHelper,
 		info: &elementInfo{key: "helper", dataType: typeString, semantics: semanticsDefault,
 			text: "Name of the conntrack helper attached to the flow"}},
@@ -270,19 +275,23 @@ func appendLabels(dst []byte, r *flow.Record) []byte {
 	return append(dst, r.Extra.Labels[:]...)
 }
 
-// A translation may change the id of the sender, which the replies carry too.
+// The id of an ICMP query is its sender's, and the replies carry it too: the reply tuple has it as translated.
 
 func appendICMPID(dst []byte, r *flow.Record) []byte {
 	return appendIf(dst, r.Orig.Proto.IsICMP(), r.Orig.SrcPort)
 }
+
 func appendNATICMPID(dst []byte, r *flow.Record) []byte {
 	return appendIf(dst, r.Orig.Proto.IsICMP(), r.Reply.SrcPort)
 }
-func appendGREKey(dst []byte, r *flow.Record) []byte {
-	return appendIf(dst, r.Orig.Proto == flow.GRE, r.Orig.SrcPort)
-}
-func appendNATGREKey(dst []byte, r *flow.Record) []byte {
-	return appendIf(dst, r.Orig.Proto == flow.GRE, r.Reply.DstPort)
+
+func appendGREKey(dst []byte, r *flow.Record) []byte       { return appendGRE(dst, r, r.Orig.SrcPort) }
+func appendGREDstKey(dst []byte, r *flow.Record) []byte    { return appendGRE(dst, r, r.Orig.DstPort) }
+func appendNATGREKey(dst []byte, r *flow.Record) []byte    { return appendGRE(dst, r, r.Reply.DstPort) }
+func appendNATGREDstKey(dst []byte, r *flow.Record) []byte { return appendGRE(dst, r, r.Reply.SrcPort) }
+
+func appendGRE(dst []byte, r *flow.Record, key uint16) []byte {
+	return appendIf(dst, r.Orig.Proto == flow.GRE, key)
 }
 
 // appendIf appends v if ok, else 0.

@@ -125,6 +125,8 @@ func expected(r *flow.Record, event bool) map[string]string {
 	if !icmp || event {
 		m["sourceTransportPort"], m["destinationTransportPort"] = port(r.Orig.SrcPort), port(r.Orig.DstPort)
 		m["ctGREKey"] = only(r.Orig.Proto == flow.GRE, r.Orig.SrcPort)
+		m["ctGREDestinationKey"] = only(r.Orig.Proto == flow.GRE, r.Orig.DstPort)
+		m["ctPostNATGREDestinationKey"] = only(r.Orig.Proto == flow.GRE, r.Reply.SrcPort)
 		m["ctPostNATGREKey"] = only(r.Orig.Proto == flow.GRE, r.Reply.DstPort)
 		if nat || event {
 			m["postNAPTSourceTransportPort"] = port(r.Reply.DstPort)
@@ -203,7 +205,7 @@ func judge(t testing.TB, messages ...[]byte) (records []map[string]string) {
 }
 
 var everyElement = Enterprise{PEN: 32473, Elements: []string{
-	"mark", "status", "labels", "icmp_id", "nat_icmp_id", "gre_key", "nat_gre_key", "helper",
+	"mark", "status", "labels", "icmp_id", "nat_icmp_id", "gre_key", "gre_dst_key", "nat_gre_key", "nat_gre_dst_key", "helper",
 }}
 
 func FuzzRoundTrip(f *testing.F) {
@@ -307,7 +309,7 @@ func TestVariants(t *testing.T) {
 		{"no destination", Config{Records: "both", Destination: &no, Options: &no}, []string{"288 flow4_nodst 68",
 			"289 flow4_nat_nodst 74", "298 icmp4_nodst 68", "292 icmp4_nat_nodst 72", "290 flow6_nodst 80",
 			"291 flow6_nat_nodst 98", "293 icmp6_nodst 80", "299 icmp6_nat_nodst 96", "297 nat44_times_nodst 43"}},
-		{"enterprise", Config{Records: "nat_events", Options: &no, Enterprise: everyElement}, []string{"329 nat44_times_ent 104"}},
+		{"enterprise", Config{Records: "nat_events", Options: &no, Enterprise: everyElement}, []string{"329 nat44_times_ent 108"}},
 	}
 	for _, tt := range tests {
 		var got []string

@@ -136,7 +136,8 @@ var session = []*element{
 }
 
 var (
-	nat44Template      = template{id: idNAT44, name: "nat44", fields: append([]*element{observationTimeMilliseconds}, session...)}
+	nat44Template = template{id: idNAT44, name: "nat44", fields: slices.Concat(
+		[]*element{observationTimeMilliseconds}, session)}
 	nat44TimesTemplate = template{id: idNAT44Times, name: "nat44_times", fields: slices.Concat(
 		[]*element{observationTimeMilliseconds}, times, session)}
 )
