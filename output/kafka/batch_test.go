@@ -160,7 +160,7 @@ func TestLZ4(t *testing.T) {
 }
 
 func FuzzLZ4(f *testing.F) {
-	batch := batchOf(f, 20)
+	batch := batchOf(f, 3)
 	f.Add(batch, 3)
 	f.Add([]byte("abcdefghabcdefghabcdefghabcdefgh"), 1)
 	f.Fuzz(func(t *testing.T, src []byte, repeat int) {

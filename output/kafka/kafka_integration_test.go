@@ -5,9 +5,15 @@ package kafka
 import (
 	"bytes"
 	"encoding/hex"
+	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	kafka "github.com/segmentio/kafka-go"
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/integration/broker"
@@ -104,5 +110,339 @@ func TestDelivery(t *testing.T) {
 	}
 	if m := msgs[0]; m.headers != "v=1,host=fw1" {
 		t.Errorf("headers %q", m.headers)
+	}
+}
+
+func TestCodecs(t *testing.T) {
+	c := broker.Start(t, broker.Options{})
+	recs := records(20_000)
+	for _, name := range Compressions {
+		t.Run(name, func(t *testing.T) {
+			c.CreateTopic(t, "codec-"+name, 3, 1)
+			w := newWriter(t, c.Addrs, "codec-"+name, func(c *Config) { c.Compression = name })
+			write(t, w, recs)
+			if d := check(t, consume(t, c, "codec-"+name), recs); d != 0 {
+				t.Errorf("%d duplicates", d)
+			}
+			size := w.Counters().Bytes.Load() / uint64(len(recs))
+			if name == "none" && size < 500 || name != "none" && size > 300 {
+				t.Errorf("%d bytes a record", size)
+			}
+		})
+	}
+}
+
+// TestPartitioner: other producers put the same key into the same partition. kcat asks for what librdkafka has of the
+// Java client's partitioner.
+func TestPartitioner(t *testing.T) {
+	c := broker.Start(t, broker.Options{})
+	c.CreateTopic(t, "ours", 12, 1)
+	c.CreateTopic(t, "theirs", 12, 1)
+	recs := records(2000)
+	write(t, newWriter(t, c.Addrs, "ours", nil), recs)
+	var keys strings.Builder
+	for _, r := range recs {
+		keys.WriteString(r.Orig.SrcAddr().String() + "\tx\n")
+	}
+	c.Produce(t, "theirs", keys.String(), "-K", "\t", "-X", "topic.partitioner=murmur2")
+	of := func(topic string) map[string]int {
+		m := map[string]int{}
+		for _, msg := range consume(t, c, topic) {
+			m[msg.key] = msg.partition
+		}
+		return m
+	}
+	if diff := cmp.Diff(of("theirs"), of("ours")); diff != "" {
+		t.Errorf("-theirs +ours\n%s", diff)
+	}
+}
+
+// load writes records at about a rate a second from a goroutine of its own, as the worker does, until stop is called,
+// which returns what was written and how often Write failed.
+func load(t *testing.T, w *Writer, rate int) (stop func() (recs []*flow.Record, failed int)) {
+	var (
+		g       = newGenerator()
+		recs    []*flow.Record
+		failed  int
+		ending  = make(chan struct{})
+		stopped = make(chan struct{})
+	)
+	go func() {
+		defer close(stopped)
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ending:
+				return
+			case <-tick.C:
+			}
+			next := g.next(rate / 20)
+			recs = append(recs, next...)
+			failed += write(t, w, next)
+		}
+	}()
+	return func() ([]*flow.Record, int) {
+		close(ending)
+		<-stopped
+		return recs, failed
+	}
+}
+
+// progress waits until w has got a second's load through since it was called.
+func progress(t *testing.T, w *Writer) {
+	t.Helper()
+	before := w.Counters().Records.Load()
+	for w.Counters().Records.Load() < before+20_000 {
+		if t.Context().Err() != nil {
+			t.Fatal("nothing gets through")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// TestBrokerKilled: the only broker is killed and started again, three times, under load. Nothing is missing.
+func TestBrokerKilled(t *testing.T) {
+	c := broker.Start(t, broker.Options{})
+	c.CreateTopic(t, "flows", 6, 1)
+	w := newWriter(t, c.Addrs, "flows", nil)
+	stop := load(t, w, 20_000)
+	for range 3 {
+		progress(t, w)
+		c.Kill(t, 0)
+		c.Restart(t, 0)
+	}
+	progress(t, w)
+	recs, failed := stop()
+	duplicates := check(t, consume(t, c, "flows"), recs)
+	t.Logf("%d records, Write failed %d times, %d duplicates, errors %v", len(recs), failed, duplicates, errorsOf(w))
+	if failed == 0 {
+		t.Error("the broker was killed, and Write never failed")
+	}
+	if max := w.Counters().Retries.Load(); uint64(duplicates) > max {
+		t.Errorf("%d duplicates, but only %d records were sent again", duplicates, max)
+	}
+}
+
+// TestBrokersKilled: three brokers, replication 3, min.insync.replicas 2, each killed and started again in turn.
+func TestBrokersKilled(t *testing.T) {
+	c := broker.Start(t, broker.Options{Nodes: 3})
+	c.CreateTopic(t, "flows", 6, 3, "min.insync.replicas", "2")
+	w := newWriter(t, c.Addrs, "flows", func(c *Config) { c.RequestTimeout = 10 * time.Second })
+	stop := load(t, w, 20_000)
+	for i := range 3 {
+		progress(t, w)
+		c.Kill(t, i)
+		progress(t, w) // the other two take over
+		c.Restart(t, i)
+		c.AwaitISR(t, "flows", 3)
+	}
+	recs, failed := stop()
+	duplicates := check(t, consume(t, c, "flows"), recs)
+	t.Logf("%d records, Write failed %d times, %d duplicates, errors %v", len(recs), failed, duplicates, errorsOf(w))
+	if max := w.Counters().Retries.Load(); uint64(duplicates) > max {
+		t.Errorf("%d duplicates, but only %d records were sent again", duplicates, max)
+	}
+}
+
+// wantError checks that nothing was delivered, and why.
+func wantError(t *testing.T, n int, err error, class Class, want string) {
+	t.Helper()
+	var e *Error
+	if n != 0 || !errors.As(err, &e) || e.Class != class || err.Error() != want {
+		t.Errorf("%d delivered, error %v\nwant %s", n, err, want)
+	}
+}
+
+// TestTopicLimits: what a real broker refuses, and what becomes of it.
+func TestTopicLimits(t *testing.T) {
+	c := broker.Start(t, broker.Options{})
+	recs := records(5000)
+
+	t.Run("small messages only", func(t *testing.T) {
+		c.CreateTopic(t, "small", 2, 1, "max.message.bytes", "20000")
+		w := newWriter(t, c.Addrs, "small", func(c *Config) { c.Compression = "none" })
+		if failed := write(t, w, recs); failed != 0 {
+			t.Errorf("Write failed %d times", failed)
+		}
+		if d := check(t, consume(t, c, "small"), recs); d != 0 {
+			t.Errorf("%d duplicates", d)
+		}
+		if errorsOf(w)["too_large"] == 0 {
+			t.Error("nothing was too large")
+		}
+	})
+	t.Run("too small for any", func(t *testing.T) {
+		c.CreateTopic(t, "tiny", 1, 1, "max.message.bytes", "100")
+		w := newWriter(t, c.Addrs, "tiny", nil)
+		n, err := w.Write(t.Context(), recs[:3])
+		var r interface{ Rejected() int }
+		if n != 0 || !errors.As(err, &r) || r.Rejected() != 3 || !errors.Is(err, kafka.MessageSizeTooLarge) {
+			t.Errorf("%d, %v", n, err)
+		}
+	})
+	t.Run("compacted, without key", func(t *testing.T) {
+		c.CreateTopic(t, "compacted", 1, 1, "cleanup.policy", "compact")
+		w := newWriter(t, c.Addrs, "compacted", func(c *Config) { c.Key = KeyNone })
+		n, err := w.Write(t.Context(), recs[:100])
+		var r interface{ Rejected() int }
+		if n != 0 || !errors.As(err, &r) || r.Rejected() != 100 || !errors.Is(err, kafka.InvalidRecord) {
+			t.Errorf("%d, %v", n, err)
+		}
+	})
+	t.Run("old timestamps", func(t *testing.T) {
+		c.CreateTopic(t, "recent", 2, 1, "message.timestamp.before.max.ms", "3600000")
+		w := newWriter(t, c.Addrs, "recent", nil)
+		start := time.Now().UnixMilli()
+		mixed := slices.Clone(recs[:1000])
+		fresh := *mixed[500]
+		fresh.Stop = time.Now().Add(-time.Minute).UnixNano()
+		fresh.Start = fresh.Stop - 1e9
+		mixed[500] = &fresh
+		if failed := write(t, w, mixed); failed != 0 {
+			t.Errorf("Write failed %d times", failed)
+		}
+		msgs := consume(t, c, "recent")
+		check(t, msgs, mixed)
+		kept := 0
+		for _, m := range msgs {
+			if m.time == fresh.Stop/1e6 {
+				kept++
+			} else if m.time < start {
+				t.Fatalf("time %d of %s", m.time, m.value)
+			}
+		}
+		if kept != 1 {
+			t.Errorf("%d kept their own time", kept)
+		}
+		if n := w.Counters().Clamped.Load(); n != 999 {
+			t.Errorf("%d clamped", n)
+		}
+	})
+	t.Run("no clock is right", func(t *testing.T) {
+		c.CreateTopic(t, "never", 1, 1, "message.timestamp.before.max.ms", "0", "message.timestamp.after.max.ms", "0")
+		w := newWriter(t, c.Addrs, "never", nil)
+		if failed := write(t, w, recs[:100]); failed != 0 {
+			t.Errorf("Write failed %d times", failed)
+		}
+		for _, m := range consume(t, c, "never") {
+			if m.time != -1 {
+				t.Fatalf("time %d", m.time)
+			}
+		}
+	})
+	t.Run("missing", func(t *testing.T) {
+		w := newWriter(t, c.Addrs, "missing", nil)
+		n, err := w.Write(t.Context(), recs[:10])
+		wantError(t, n, err, ClassTopic,
+			w.Name()+": "+kafka.UnknownTopicOrPartition.Error()+"; create the topic, or set create_topic")
+
+		w = newWriter(t, c.Addrs, "missing", func(c *Config) {
+			c.CreateTopic = &CreateTopic{Partitions: 7, Replication: 1}
+		})
+		write(t, w, recs)
+		check(t, consume(t, c, "missing"), recs)
+		if len(w.parts) != 7 {
+			t.Errorf("%d partitions", len(w.parts))
+		}
+	})
+	t.Run("cannot be created", func(t *testing.T) {
+		w := newWriter(t, c.Addrs, "missing2", func(c *Config) {
+			c.CreateTopic = &CreateTopic{Partitions: 1, Replication: 3}
+		})
+		n, err := w.Write(t.Context(), recs[:10])
+		wantError(t, n, err, ClassOther, w.Name()+": create topic: "+kafka.InvalidReplicationFactor.Error()+
+			": Unable to replicate the partition 3 time(s): The target replication factor of 3 cannot be reached because "+
+			"only 1 broker(s) are registered.")
+	})
+}
+
+func TestSecurity(t *testing.T) {
+	c := broker.Start(t, broker.Options{Secure: true})
+	recs := records(5000)
+	t.Setenv("CTLOGD_TEST_PASSWORD", broker.Password)
+	t.Setenv("CTLOGD_TEST_ADMIN", broker.AdminPassword)
+	t.Setenv("CTLOGD_TEST_WRONG", "wrong-horse")
+	sasl := func(mechanism, user, env string) *SASL {
+		return &SASL{Mechanism: mechanism, Username: user, PasswordEnv: env}
+	}
+	ca := &TLS{CA: c.CA}
+	port := func(addr string) []string { return []string{"localhost" + strings.TrimPrefix(addr, "127.0.0.1")} }
+
+	for _, m := range Mechanisms {
+		t.Run(m, func(t *testing.T) {
+			topic := "sasl-" + m
+			c.CreateTopic(t, topic, 3, 1)
+			w := newWriter(t, port(c.SASL[0]), topic, func(cfg *Config) {
+				cfg.TLS, cfg.SASL = ca, sasl(m, broker.Admin, "CTLOGD_TEST_ADMIN")
+			})
+			write(t, w, recs)
+			check(t, consume(t, c, topic), recs)
+		})
+		t.Run(m+", wrong password", func(t *testing.T) {
+			w := newWriter(t, c.SASL, "flows", func(cfg *Config) {
+				cfg.TLS, cfg.SASL = ca, sasl(m, broker.User, "CTLOGD_TEST_WRONG")
+			})
+			n, err := w.Write(t.Context(), recs[:10])
+			reason := "Authentication failed during authentication due to invalid credentials with SASL mechanism " + m
+			if m == "PLAIN" {
+				reason = "Authentication failed: Invalid username or password"
+			}
+			wantError(t, n, err, ClassAuthentication, w.Name()+": "+kafka.SASLAuthenticationFailed.Error()+": "+reason+
+				"; check sasl.mechanism, sasl.username and the password")
+		})
+	}
+	t.Run("authorization", func(t *testing.T) {
+		c.CreateTopic(t, "private", 3, 1)
+		w := newWriter(t, c.SASL, "private", func(cfg *Config) {
+			cfg.TLS, cfg.SASL = ca, sasl("SCRAM-SHA-512", broker.User, "CTLOGD_TEST_PASSWORD")
+		})
+		want := kafka.TopicAuthorizationFailed.Error() + "; grant the user Write and Describe on the topic"
+		n, err := w.Write(t.Context(), recs[:1])
+		wantError(t, n, err, ClassAuthorization, w.Name()+": "+want)
+
+		c.Allow(t, broker.User, "private", kafka.ACLOperationTypeDescribe)
+		for {
+			n, err = w.Write(t.Context(), recs[:1])
+			if e := new(Error); errors.As(err, &e) && e.Partition < 0 {
+				continue // the grant is not known everywhere yet
+			}
+			break
+		}
+		p := w.parts[slices.IndexFunc(w.parts, func(p partition) bool { return len(p.idx) > 0 })].id
+		wantError(t, n, err, ClassAuthorization, w.Name()+" partition "+strconv.Itoa(int(p))+": "+want)
+
+		c.Allow(t, broker.User, "private", kafka.ACLOperationTypeWrite)
+		write(t, w, recs)
+		check(t, consume(t, c, "private"), recs)
+	})
+	t.Run("client certificate", func(t *testing.T) {
+		c.CreateTopic(t, "mtls", 3, 1)
+		w := newWriter(t, c.MTLS, "mtls", func(cfg *Config) { cfg.TLS = &TLS{CA: c.CA, Cert: c.Cert, Key: c.Key} })
+		write(t, w, recs)
+		check(t, consume(t, c, "mtls"), recs)
+	})
+	const tlsHint = "; check tls.ca, tls.cert, tls.server_name and that the port speaks TLS"
+	for _, tc := range []struct {
+		name, addr string
+		tls        *TLS
+		class      Class
+		want       string
+	}{
+		{"wrong CA", c.SASL[0], &TLS{CA: c.Other}, ClassTLS,
+			"tls: failed to verify certificate: x509: certificate signed by unknown authority" + tlsHint},
+		{"wrong server name", c.SASL[0], &TLS{CA: c.CA, ServerName: "kafka.example.net"}, ClassTLS,
+			"tls: failed to verify certificate: x509: certificate is valid for localhost, not kafka.example.net" + tlsHint},
+		{"no client certificate", c.MTLS[0], ca, ClassTLS, "remote error: tls: bad certificate" + tlsHint},
+		{"TLS to a plain port", c.Addrs[0], ca, ClassConnection,
+			"the broker closed the connection (EOF); does the port speak TLS?"},
+		{"plain to a TLS port", c.MTLS[0], nil, ClassConnection,
+			"unexpected EOF: broker appears to be expecting TLS"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWriter(t, []string{tc.addr}, "flows", func(cfg *Config) { cfg.TLS = tc.tls })
+			n, err := w.Write(t.Context(), recs[:10])
+			wantError(t, n, err, tc.class, w.Name()+": "+tc.want)
+		})
 	}
 }

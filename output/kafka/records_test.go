@@ -12,17 +12,31 @@ import (
 
 const testObserver = "machine-1"
 
-// records returns n ended flows of a carrier-grade NAT: 100 subscribers behind 4 addresses, a millisecond apart, as
-// they would be read. They are the same for every call.
-func records(n int) []*flow.Record {
-	rnd := rand.New(rand.NewPCG(1, 2))
-	base := time.Date(2025, 1, 2, 3, 4, 5, 0, time.UTC).UnixNano()
+// records returns n ended flows, the same for every call.
+func records(n int) []*flow.Record { return newGenerator().next(n) }
+
+// yesterday is when they begin to end: brokers delete at once what is older than their retention.
+var yesterday = time.Now().Add(-24 * time.Hour).UnixNano()
+
+// generator makes the ended flows of a carrier-grade NAT, 100 subscribers behind 4 addresses, a millisecond apart.
+type generator struct {
+	rnd *rand.Rand
+	now int64
+}
+
+func newGenerator() *generator {
+	return &generator{rand.New(rand.NewPCG(1, 2)), yesterday}
+}
+
+func (g *generator) next(n int) []*flow.Record {
+	rnd := g.rnd
 	recs := make([]flow.Record, n)
 	ptrs := make([]*flow.Record, n)
 	for i := range recs {
 		r := &recs[i]
 		subscriber := byte(rnd.IntN(100))
-		stop := base + int64(i)*1e6 + rnd.Int64N(1e6)
+		stop := g.now + rnd.Int64N(1e6)
+		g.now += 1e6
 		*r = flow.Record{
 			Event: flow.EventDestroy,
 			Has: flow.HasOrig | flow.HasReply | flow.HasStatus | flow.HasID | flow.HasTCP | flow.HasCounters |

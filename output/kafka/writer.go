@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"io"
 	"net"
 	"slices"
 	"strconv"
@@ -249,6 +250,9 @@ func (w *Writer) layout(ctx context.Context) error {
 		if err = w.createTopic(ctx); err == nil {
 			topic, err = w.lookup(ctx)
 		}
+	}
+	if errors.Is(err, io.EOF) && w.cfg.TLS != nil {
+		err = fmt.Errorf("the broker closed the connection (%w); does the port speak TLS?", err)
 	}
 	if err != nil {
 		return w.fail(-1, err)
