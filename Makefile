@@ -7,10 +7,16 @@ STATICCHECK  = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # command:package, for what the integration tests, the demo and the benchmark call
 DEMO_NEEDS   = ip:iproute2 nft:nftables
-TEST_NEEDS   = $(DEMO_NEEDS) gcc:gcc conntrack:conntrack unshare:util-linux vsftpd:vsftpd in.tftpd:tftpd-hpa
-BENCH_NEEDS  = $(DEMO_NEEDS) gcc:gcc conntrack:conntrack ulogd:ulogd2 sysctl:procps
+TEST_NEEDS   = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack unshare:util-linux vsftpd:vsftpd in.tftpd:tftpd-hpa
+BENCH_NEEDS  = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack ulogd:ulogd2 sysctl:procps
 
-.PHONY: all build test unit integration fuzz lint bench demo clean
+# The race detector needs a C compiler.
+RACE         = $(if $(shell command -v gcc),-race)
+
+# Where users other than root do not look.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.PHONY: all build test setup unit integration fuzz lint bench demo clean
 all: build
 
 build:
@@ -18,12 +24,14 @@ build:
 
 test: unit integration
 
-# The seeds of the fuzz tests run here as well.
-unit:
-	$(GO) test -race ./...
-
-integration:
+setup:
 	@./.ci/need $(TEST_NEEDS)
+
+# The seeds of the fuzz tests run here as well.
+unit: setup
+	$(GO) test $(RACE) ./...
+
+integration: setup
 	$(GO) test -tags integration -count=1 -v -timeout 15m ./integration/...
 
 # Each fuzz test for FUZZTIME.
