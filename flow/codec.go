@@ -1,0 +1,471 @@
+package flow
+
+import (
+	"encoding/binary"
+	"errors"
+	"math"
+)
+
+// errCorrupt is what DecodeBinary returns for bytes that AppendBinary did not write.
+var errCorrupt = errors.New("corrupt record")
+
+// binaryVersion is the first byte of every encoded record. A change of the layout gets a new number; the decoder goes
+// on reading the old ones, as records outlive an upgrade on disk.
+const binaryVersion = 1
+
+// The layout of version 1; integers are little-endian, and "v" marks those of variable length (encoding/binary):
+//
+//	0      1      2          4           6
+//	+------+------+----------+-----------+--------------------------------------------------------------+
+//	| 0x01 | Event|   Has    | hasX mask | what the mask names, in the order of its bits                |
+//	+------+------+----------+-----------+--------------------------------------------------------------+
+//
+// A field of the value zero is absent. Received has 8 bytes; the other times are v differences from it, which wrap
+// around, so that every value survives. A tuple is a byte of tuX bits, the protocol, and what the bits name. Extra is
+// a mask of exX bits and what they name. Strings and names have their length (v) in front.
+const (
+	hasReceived = 1 << iota
+	hasStart
+	hasStop
+	hasStamp
+	hasOrig
+	hasReply
+	hasOrigCounters
+	hasReplyCounters
+	hasID
+	hasMark
+	hasTimeout
+	hasStatus
+	hasZone
+	hasState
+	hasExtra
+
+	hasAll = hasExtra<<1 - 1
+)
+
+const (
+	tuSrc4    = 1 << iota // Src is IPv4-mapped: 4 bytes
+	tuSrc16               // Src in 16 bytes
+	tuDst4                // likewise Dst
+	tuDst16               //
+	tuPorts               // SrcPort and DstPort
+	tuZone                // Zone
+	tuV6                  // V6 is true
+	tuHasZone             // HasZone is true
+)
+
+const (
+	exHelper = 1 << iota
+	exMaster
+	exHasMaster // is true
+	exHasLabels // is true
+	exLabels
+	exSecCtx
+	exClass
+	exFlags
+	exCause
+	exLost
+	exLostKnown // is true
+	exOutput
+
+	exAll = exOutput<<1 - 1
+)
+
+// AppendBinary appends r, its Extra included, to dst in a compact form that DecodeBinary reads. It is for the disk:
+// a typical record of IPv4 with NAT takes some 75 bytes.
+func AppendBinary(dst []byte, r *Record) []byte {
+	start := len(dst)
+	dst = append(dst, binaryVersion, byte(r.Event), byte(r.Has), byte(r.Has>>8), 0, 0)
+	mask := 0
+	if r.Received != 0 {
+		mask |= hasReceived
+		dst = binary.LittleEndian.AppendUint64(dst, uint64(r.Received))
+	}
+	if r.Start != 0 {
+		mask |= hasStart
+		dst = binary.AppendVarint(dst, r.Received-r.Start)
+	}
+	if r.Stop != 0 {
+		mask |= hasStop
+		dst = binary.AppendVarint(dst, r.Received-r.Stop)
+	}
+	if r.Stamp != 0 {
+		mask |= hasStamp
+		dst = binary.AppendVarint(dst, r.Received-r.Stamp)
+	}
+	if r.Orig != (Tuple{}) {
+		mask |= hasOrig
+		dst = appendTuple(dst, &r.Orig)
+	}
+	if r.Reply != (Tuple{}) {
+		mask |= hasReply
+		dst = appendTuple(dst, &r.Reply)
+	}
+	if r.OrigCounters != (Counters{}) {
+		mask |= hasOrigCounters
+		dst = binary.AppendUvarint(dst, r.OrigCounters.Packets)
+		dst = binary.AppendUvarint(dst, r.OrigCounters.Bytes)
+	}
+	if r.ReplyCounters != (Counters{}) {
+		mask |= hasReplyCounters
+		dst = binary.AppendUvarint(dst, r.ReplyCounters.Packets)
+		dst = binary.AppendUvarint(dst, r.ReplyCounters.Bytes)
+	}
+	if r.ID != 0 {
+		mask |= hasID
+		dst = binary.LittleEndian.AppendUint32(dst, r.ID)
+	}
+	if r.Mark != 0 {
+		mask |= hasMark
+		dst = binary.AppendUvarint(dst, uint64(r.Mark))
+	}
+	if r.Timeout != 0 {
+		mask |= hasTimeout
+		dst = binary.AppendUvarint(dst, uint64(r.Timeout))
+	}
+	if r.Status != 0 {
+		mask |= hasStatus
+		dst = binary.AppendUvarint(dst, uint64(r.Status))
+	}
+	if r.Zone != 0 {
+		mask |= hasZone
+		dst = binary.LittleEndian.AppendUint16(dst, r.Zone)
+	}
+	if r.State != 0 {
+		mask |= hasState
+		dst = append(dst, r.State)
+	}
+	if r.Extra != nil {
+		mask |= hasExtra
+		dst = appendExtra(dst, r.Extra)
+	}
+	binary.LittleEndian.PutUint16(dst[start+4:], uint16(mask))
+	return dst
+}
+
+func appendTuple(dst []byte, t *Tuple) []byte {
+	start := len(dst)
+	dst = append(dst, 0, byte(t.Proto))
+	bits := byte(0)
+	switch {
+	case t.Src.mapped():
+		bits |= tuSrc4
+		dst = append(dst, t.Src[12:]...)
+	case t.Src != Addr{}:
+		bits |= tuSrc16
+		dst = append(dst, t.Src[:]...)
+	}
+	switch {
+	case t.Dst.mapped():
+		bits |= tuDst4
+		dst = append(dst, t.Dst[12:]...)
+	case t.Dst != Addr{}:
+		bits |= tuDst16
+		dst = append(dst, t.Dst[:]...)
+	}
+	if t.SrcPort|t.DstPort != 0 {
+		bits |= tuPorts
+		dst = binary.LittleEndian.AppendUint16(dst, t.SrcPort)
+		dst = binary.LittleEndian.AppendUint16(dst, t.DstPort)
+	}
+	if t.Zone != 0 {
+		bits |= tuZone
+		dst = binary.LittleEndian.AppendUint16(dst, t.Zone)
+	}
+	if t.V6 {
+		bits |= tuV6
+	}
+	if t.HasZone {
+		bits |= tuHasZone
+	}
+	dst[start] = bits
+	return dst
+}
+
+// mapped reports whether the address has the form that AddrFrom4 returns.
+func (a *Addr) mapped() bool {
+	hi, lo := a.Words()
+	return hi == 0 && lo>>32 == 0xffff
+}
+
+func appendExtra(dst []byte, x *Extra) []byte {
+	start := len(dst)
+	dst = append(dst, 0, 0)
+	mask := 0
+	if x.Helper != (Name{}) {
+		mask |= exHelper
+		dst = append(dst, x.Helper[:]...)
+	}
+	if x.Master != (Tuple{}) {
+		mask |= exMaster
+		dst = appendTuple(dst, &x.Master)
+	}
+	if x.HasMaster {
+		mask |= exHasMaster
+	}
+	if x.HasLabels {
+		mask |= exHasLabels
+	}
+	if x.Labels != [16]byte{} {
+		mask |= exLabels
+		dst = append(dst, x.Labels[:]...)
+	}
+	if x.SecCtx != "" {
+		mask |= exSecCtx
+		dst = append(binary.AppendUvarint(dst, uint64(len(x.SecCtx))), x.SecCtx...)
+	}
+	if x.Class != 0 {
+		mask |= exClass
+		dst = binary.AppendUvarint(dst, uint64(x.Class))
+	}
+	if x.Flags != 0 {
+		mask |= exFlags
+		dst = binary.AppendUvarint(dst, uint64(x.Flags))
+	}
+	if x.Gap.Cause != 0 {
+		mask |= exCause
+		dst = append(dst, byte(x.Gap.Cause))
+	}
+	if x.Gap.Lost != 0 {
+		mask |= exLost
+		dst = binary.AppendUvarint(dst, x.Gap.Lost)
+	}
+	if x.Gap.LostKnown {
+		mask |= exLostKnown
+	}
+	if x.Gap.Output != "" {
+		mask |= exOutput
+		dst = append(binary.AppendUvarint(dst, uint64(len(x.Gap.Output))), x.Gap.Output...)
+	}
+	binary.LittleEndian.PutUint16(dst[start:], uint16(mask))
+	return dst
+}
+
+// DecodeBinary appends the record at the start of src, as AppendBinary wrote it, to the batch, which must have room,
+// and returns what follows it. The record shares no memory with src. On error nothing is appended.
+func (b *Batch) DecodeBinary(src []byte) (rest []byte, err error) {
+	d := decoder{src: src}
+	used := b.used
+	r := b.Next()
+	d.record(b, r)
+	if d.bad {
+		b.Drop()
+		b.used = used
+		return src, errCorrupt
+	}
+	return d.src, nil
+}
+
+// decoder takes values from the front of src. Once bad, it stays so, and what it returns is of no meaning.
+type decoder struct {
+	src []byte
+	bad bool
+}
+
+func (d *decoder) record(b *Batch, r *Record) {
+	h := d.bytes(6)
+	if d.bad {
+		return
+	}
+	r.Event = Event(h[1])
+	r.Has = Has(binary.LittleEndian.Uint16(h[2:]))
+	mask := int(binary.LittleEndian.Uint16(h[4:]))
+	if h[0] != binaryVersion || r.Event > EventGap || mask&^hasAll != 0 {
+		d.bad = true
+		return
+	}
+	if mask&hasReceived != 0 {
+		r.Received = int64(d.uint64())
+	}
+	if mask&hasStart != 0 {
+		r.Start = r.Received - d.varint()
+	}
+	if mask&hasStop != 0 {
+		r.Stop = r.Received - d.varint()
+	}
+	if mask&hasStamp != 0 {
+		r.Stamp = r.Received - d.varint()
+	}
+	if mask&hasOrig != 0 {
+		d.tuple(&r.Orig)
+	}
+	if mask&hasReply != 0 {
+		d.tuple(&r.Reply)
+	}
+	if mask&hasOrigCounters != 0 {
+		r.OrigCounters = Counters{d.uvarint(math.MaxUint64), d.uvarint(math.MaxUint64)}
+	}
+	if mask&hasReplyCounters != 0 {
+		r.ReplyCounters = Counters{d.uvarint(math.MaxUint64), d.uvarint(math.MaxUint64)}
+	}
+	if mask&hasID != 0 {
+		r.ID = d.uint32()
+	}
+	if mask&hasMark != 0 {
+		r.Mark = uint32(d.uvarint(math.MaxUint32))
+	}
+	if mask&hasTimeout != 0 {
+		r.Timeout = uint32(d.uvarint(math.MaxUint32))
+	}
+	if mask&hasStatus != 0 {
+		r.Status = Status(d.uvarint(math.MaxUint32))
+	}
+	if mask&hasZone != 0 {
+		r.Zone = d.uint16()
+	}
+	if mask&hasState != 0 {
+		r.State = d.uint8()
+	}
+	if mask&hasExtra != 0 {
+		d.extra(b.Extra(r))
+	}
+}
+
+func (d *decoder) tuple(t *Tuple) {
+	bits := d.uint8()
+	t.Proto = Proto(d.uint8())
+	d.addr(&t.Src, bits&(tuSrc4|tuSrc16))
+	d.addr(&t.Dst, bits&(tuDst4|tuDst16)/(tuDst4/tuSrc4))
+	if bits&tuPorts != 0 {
+		t.SrcPort = d.uint16()
+		t.DstPort = d.uint16()
+	}
+	if bits&tuZone != 0 {
+		t.Zone = d.uint16()
+	}
+	t.V6 = bits&tuV6 != 0
+	t.HasZone = bits&tuHasZone != 0
+}
+
+func (d *decoder) addr(a *Addr, form byte) {
+	switch form {
+	case 0:
+	case tuSrc4:
+		if p := d.bytes(4); !d.bad {
+			*a = AddrFrom4([4]byte(p))
+		}
+	case tuSrc16:
+		copy(a[:], d.bytes(16))
+	default:
+		d.bad = true
+	}
+}
+
+func (d *decoder) extra(x *Extra) {
+	mask := int(d.uint16())
+	if mask&^exAll != 0 {
+		d.bad = true
+		return
+	}
+	if mask&exHelper != 0 {
+		copy(x.Helper[:], d.bytes(NameLen))
+	}
+	if mask&exMaster != 0 {
+		d.tuple(&x.Master)
+	}
+	x.HasMaster = mask&exHasMaster != 0
+	x.HasLabels = mask&exHasLabels != 0
+	if mask&exLabels != 0 {
+		copy(x.Labels[:], d.bytes(len(x.Labels)))
+	}
+	if mask&exSecCtx != 0 {
+		x.SecCtx = d.string()
+	}
+	if mask&exClass != 0 {
+		x.Class = uint32(d.uvarint(math.MaxUint32))
+	}
+	if mask&exFlags != 0 {
+		x.Flags = uint32(d.uvarint(math.MaxUint32))
+	}
+	if mask&exCause != 0 {
+		x.Gap.Cause = Cause(d.uint8())
+	}
+	if mask&exLost != 0 {
+		x.Gap.Lost = d.uvarint(math.MaxUint64)
+	}
+	x.Gap.LostKnown = mask&exLostKnown != 0
+	if mask&exOutput != 0 {
+		x.Gap.Output = d.string()
+	}
+}
+
+// bytes takes n bytes, which alias src; nil if there are not so many.
+func (d *decoder) bytes(n int) []byte {
+	if len(d.src) < n {
+		d.bad = true
+		d.src = nil
+		return nil
+	}
+	p := d.src[:n]
+	d.src = d.src[n:]
+	return p
+}
+
+func (d *decoder) uint8() uint8 {
+	if len(d.src) < 1 {
+		d.bad = true
+		return 0
+	}
+	v := d.src[0]
+	d.src = d.src[1:]
+	return v
+}
+
+func (d *decoder) uint16() uint16 {
+	if len(d.src) < 2 {
+		d.bad = true
+		return 0
+	}
+	v := binary.LittleEndian.Uint16(d.src)
+	d.src = d.src[2:]
+	return v
+}
+
+func (d *decoder) uint32() uint32 {
+	if len(d.src) < 4 {
+		d.bad = true
+		return 0
+	}
+	v := binary.LittleEndian.Uint32(d.src)
+	d.src = d.src[4:]
+	return v
+}
+
+func (d *decoder) uint64() uint64 {
+	if len(d.src) < 8 {
+		d.bad = true
+		return 0
+	}
+	v := binary.LittleEndian.Uint64(d.src)
+	d.src = d.src[8:]
+	return v
+}
+
+func (d *decoder) uvarint(limit uint64) uint64 {
+	if len(d.src) > 0 && d.src[0] < 0x80 { // most are
+		v := d.src[0]
+		d.src = d.src[1:]
+		return uint64(v)
+	}
+	v, n := binary.Uvarint(d.src)
+	if n <= 0 || v > limit {
+		d.bad = true
+		return 0
+	}
+	d.src = d.src[n:]
+	return v
+}
+
+func (d *decoder) varint() int64 {
+	v, n := binary.Varint(d.src)
+	if n <= 0 {
+		d.bad = true
+		return 0
+	}
+	d.src = d.src[n:]
+	return v
+}
+
+func (d *decoder) string() string {
+	return string(d.bytes(int(d.uvarint(math.MaxInt32))))
+}
