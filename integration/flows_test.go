@@ -130,10 +130,19 @@ func (g *gateway) owed() []owed {
 		{"mark and labels", map[string]string{
 			"src_port": "40008", "mark": "12648430", "labels": "20000000000000000020000000000000",
 		}},
+		{"a port taken", map[string]string{
+			"src_ip": publicIP, "src_port": "40008", "nat": "snat", "nat_src_ip": publicIP, "mark": "", "labels": "",
+		}},
+		{"a closed connection that somebody deletes", map[string]string{
+			"src_port": "40018", "tcp_state": "time_wait", "end_reason": "deleted",
+		}},
 		{"a refused connection", map[string]string{"src_port": "40009", "tcp_state": "close", "end_reason": "tcp_rst"}},
 		{"ping", map[string]string{
 			"proto": "icmp", "src_ip": clientIP, "icmp_type": "8", "icmp_code": "0", "icmp_id": "777", "src_port": "",
 			"nat": "snat", "nat_src_ip": publicIP, "end_reason": "timeout",
+		}},
+		{"a ping of an id taken", map[string]string{
+			"proto": "icmp", "src_ip": publicIP, "icmp_id": "776", "nat": "snat", "nat_src_ip": publicIP,
 		}},
 		{"ping of twin A", map[string]string{"proto": "icmp", "icmp_id": "778", "zone_orig": "101", "nat_icmp_id": ""}},
 		{"ping of twin B", map[string]string{"proto": "icmp", "icmp_id": "778", "zone_orig": "102", "nat": "snat"}},

@@ -38,6 +38,7 @@ table inet lab {
 	ct helper ftp { type "ftp" protocol tcp; }
 	ct helper tftp { type "tftp" protocol udp; }
 	ct helper sip { type "sip" protocol udp; }
+	ct timeout linger { protocol tcp; policy = { time_wait: 120 }; }
 	chain zones {
 		type filter hook prerouting priority raw
 		iifname "zoned" ct zone set 7
@@ -50,8 +51,9 @@ table inet lab {
 		tcp dport 21 ct helper set "ftp"
 		udp dport 69 ct helper set "tftp"
 		udp dport 5060 ct helper set "sip"
+		tcp sport 40018 ct timeout set "linger"
 		tcp dport 8081 ct state new ct mark set 0xc0ffee ct label set 5
-		tcp sport 8081 ct label set 77
+		tcp sport 8081 ct mark 0xc0ffee ct label set 77
 		iifname "twinA" ct mark set 101
 		iifname "twinB" ct mark set 102
 		iifname "server" ct mark { 101, 102 } meta mark set ct mark
@@ -122,6 +124,12 @@ func newGateway(t *testing.T) *gateway {
 		must(t, g.Run("ip", "route", "add", "192.168.7.0/24", "dev", dev, "table", mark))
 	}
 	must(t, g.Nft(gatewayRules))
+	t.Cleanup(func() {
+		if t.Failed() {
+			table, err := g.Output("", "conntrack", "-L")
+			t.Logf("flows that are left (%v):\n%s", err, table)
+		}
+	})
 
 	g.serve(t)
 	return g

@@ -46,11 +46,24 @@ func (g *gateway) traffic(t *testing.T, alive func()) {
 	run("mark and labels", func() error {
 		c := g.client.HTTPClient(clientIP + ":40008")
 		defer c.CloseIdleConnections()
-		err := lab.Get(c, "http://"+serverIP+":8081/")
-		if err == nil {
-			alive()
+		if err := lab.Get(c, "http://"+serverIP+":8081/"); err != nil {
+			return err
 		}
-		return err
+		alive()
+		// While that holds the port of the public address, another connection from there gets another port.
+		return g.Get(publicIP+":40008", "http://"+serverIP+":8081/")
+	})
+	run("a closed connection that somebody deletes", func() error {
+		if err := g.client.Get(clientIP+":40018", "http://"+serverIP+"/"); err != nil {
+			return err
+		}
+		// A segment that came after would make a flow again.
+		eventually(t, "the connection is closed on both sides", func() bool {
+			table, err := g.Output("", "conntrack", "-L", "-p", "tcp", "--orig-port-src", "40018", "--state", "TIME_WAIT")
+			must(t, err)
+			return len(table) > 0
+		})
+		return g.Run("conntrack", "-D", "-p", "tcp", "--orig-port-src", "40018")
 	})
 	run("a refused connection", func() error {
 		c, err := g.client.DialFrom(context.Background(), "tcp", clientIP+":40009", serverIP+":9")
@@ -61,6 +74,16 @@ func (g *gateway) traffic(t *testing.T, alive func()) {
 		return nil
 	})
 	run("ping", func() error { return g.client.Ping(clientIP, serverIP, 777) })
+	// The id is taken by then, hence translated; the address stays.
+	run("ping from the gateway, with the same id", func() error {
+		const key = "net.netfilter.nf_conntrack_icmp_timeout"
+		return errors.Join(
+			g.Sysctl(key, "120"),
+			g.client.Ping(clientIP, serverIP, 776),
+			g.Sysctl(key, "1"),
+			g.Ping(publicIP, serverIP, 776),
+			g.Run("conntrack", "-D", "-p", "icmp", "-s", clientIP, "--icmp-id", "776"))
+	})
 	run("ping from a twin", func() error { return g.twinA.Ping(twinIP, serverIP, 778) })
 	run("ping from its twin, with the same id", func() error { return g.twinB.Ping(twinIP, serverIP, 778) })
 	run("ping6", func() error { return g.client.Ping(clientIP6, serverIP6, 779) })

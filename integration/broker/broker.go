@@ -321,6 +321,7 @@ func (c *Cluster) CreateTopic(t testing.TB, topic string, partitions, replicatio
 	if err != nil {
 		t.Fatalf("create topic %s: %v", topic, err)
 	}
+	c.AwaitISR(t, topic, replication)
 }
 
 // Allow lets a user do something to a topic.
