@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/santhosh-tekuri/jsonschema/v6"
 	kafka "github.com/segmentio/kafka-go"
 
 	"github.com/ctlogd/ctlogd/flow"
@@ -108,8 +109,18 @@ func TestDelivery(t *testing.T) {
 	if d := check(t, msgs, recs); d != 0 {
 		t.Errorf("%d duplicates", d)
 	}
-	if m := msgs[0]; m.headers != "v=1,host=fw1" {
-		t.Errorf("headers %q", m.headers)
+	schema, err := jsonschema.NewCompiler().Compile("../../docs/flow.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range msgs[:1000] {
+		value, err := jsonschema.UnmarshalJSON(strings.NewReader(m.value))
+		if err == nil {
+			err = schema.Validate(value)
+		}
+		if err != nil || m.headers != "v=1,host=fw1" {
+			t.Fatalf("headers %q, value %s: %v", m.headers, m.value, err)
+		}
 	}
 }
 

@@ -16,7 +16,7 @@ const testObserver = "machine-1"
 func records(n int) []*flow.Record { return newGenerator().next(n) }
 
 // yesterday is when they begin to end: brokers delete at once what is older than their retention.
-var yesterday = time.Now().Add(-24 * time.Hour).UnixNano()
+var yesterday = time.Now().Add(-24 * time.Hour).Truncate(time.Millisecond).UnixNano()
 
 // generator makes the ended flows of a carrier-grade NAT, 100 subscribers behind 4 addresses, a millisecond apart.
 type generator struct {

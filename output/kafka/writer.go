@@ -36,7 +36,6 @@ import (
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/output/format"
-	"github.com/ctlogd/ctlogd/unit"
 )
 
 // Names of the record headers.
@@ -47,6 +46,9 @@ const (
 
 // maxRecordOverhead is what a record in a batch has besides key, value and headers, at most.
 const maxRecordOverhead = 1 + 5*binary.MaxVarintLen32
+
+// complainEvery is how often refused records are logged at most; every one is counted.
+const complainEvery = 10 * time.Second
 
 // schemaVersion is the value of HeaderVersion, and of the key v in the flat format.
 const schemaVersion = 1
@@ -100,7 +102,8 @@ type Writer struct {
 	// limit is what BatchBytes has come down to, as batches were too large, and grown again.
 	limit int
 
-	refusal *Error // why the broker refused a record for good, last
+	refusal    *Error    // why the broker refused a record for good, last
+	complained time.Time // when that was logged
 
 	// seen remembers, from a Write that failed to the next one that does not, which records behind the first
 	// undelivered one need not be sent again. See remember.
@@ -489,9 +492,11 @@ func (w *Writer) answered(p *partition, recs []*flow.Record) {
 		// It is one of them, or all together are too many: halves will tell.
 		p.max = len(batch) / 2
 		if class == ClassTooLarge && w.limit > p.raw/2 {
+			if w.limit == int(w.cfg.BatchBytes) {
+				w.log.Warn("the topic does not accept batches of this size; sending smaller ones", zap.Error(failed),
+					zap.Stringer("batch_bytes", w.cfg.BatchBytes))
+			}
 			w.limit = max(p.raw/2, minBatchBytes)
-			w.log.Warn("the topic does not accept batches of this size; sending smaller ones", zap.Error(failed),
-				zap.Stringer("batch_bytes", unit.Size(w.limit)))
 		}
 	case class == ClassTimestamp && w.restamp(accused, batch):
 	default:
@@ -560,8 +565,12 @@ func (w *Writer) reject(p *partition, accused []int32, recs []*flow.Record, reas
 	n, err := w.letters.append(letters)
 	w.counters.Rejected.Add(uint64(len(accused)))
 	w.counters.DeadLetters.Add(uint64(n))
-	w.log.Error("records can never be delivered", zap.Int("records", len(accused)), zap.Int("dead_letters", n),
-		zap.Error(reason), zap.NamedError("dead_letter_error", err))
+	if now.Sub(w.complained) >= complainEvery {
+		w.complained = now
+		w.log.Error("records can never be delivered", zap.Error(reason),
+			zap.Uint64("records_so_far", w.counters.Rejected.Load()),
+			zap.Uint64("dead_letters_so_far", w.counters.DeadLetters.Load()), zap.NamedError("dead_letter_error", err))
+	}
 }
 
 // fail makes an Error of err, and counts it unless it is only that the caller ended the attempt.
