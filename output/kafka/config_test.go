@@ -52,7 +52,8 @@ dead_letter_size: 1MiB
 			"brokers: no brokers; write a list of HOST:PORT",
 			"topic: missing topic; write the name of one",
 		}},
-		{"brokers", "topic: flows\nbrokers: [a, 'a:0', 'a:http', ':9092', 'kafka://a:9092', 'a:1,b:2', 'a:1', 'a:1', 'a:b:c']",
+		{"brokers", "topic: flows\n" +
+			"brokers: [a, 'a:0', 'a:http', ':9092', 'kafka://a:9092', 'a:1,b:2', 'a:1', 'a:1', 'a:b:c']",
 			[]string{
 				`brokers[0]: missing port in "a"; write HOST:PORT`,
 				`brokers[1]: port "0" is no number from 1 to 65535; write HOST:PORT`,

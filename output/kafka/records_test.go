@@ -91,7 +91,7 @@ func newWriter(t testing.TB, brokers []string, topic string, change func(*Config
 	return w
 }
 
-// write gives w all records in slices of 4096, trying again as the worker does, and returns how many times Write failed.
+// write gives w all records in slices of 4096, trying again as the worker does, and returns how often Write failed.
 func write(t testing.TB, w *Writer, recs []*flow.Record) (failed int) {
 	t.Helper()
 	for len(recs) > 0 {

@@ -315,8 +315,8 @@ func (w *Writer) createTopic(ctx context.Context) error {
 }
 
 // route gives every record that is not settled to the partition of its key, as the Java client's default partitioner
-// does: murmur2 over all partitions, whether they have a leader or not. Those without a key go to one partition, another
-// one in each Write, that has a leader if any has.
+// does: murmur2 over all partitions, whether they have a leader or not. Those without a key go to one partition,
+// another one in each Write, that has a leader if any has.
 func (w *Writer) route(recs []*flow.Record) {
 	w.sticky++
 	free := int(w.sticky % uint(len(w.parts)))
@@ -400,7 +400,7 @@ func (w *Writer) encode(p *partition, recs []*flow.Record, now int64) {
 	p.buf = w.batch.encode(p.buf, w.codecID, w.codec)
 }
 
-// timestamp returns the message's timestamp in ms: when the flow ended or the event was, but never ahead of the clock, as
+// timestamp returns the message's timestamp in ms: when the flow ended or the event was, but never ahead of the clock:
 // brokers refuse what is too far ahead.
 func (w *Writer) timestamp(r *flow.Record, state byte, now int64) int64 {
 	switch {
@@ -618,8 +618,8 @@ type mark struct {
 	state byte // delivered or refused
 }
 
-// remember keeps which of recs, what was not delivered of a slice, are settled nevertheless. Records with the same bytes
-// are counted, so that of two only those settled are left out.
+// remember keeps which of recs, what was not delivered of a slice, are settled nevertheless. Records with the same
+// bytes are counted, so that of two only those settled are left out.
 func (w *Writer) remember(recs []*flow.Record, state []byte) {
 	clear(w.seen)
 	for i, r := range recs {

@@ -575,7 +575,8 @@ func TestRequestTimeout(t *testing.T) {
 	})
 	w := f.writer(t, func(c *Config) { c.RequestTimeout = 200 * time.Millisecond })
 	recs := records(10)
-	if n, err := w.Write(t.Context(), recs); n != 0 || !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, os.ErrDeadlineExceeded) {
+	n, err := w.Write(t.Context(), recs)
+	if n != 0 || !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("%d, %v", n, err)
 	}
 	if n, err := w.Write(t.Context(), recs); n != len(recs) || err != nil {
@@ -612,7 +613,8 @@ func TestKeys(t *testing.T) {
 	src, natSrc := full.Orig.SrcAddr().String(), full.Reply.DstAddr().String()
 	plain := full
 	plain.Reply.Dst, plain.Reply.DstPort = full.Orig.Src, full.Orig.SrcPort
-	v6 := flow.Record{Event: flow.EventNew, Has: flow.HasOrig, Orig: flow.Tuple{Src: flow.Addr{0x20, 1, 0xd, 0xb8, 15: 1}, V6: true}}
+	v6 := flow.Record{Event: flow.EventNew, Has: flow.HasOrig}
+	v6.Orig = flow.Tuple{Src: flow.Addr{0x20, 1, 0xd, 0xb8, 15: 1}, V6: true}
 	gap := flow.Record{Event: flow.EventGap}
 	observer := format.NewObserverKey(testObserver)
 	id, _ := format.FlowID(observer, &full)
