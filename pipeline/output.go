@@ -14,7 +14,7 @@ type Output interface {
 
 	// Write delivers recs in order, gap records among them, and returns how many were delivered: n < len(recs) if
 	// and only if err is not nil. The worker tries again with recs[n:], with backoff, until ctx ends; an error that no
-	// further try can mend is a *Rejected. The records belong to the caller: no reference to them may be kept.
+	// further try can mend has a method Rejected() int. The records belong to the caller: no reference to them may be kept.
 	Write(ctx context.Context, recs []*flow.Record) (n int, err error)
 
 	// Close delivers what Write has buffered, bounded by ctx, and gives everything back. It is called once.
@@ -28,12 +28,9 @@ type Reopener interface {
 	Reopen() error
 }
 
-// Rejected says that the N records after those delivered can never be delivered (a broker that refuses them for good,
-// say). The worker counts them as lost and goes on behind them.
-type Rejected struct {
-	N   int
-	Err error
+// rejecter is what an error of Write fulfils when the Rejected records after those delivered can never be delivered (a
+// broker that refuses them for good, say). The worker counts them as lost, puts a gap on record and goes on behind them.
+type rejecter interface {
+	error
+	Rejected() int
 }
-
-func (e *Rejected) Error() string { return e.Err.Error() }
-func (e *Rejected) Unwrap() error { return e.Err }

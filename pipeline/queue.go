@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,7 +27,7 @@ const (
 	// quiet is how long a warning that comes again is held back, to be summed up.
 	quiet = 10 * time.Second
 
-	queueFull = "queue full, records lost"
+	recordsLost = "records lost"
 )
 
 // QueueStats counts what became of an output's records. Any goroutine may read it.
@@ -36,12 +37,13 @@ type QueueStats struct {
 	Dropped  atomic.Uint64 // lost because the queue was full
 	Rejected atomic.Uint64 // lost because the destination refused them for good
 	Left     atomic.Uint64 // not delivered when ctlogd ended
+	Gaps     atomic.Uint64 // gap records handed to the output for losses of its own
 	Errors   atomic.Uint64 // writes that failed
 	Depth    atomic.Int64  // records waiting, those of the write under way included
 }
 
 // Queue holds an output's batches, no more than a fixed number of records' worth of room, and its worker delivers
-// them.
+// them. What it loses becomes a gap, which waits until the output takes it.
 type Queue struct {
 	Stats QueueStats
 
@@ -52,7 +54,9 @@ type Queue struct {
 
 	mu      sync.Mutex
 	batches []*flow.Batch
-	room    int // of the batches here and in the worker's hands
+	room    int    // of the batches here and in the worker's hands
+	losses  losses // not on record yet
+	failing error  // the last Write's error, until one succeeds
 	closed  bool
 	ready   chan struct{} // holds a token when there is something for the worker to see
 
@@ -60,9 +64,11 @@ type Queue struct {
 	abort context.CancelFunc
 
 	// The worker's own.
-	taken           []*flow.Batch
-	recs            []*flow.Record
-	dropLog, errLog throttle
+	taken  []*flow.Batch
+	recs   []*flow.Record
+	errLog throttle
+
+	dropLog throttle // the reader's own
 }
 
 // NewQueue returns the queue of an output. filter, which may be nil, selects its records; max is how many records the
@@ -80,11 +86,31 @@ func NewQueue(out Output, filter Filter, max int, log *zap.Logger) *Queue {
 // Output returns the output that the queue feeds.
 func (q *Queue) Output() Output { return q.out }
 
-// offer puts b into the queue, holding it, or counts its records as dropped if there is no room. It never waits.
+// Lose puts a loss that happened elsewhere on record: what a restart has cost, say.
+func (q *Queue) Lose(g Gap) {
+	q.mu.Lock()
+	q.losses.add(g, time.Now())
+	q.mu.Unlock()
+	q.wakeUp()
+}
+
+// Unrecorded returns the gaps that wait to be put on record.
+func (q *Queue) Unrecorded() []Gap {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.Clone(q.losses.gaps)
+}
+
+// offer puts b into the queue, holding it, or loses its records if there is no room. It never waits.
 func (q *Queue) offer(b *flow.Batch) {
 	q.mu.Lock()
 	full := q.closed || q.room+cap(b.Records) > q.max
-	if !full {
+	var lost uint64
+	var cause flow.Cause
+	if full {
+		cause = causeOf(q.failing)
+		lost = q.lose(b.Records, cause)
+	} else {
 		b.Hold(1)
 		q.batches = append(q.batches, b)
 		q.room += cap(b.Records)
@@ -92,13 +118,28 @@ func (q *Queue) offer(b *flow.Batch) {
 	}
 	q.mu.Unlock()
 	if full {
-		q.Stats.Dropped.Add(uint64(len(b.Records)))
-		if n, ok := q.dropLog.add(uint64(len(b.Records))); ok {
-			q.log.Warn(queueFull, zap.Uint64("records", n), zap.Int("queue", q.max))
+		q.Stats.Dropped.Add(lost)
+		if n, ok := q.dropLog.add(lost); ok {
+			q.log.Warn(recordsLost, zap.Uint64("records", n), zap.Stringer("cause", cause), zap.Int("queue", q.max))
 		}
-		return
 	}
 	q.wakeUp()
+}
+
+// lose makes the loss of recs, as far as the output wanted them, a gap. The lock is held.
+func (q *Queue) lose(recs []flow.Record, cause flow.Cause) uint64 {
+	now := time.Now()
+	g := Gap{Gap: flow.Gap{Cause: cause, Output: q.out.Name(), LostKnown: true}}
+	for i := range recs {
+		r := &recs[i]
+		if r.Event == flow.EventGap || q.filter == nil || q.filter(r) {
+			g.lose(r, func(kept Gap) { q.losses.add(kept, now) })
+		}
+	}
+	if g.Lost > 0 {
+		q.losses.add(g, now)
+	}
+	return g.Lost
 }
 
 func (q *Queue) wakeUp() {
@@ -116,29 +157,56 @@ func (q *Queue) close() {
 	q.wakeUp()
 }
 
-// take moves as many batches as one write takes into q.taken; false if the queue is closed and empty.
+// take moves as many batches as one write takes into q.taken, behind a batch of gaps if any are due; false if the queue
+// is closed and empty.
 func (q *Queue) take() bool {
 	for {
+		now := time.Now()
 		q.mu.Lock()
+		q.taken = q.taken[:0]
+		due, in := q.losses.due(now)
+		if due || q.closed && len(q.losses.gaps) > 0 {
+			q.taken = append(q.taken, q.gapBatch(now))
+		}
 		n, records := 0, 0
 		for n < len(q.batches) && (n == 0 || records+len(q.batches[n].Records) <= writeRecords) {
 			records += len(q.batches[n].Records)
 			n++
 		}
-		q.taken = append(q.taken[:0], q.batches[:n]...)
+		q.taken = append(q.taken, q.batches[:n]...)
 		rest := copy(q.batches, q.batches[n:])
 		clear(q.batches[rest:])
 		q.batches = q.batches[:rest]
 		closed := q.closed
 		q.mu.Unlock()
 		switch {
-		case n > 0:
+		case len(q.taken) > 0:
 			return true
 		case closed:
 			return false
+		case in > 0:
+			select {
+			case <-q.ready:
+			case <-time.After(in):
+			}
+		default:
+			<-q.ready
 		}
-		<-q.ready
 	}
+}
+
+// gapBatch returns a batch with the gaps that wait, which from here on are records like others. The lock is held.
+func (q *Queue) gapBatch(now time.Time) *flow.Batch {
+	b := flow.NewBatch(len(q.losses.gaps), nil)
+	for i := range q.losses.gaps {
+		q.losses.gaps[i].fill(b, b.Next(), now)
+	}
+	q.Stats.Gaps.Add(uint64(len(b.Records)))
+	q.Stats.Depth.Add(int64(len(b.Records)))
+	q.losses.gaps = q.losses.gaps[:0]
+	q.room += cap(b.Records)
+	b.Hold(1)
+	return b
 }
 
 // release ends the hold on what was taken.
@@ -150,6 +218,7 @@ func (q *Queue) release() {
 		b.Done()
 	}
 	clear(q.taken)
+	q.taken = q.taken[:0]
 	q.Stats.Depth.Add(int64(-records))
 	q.mu.Lock()
 	q.room -= room
@@ -158,7 +227,7 @@ func (q *Queue) release() {
 
 // work delivers until the queue is closed and empty, or aborted.
 func (q *Queue) work() {
-	for q.take() {
+	for q.ctx.Err() == nil && q.take() {
 		q.handle()
 	}
 }
@@ -180,13 +249,17 @@ func (q *Queue) handle() {
 	if filtered > 0 {
 		q.Stats.Filtered.Add(uint64(filtered))
 	}
-	q.deliver(q.recs)
+	left := q.deliver(q.recs)
+	if len(left) > 0 {
+		q.leave(left)
+	}
 	clear(q.recs)
 	q.release()
 }
 
-// deliver writes recs, trying again with backoff until they are delivered or the queue is aborted.
-func (q *Queue) deliver(recs []*flow.Record) {
+// deliver writes recs, trying again with backoff until they are delivered or the queue is aborted, and returns what was
+// not delivered.
+func (q *Queue) deliver(recs []*flow.Record) (left []*flow.Record) {
 	retry := firstRetry
 	for len(recs) > 0 {
 		n, err := q.out.Write(q.ctx, recs)
@@ -195,21 +268,19 @@ func (q *Queue) deliver(recs []*flow.Record) {
 		if err == nil {
 			if retry != firstRetry {
 				q.log.Info("output accepts records again")
+				q.setFailing(nil)
 			}
-			return
+			return nil
 		}
 		if q.ctx.Err() != nil {
-			q.Stats.Left.Add(uint64(len(recs)))
-			return
+			return recs
 		}
 		q.Stats.Errors.Add(1)
-		if rejected := (*Rejected)(nil); errors.As(err, &rejected) {
-			lost := min(max(rejected.N, 1), len(recs))
-			q.Stats.Rejected.Add(uint64(lost))
-			recs = recs[lost:]
-			q.log.Error("output refuses records for good", zap.Int("records", lost), zap.Error(err))
+		if refused := rejecter(nil); errors.As(err, &refused) {
+			recs = q.reject(recs, refused)
 			continue
 		}
+		q.setFailing(err)
 		if times, ok := q.errLog.add(1); ok {
 			q.log.Error("write to output", zap.Error(err), zap.Uint64("errors", times))
 		}
@@ -222,6 +293,48 @@ func (q *Queue) deliver(recs []*flow.Record) {
 		}
 		retry = min(2*retry, lastRetry)
 	}
+	return nil
+}
+
+func (q *Queue) setFailing(err error) {
+	q.mu.Lock()
+	q.failing = err
+	q.mu.Unlock()
+}
+
+// reject loses the records that the output refuses for good, and returns those behind them.
+func (q *Queue) reject(recs []*flow.Record, refused rejecter) []*flow.Record {
+	lost := min(max(refused.Rejected(), 1), len(recs))
+	q.Stats.Rejected.Add(uint64(lost))
+	q.log.Error("output refuses records for good", zap.Int("records", lost), zap.Error(refused))
+	now := time.Now()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	g := Gap{Gap: flow.Gap{Cause: flow.CauseOutputDown, Output: q.out.Name(), LostKnown: true}}
+	for _, r := range recs[:lost] {
+		if r.Event != flow.EventGap { // a gap that is refused would be refused again
+			g.lose(r, nil)
+		}
+	}
+	if g.Lost > 0 {
+		q.losses.add(g, now)
+	}
+	return recs[lost:]
+}
+
+// leave makes a gap of what the output did not take in time.
+func (q *Queue) leave(recs []*flow.Record) {
+	now := time.Now()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	g := Gap{Gap: flow.Gap{Cause: causeOf(q.failing), Output: q.out.Name(), LostKnown: true}}
+	for _, r := range recs {
+		g.lose(r, func(kept Gap) { q.losses.add(kept, now) })
+	}
+	if g.Lost > 0 {
+		q.Stats.Left.Add(g.Lost)
+		q.losses.add(g, now)
+	}
 }
 
 // finish closes the output after its worker has ended, and reports what was not delivered.
@@ -229,10 +342,10 @@ func (q *Queue) finish(ctx context.Context) {
 	q.mu.Lock()
 	q.taken = append(q.taken[:0], q.batches...)
 	q.batches = nil
-	q.mu.Unlock()
 	for _, b := range q.taken {
-		q.Stats.Left.Add(uint64(len(b.Records)))
+		q.Stats.Left.Add(q.lose(b.Records, causeOf(q.failing)))
 	}
+	q.mu.Unlock()
 	q.release()
 	if err := q.out.Close(ctx); err != nil {
 		q.log.Error("close output", zap.Error(err))
@@ -241,7 +354,7 @@ func (q *Queue) finish(ctx context.Context) {
 		q.log.Error("records left behind, the output did not take them in time", zap.Uint64("records", left))
 	}
 	if n := q.dropLog.rest(); n > 0 {
-		q.log.Warn(queueFull, zap.Uint64("records", n))
+		q.log.Warn(recordsLost, zap.Uint64("records", n))
 	}
 }
 

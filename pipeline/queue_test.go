@@ -20,6 +20,7 @@ import (
 type stub struct {
 	mu    sync.Mutex
 	ids   []uint32
+	gaps  []Gap
 	calls int
 	write func(ctx context.Context, call int, recs []*flow.Record) (int, error) // nil takes everything
 }
@@ -38,7 +39,11 @@ func (s *stub) Write(ctx context.Context, recs []*flow.Record) (n int, err error
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, r := range recs[:n] {
-		s.ids = append(s.ids, r.ID)
+		if r.Event == flow.EventGap {
+			s.gaps = append(s.gaps, Gap{Gap: r.Extra.Gap, From: r.Start, To: r.Stop})
+		} else {
+			s.ids = append(s.ids, r.ID)
+		}
 	}
 	return n, err
 }
@@ -51,12 +56,19 @@ func send(p *Pipeline, first uint32, sizes ...int) (next uint32) {
 	for _, n := range sizes {
 		for range n {
 			r := b.Next()
-			r.Event, r.ID = flow.EventDestroy, first
+			r.Event, r.ID, r.Received = flow.EventDestroy, first, int64(first)
 			first++
 		}
 		b = p.Ingest(b)
 	}
 	return first
+}
+
+func lostIn(gaps []Gap) (n int64) {
+	for _, g := range gaps {
+		n += int64(g.Lost)
+	}
+	return n
 }
 
 func upTo(n uint32) (ids []uint32) {
@@ -139,8 +151,13 @@ func TestSlowOutput(t *testing.T) {
 			if d := qs.Stats.Dropped.Load(); d != uint64(next)-uint64(took) {
 				t.Errorf("%d counted as dropped, want %d", d, int(next)-took)
 			}
+			want := Gap{Gap: flow.Gap{Cause: flow.CauseQueueFull, Lost: qs.Stats.Dropped.Load(), LostKnown: true, Output: "stub"},
+				From: int64(took), To: int64(next) - 1}
+			if len(slow.gaps) != 1 || slow.gaps[0] != want {
+				t.Errorf("gaps on record: %+v, want %+v", slow.gaps, want)
+			}
 			var summed uint64
-			for _, e := range logged.FilterMessage(queueFull).All() {
+			for _, e := range logged.FilterMessage(recordsLost).All() {
 				summed += e.ContextMap()["records"].(uint64)
 			}
 			if summed != qs.Stats.Dropped.Load() {
@@ -173,12 +190,15 @@ func TestRetry(t *testing.T) {
 		}, upTo(10), 0, 3},
 		{"two refused for good", func(_ context.Context, call int, recs []*flow.Record) (int, error) {
 			if call == 1 {
-				return 4, &Rejected{N: 2, Err: errDown}
+				return 4, refusal{2}
 			}
 			return len(recs), nil
 		}, []uint32{0, 1, 2, 3, 6, 7, 8, 9}, 2, 1},
-		{"more refused than there are", func(context.Context, int, []*flow.Record) (int, error) {
-			return 4, &Rejected{N: 99, Err: errDown}
+		{"more refused than there are", func(_ context.Context, call int, recs []*flow.Record) (int, error) {
+			if call == 1 {
+				return 4, refusal{99}
+			}
+			return len(recs), nil
 		}, upTo(4), 6, 1},
 	}
 	for _, tt := range tests {
@@ -196,6 +216,9 @@ func TestRetry(t *testing.T) {
 				}
 				if r := q.Stats.Rejected.Load(); r != tt.rejected {
 					t.Errorf("%d rejected, want %d", r, tt.rejected)
+				}
+				if want := int64(tt.rejected); lostIn(out.gaps) != want {
+					t.Errorf("gaps tell of %d lost records, want %d: %+v", lostIn(out.gaps), want, out.gaps)
 				}
 				if e := q.Stats.Errors.Load(); e != tt.errors {
 					t.Errorf("%d errors, want %d", e, tt.errors)
@@ -232,6 +255,9 @@ func TestCloseIsBounded(t *testing.T) {
 				if left := q.Stats.Left.Load(); left != uint64(next) {
 					t.Errorf("%d records counted as left behind, want %d", left, next)
 				}
+				if lost := lostIn(q.Unrecorded()); lost != int64(next) {
+					t.Errorf("the gaps that wait tell of %d lost records, want %d", lost, next)
+				}
 			})
 		})
 	}
@@ -259,6 +285,12 @@ func TestPipelineAllocates(t *testing.T) {
 		}
 	}
 }
+
+// refusal is the error of an output that will never take some records.
+type refusal struct{ n int }
+
+func (r refusal) Error() string { return "refused for good" }
+func (r refusal) Rejected() int { return r.n }
 
 type discard struct{}
 
