@@ -104,6 +104,25 @@ func TestStoppedReader(t *testing.T) {
 	checkLedger(t, d.file, n)
 }
 
+// TestTupleRecurs has one tuple 200 times, which the kernel gives one id every time: the flow_ids must differ.
+func TestTupleRecurs(t *testing.T) {
+	need(t)
+	const n = 200
+	ns, f := newFloodNS(t)
+	d := startDaemon(t, ns, buildDaemon(t, false), "{delivery: reliable}")
+	for range n {
+		must(t, f.Churn(0, 1))
+	}
+	d.settle(t, n)
+	ids := map[any]bool{}
+	for _, r := range readRecords(t, d.file) {
+		ids[r["flow_id"]] = true
+	}
+	if len(ids) != n {
+		t.Errorf("%d flows of one tuple have %d flow_ids", n, len(ids))
+	}
+}
+
 // settle waits until n records are written, checks the daemon's memory and stops it.
 func (d *daemon) settle(t *testing.T, n int) {
 	t.Helper()
