@@ -10,6 +10,9 @@ DEMO_NEEDS   = ip:iproute2 nft:nftables
 TEST_NEEDS   = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack unshare:util-linux vsftpd:vsftpd in.tftpd:tftpd-hpa
 BENCH_NEEDS  = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack ulogd:ulogd2 sysctl:procps
 
+# The packages with tests of that kind, which run one after another: they share the machine's conntrack table.
+INTEGRATION  = $(sort $(dir $(shell grep -rl --include='*_test.go' '^//go:build integration' .)))
+
 # The race detector needs a C compiler.
 RACE         = $(if $(shell command -v gcc),-race)
 
@@ -32,7 +35,7 @@ unit: setup
 	$(GO) test $(RACE) ./...
 
 integration: setup
-	$(GO) test -tags integration -count=1 -v -timeout 15m ./integration/...
+	$(GO) test -tags integration -count=1 -v -timeout 15m -p 1 $(INTEGRATION)
 
 # Each fuzz test for FUZZTIME.
 fuzz:
@@ -44,10 +47,8 @@ fuzz:
 
 lint:
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not gofmt-clean: $$unformatted"; exit 1; fi
-	$(GO) vet ./...
-	$(GO) vet -tags integration ./integration/...
-	$(GO) run $(STATICCHECK) ./...
-	$(GO) run $(STATICCHECK) -tags integration ./integration/...
+	$(GO) vet -tags integration ./...
+	$(GO) run $(STATICCHECK) -tags integration ./...
 
 # ctlogd against ulogd2 and a bare drain; BENCH='-p churn -k 3' chooses, see bench/compare.sh.
 bench:
