@@ -57,6 +57,7 @@ type Queue struct {
 	room    int    // of the batches here and in the worker's hands
 	losses  losses // not on record yet
 	failing error  // the last Write's error, until one succeeds
+	inWrite int64  // when the oldest record in the worker's hands was read; 0 if it has none
 	closed  bool
 	ready   chan struct{} // holds a token when there is something for the worker to see
 
@@ -92,6 +93,19 @@ func (q *Queue) Lose(g Gap) {
 	q.losses.add(g, time.Now())
 	q.mu.Unlock()
 	q.wakeUp()
+}
+
+// safe returns the time before which every record read has left the queue, delivered or lost in a gap.
+func (q *Queue) safe(now time.Time) int64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.inWrite != 0 {
+		return q.inWrite
+	}
+	if len(q.batches) > 0 {
+		return q.batches[0].Records[0].Received
+	}
+	return now.Add(-inHand).UnixNano()
 }
 
 // Unrecorded returns the gaps that wait to be put on record.
@@ -177,6 +191,9 @@ func (q *Queue) take() bool {
 		rest := copy(q.batches, q.batches[n:])
 		clear(q.batches[rest:])
 		q.batches = q.batches[:rest]
+		if n > 0 {
+			q.inWrite = q.taken[len(q.taken)-n].Records[0].Received
+		}
 		closed := q.closed
 		q.mu.Unlock()
 		switch {
@@ -222,6 +239,7 @@ func (q *Queue) release() {
 	q.Stats.Depth.Add(int64(-records))
 	q.mu.Lock()
 	q.room -= room
+	q.inWrite = 0
 	q.mu.Unlock()
 }
 

@@ -1,0 +1,137 @@
+package pipeline
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+const (
+	markName    = "mark.json"
+	markVersion = 1
+
+	// inHand is how long a record may be in the reader's hands before an output's queue has it: the age of a batch, and
+	// a nap.
+	inHand = 100 * time.Millisecond
+)
+
+// Mark is what a process leaves on disk, about once a second, for the one that comes after it: until when it lived, and
+// what each output had delivered by then. From it the next process tells what the time between has cost.
+//
+// It is replaced by renaming, without fsync: a process that is killed loses nothing of it, and after a power failure an
+// older mark makes the gap longer than it was, which is the safe side.
+type Mark struct {
+	Version int          `json:"version"`
+	BootID  string       `json:"boot_id"` // tells a restart of ctlogd from one of the machine
+	Time    int64        `json:"time"`    // ns since 1970
+	Clean   bool         `json:"clean"`   // the process ended in order: what it had read is delivered, or in a gap
+	Outputs []OutputMark `json:"outputs"`
+}
+
+// OutputMark is a Mark's part for one output.
+type OutputMark struct {
+	Name string `json:"name"`
+
+	// Safe is the time before which every record read is delivered, in the spool, or in a gap.
+	Safe int64 `json:"safe"`
+
+	// Gaps are those that the output has not taken yet.
+	Gaps []Gap `json:"gaps,omitempty"`
+}
+
+// NewMark returns the mark of this moment. clean says that the pipeline is closed.
+func (p *Pipeline) NewMark(bootID string, clean bool) Mark {
+	now := time.Now()
+	m := Mark{Version: markVersion, BootID: bootID, Time: now.UnixNano(), Clean: clean}
+	for _, q := range p.queues {
+		m.Outputs = append(m.Outputs, OutputMark{Name: q.out.Name(), Safe: q.safe(now), Gaps: q.Unrecorded()})
+	}
+	return m
+}
+
+// Save replaces the mark in the directory.
+func (m *Mark) Save(dir string) error {
+	text, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	name := filepath.Join(dir, markName)
+	if err := os.WriteFile(name+".new", append(text, '\n'), 0o640); err != nil {
+		return fmt.Errorf("write mark: %w", err)
+	}
+	if err := os.Rename(name+".new", name); err != nil {
+		return fmt.Errorf("write mark: %w", err)
+	}
+	return nil
+}
+
+// LoadMark returns the mark in the directory, nil if there is none: this is the first start. A mark that cannot be
+// read is an error; the time of its file still tells when its process last lived, and stands in a mark without outputs.
+func LoadMark(dir string) (*Mark, error) {
+	name := filepath.Join(dir, markName)
+	text, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	m := new(Mark)
+	if err == nil {
+		err = json.Unmarshal(text, m)
+	}
+	if err == nil && m.Version != markVersion {
+		err = fmt.Errorf("version %d, this is version %d", m.Version, markVersion)
+	}
+	if err == nil {
+		return m, nil
+	}
+	m = nil
+	if info, statErr := os.Stat(name); statErr == nil {
+		m = &Mark{Time: info.ModTime().UnixNano()}
+	}
+	return m, fmt.Errorf("read mark %s: %w", name, err)
+}
+
+// Gaps returns what the output has lost between the mark and now, when this process joined the events: the gaps that it
+// had not taken yet, and the one that the end of the last process and the time since have made. kept says that the
+// socket outlived that process, so that the kernel has kept the events meanwhile. An output that the mark does not know
+// has lost nothing; it is new.
+func (m *Mark) Gaps(output, bootID string, kept bool, now time.Time) []Gap {
+	var gaps []Gap
+	safe, known := m.Time, len(m.Outputs) == 0 // a mark that could not be read stands for all outputs
+	for _, o := range m.Outputs {
+		if o.Name == output {
+			gaps, safe, known = o.Gaps, o.Safe, true
+		}
+	}
+	if !known {
+		return nil
+	}
+	g := Gap{From: m.Time, To: now.UnixNano()}
+	switch {
+	case m.BootID != bootID:
+		g.Cause = flow.CauseReboot
+	case !m.Clean:
+		g.Cause = flow.CauseCrash
+	case !kept:
+		g.Cause = flow.CauseDowntime
+	default:
+		return gaps
+	}
+	if !m.Clean {
+		g.From = safe
+	}
+	g.Output = output
+	return append(gaps, g)
+}
+
+// BootID returns what the kernel calls this boot; "" if it does not tell.
+func BootID() string {
+	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(id))
+}

@@ -1,0 +1,121 @@
+package pipeline
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+func TestMarkGaps(t *testing.T) {
+	pending := Gap{Gap: flow.Gap{Cause: flow.CauseQueueFull, Lost: 7, LostKnown: true, Output: "a"}, From: 1, To: 2}
+	gap := func(c flow.Cause, from int64) Gap {
+		return Gap{Gap: flow.Gap{Cause: c, Output: "a"}, From: from, To: 1000}
+	}
+	mark := func(boot string, clean bool, gaps ...Gap) *Mark {
+		return &Mark{Version: 1, BootID: boot, Time: 500, Clean: clean, Outputs: []OutputMark{{Name: "a", Safe: 400, Gaps: gaps}}}
+	}
+	tests := []struct {
+		name string
+		mark *Mark
+		out  string
+		kept bool
+		want []Gap
+	}{
+		{"stopped in order and started again", mark("boot", true), "a", false, []Gap{gap(flow.CauseDowntime, 500)}},
+		{"restarted with its socket", mark("boot", true), "a", true, nil},
+		{"killed", mark("boot", false), "a", false, []Gap{gap(flow.CauseCrash, 400)}},
+		{"killed, its socket kept", mark("boot", false), "a", true, []Gap{gap(flow.CauseCrash, 400)}},
+		{"power failed", mark("other", false), "a", false, []Gap{gap(flow.CauseReboot, 400)}},
+		{"rebooted in order", mark("other", true), "a", false, []Gap{gap(flow.CauseReboot, 500)}},
+		{"a gap was waiting", mark("boot", true, pending), "a", true, []Gap{pending}},
+		{"a gap was waiting, and time passed", mark("boot", true, pending), "a", false, []Gap{pending, gap(flow.CauseDowntime, 500)}},
+		{"a new output", mark("boot", false), "b", false, nil},
+		{"an unreadable mark", &Mark{Time: 500}, "a", false, []Gap{gap(flow.CauseReboot, 500)}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if diff := cmp.Diff(tt.want, tt.mark.Gaps(tt.out, "boot", tt.kept, time.Unix(0, 1000))); diff != "" {
+				t.Errorf("gaps (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestMarkOnDisk(t *testing.T) {
+	dir := t.TempDir()
+	if m, err := LoadMark(dir); m != nil || err != nil {
+		t.Fatalf("first start: got %v and error %v, want neither", m, err)
+	}
+	want := Mark{Version: 1, BootID: "b", Time: 5, Outputs: []OutputMark{{Name: "a", Safe: 4, Gaps: []Gap{{From: 1, To: 2,
+		Gap: flow.Gap{Cause: flow.CauseGuard, Lost: 1 << 63, LostKnown: true, Output: "a"}}}}}}
+	if err := want.Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	got, err := LoadMark(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(&want, got); diff != "" {
+		t.Errorf("mark (-want +got):\n%s", diff)
+	}
+	for _, text := range []string{"", "{", `{"version": 99}`} {
+		name := filepath.Join(dir, markName)
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		then := time.Unix(1e9, 0)
+		if err := os.Chtimes(name, then, then); err != nil {
+			t.Fatal(err)
+		}
+		m, err := LoadMark(dir)
+		if err == nil || m == nil || m.Time != then.UnixNano() || len(m.Outputs) != 0 {
+			t.Errorf("mark %q: got %+v and error %v, want its file's time and an error", text, m, err)
+		}
+	}
+}
+
+// TestMarkIsSafe follows a record through a queue: as long as it is not delivered, the mark does not pass it.
+func TestMarkIsSafe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hold := make(chan struct{})
+		q := NewQueue(&stub{write: func(_ context.Context, _ int, recs []*flow.Record) (int, error) {
+			<-hold
+			return len(recs), nil
+		}}, nil, 0, zap.NewNop())
+		p := New(nil, []*Queue{q})
+		safe := func() int64 { return p.NewMark("", false).Outputs[0].Safe }
+		idle := func() int64 { return time.Now().Add(-inHand).UnixNano() }
+		if got := safe(); got != idle() {
+			t.Errorf("empty queue: safe until %d, want %d", got, idle())
+		}
+		send(p, 1000, 5)
+		if got := safe(); got != 1000 {
+			t.Errorf("queued: safe until %d, want 1000, when the oldest was read", got)
+		}
+		p.Start()
+		synctest.Wait()
+		send(p, 2000, 5)
+		if got := safe(); got != 1000 {
+			t.Errorf("in the write: safe until %d, want 1000", got)
+		}
+		hold <- struct{}{}
+		synctest.Wait()
+		if got := safe(); got != 2000 {
+			t.Errorf("the next write: safe until %d, want 2000", got)
+		}
+		hold <- struct{}{}
+		synctest.Wait()
+		if got := safe(); got != idle() {
+			t.Errorf("delivered: safe until %d, want %d", got, idle())
+		}
+		p.Close(t.Context())
+	})
+}
