@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -29,11 +30,19 @@ type app struct {
 
 // runDaemon logs flows as cfg says until ctx ends, then delivers what is left.
 func runDaemon(ctx context.Context, cfg *Config, log *zap.Logger) error {
+	st, err := openState(cfg.StateDirectory, log)
+	if err != nil {
+		return err
+	}
 	a, err := newApp(cfg, log)
 	if err != nil {
 		return err
 	}
+	st.restore(a.queues, false)
 	a.pipeline.Start()
+	marking, stopMarking := context.WithCancel(context.Background())
+	var background sync.WaitGroup
+	background.Go(func() { st.keep(marking, a.pipeline) })
 	stopReopening := a.reopenOnHangup()
 	log.Info("logging flows", zap.Strings("events", cfg.Input.Conntrack.Events),
 		zap.String("delivery", cfg.Input.Conntrack.Delivery), zap.Int("outputs", len(a.queues)))
@@ -46,6 +55,9 @@ func runDaemon(ctx context.Context, cfg *Config, log *zap.Logger) error {
 	}
 	stopReopening()
 	a.close(cfg.ShutdownTimeout)
+	stopMarking()
+	background.Wait()
+	st.finish(a.pipeline)
 	a.report(time.Since(started))
 	return err
 }

@@ -25,6 +25,10 @@ type Config struct {
 	Observer        string                `yaml:"observer"` // enters every flow_id; unset: the machine id
 	Host            string                `yaml:"host"`     // stands in every record; unset: the host name
 	ShutdownTimeout time.Duration         `yaml:"shutdown_timeout"`
+
+	// StateDirectory is where a process leaves its mark for the next one. Unset: $STATE_DIRECTORY, which systemd sets;
+	// without either, no gap tells of the time between two processes.
+	StateDirectory string `yaml:"state_directory"`
 }
 
 // InputConfig holds the sources of records by kind.
@@ -144,6 +148,9 @@ func (c *Config) Validate(report func(path, msg string)) {
 			report(path, fmt.Sprintf("%q has a control character; write printable text", name))
 		}
 	}
+	if c.StateDirectory != "" && !filepath.IsAbs(c.StateDirectory) {
+		report("state_directory", fmt.Sprintf("%q is no absolute path; write one such as /var/lib/ctlogd", c.StateDirectory))
+	}
 	if c.ShutdownTimeout <= 0 {
 		report("shutdown_timeout", fmt.Sprintf("%s leaves no time to drain; use more than 0, such as %s",
 			c.ShutdownTimeout, defaultShutdownTimeout))
@@ -189,6 +196,9 @@ func (c *Config) Resolve() error {
 			return fmt.Errorf("find the host name; set host in the configuration: %w", err)
 		}
 		c.Host = name
+	}
+	if c.StateDirectory == "" {
+		c.StateDirectory, _, _ = strings.Cut(os.Getenv("STATE_DIRECTORY"), ":") // systemd.exec(5): a list
 	}
 	if c.Observer == "" {
 		id, err := os.ReadFile("/etc/machine-id") // machine-id(5)

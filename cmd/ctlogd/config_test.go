@@ -84,7 +84,7 @@ func TestGoodConfigs(t *testing.T) {
 			c.Log = LogConfig{Level: "debug", Format: "json"}
 			c.Input.Conntrack = input.Config{
 				Events: []string{"new", "destroy"}, Expectations: true, Delivery: "best_effort", ReceiveBuffer: 8 << 20,
-				Labels: true, HelperEntries: new(1000), InitialDump: new(false),
+				Labels: true, HelperEntries: new(1000), InitialDump: new(false), TableGuard: new(75),
 			}
 			c.Outputs.JSONL = []JSONLConfig{file("-", nil), file("/var/log/ctlogd/nat.jsonl", func(o *JSONLConfig) {
 				o.MaxSize, o.Keep, o.Format, o.Queue = 1<<30, 30, "flat", 0x1000
