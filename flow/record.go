@@ -39,7 +39,7 @@ const (
 	HasSCTP                       // State is an SCTP state
 	HasDCCP                       // State is a DCCP state
 	ByRequest                     // somebody asked for the change over netlink (nlmsg_pid): conntrack -D, -F
-	Inferred                      // the end was inferred from the flow's absence from the table
+	Inferred                      // the end was inferred: it is after Stamp, and Stop is when the flow was found gone
 	HelperUnknown                 // STATUS says that there was a helper or a master, which is not known
 )
 
@@ -51,8 +51,8 @@ type Record struct {
 	OrigCounters, ReplyCounters Counters
 
 	Start    int64 // CTA_TIMESTAMP_START: insertion into this box's table; of a gap: from
-	Stop     int64 // CTA_TIMESTAMP_STOP: the end, idle timeout included; of a gap: to
-	Stamp    int64 // CTA_TIMESTAMP_EVENT: written anew at each delivery attempt
+	Stop     int64 // CTA_TIMESTAMP_STOP: the end, idle timeout included; if Inferred: when it was noticed; of a gap: to
+	Stamp    int64 // CTA_TIMESTAMP_EVENT: written anew at each delivery attempt; if Inferred: when the flow was last seen
 	Received int64 // this process's clock when the message was read; never 0
 
 	ID      uint32 // CTA_ID: a hash, no key
@@ -197,6 +197,9 @@ func (r *Record) Time() (ns int64, kernel bool) {
 	t := r.Stamp
 	if r.Event == EventDestroy {
 		t = r.Stop // the stamp of a DESTROY is that of its delivery, up to seconds later
+		if r.Has&Inferred != 0 && t != 0 {
+			return t, false // this process's clock: the kernel has told nobody when it was
+		}
 	}
 	if t != 0 && r.Event != EventOpen && r.Event != EventGap {
 		return t, true
