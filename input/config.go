@@ -19,6 +19,11 @@ type Config struct {
 	// best_effort (the kernel drops what does not fit into the buffer, and the drops are counted).
 	Delivery string `yaml:"delivery"`
 
+	// TableGuard is how full the connection tracking table may become, in percent of nf_conntrack_max, before ended
+	// flows that a late reader keeps in it are given up, with a gap on record; 0 gives none up, and then new connections
+	// may fail. It matters under reliable delivery alone. Unset: 90.
+	TableGuard *int `yaml:"table_guard"`
+
 	// ReceiveBuffer is the size of the socket's buffer; the kernel uses up to twice as much. Unset: 64MiB.
 	ReceiveBuffer unit.Size `yaml:"receive_buffer"`
 
@@ -54,6 +59,9 @@ func (c *Config) Defaults() {
 	if c.Delivery == "" {
 		c.Delivery = Reliable
 	}
+	if c.TableGuard == nil {
+		c.TableGuard = new(90)
+	}
 	if c.ReceiveBuffer == 0 {
 		c.ReceiveBuffer = 64 << 20
 	}
@@ -77,6 +85,9 @@ func (c *Config) Validate(report func(field, msg string)) {
 	}
 	if !slices.Contains([]string{"", Reliable, BestEffort}, c.Delivery) {
 		report("delivery", fmt.Sprintf("unknown delivery %q; use %s or %s", c.Delivery, Reliable, BestEffort))
+	}
+	if n := c.TableGuard; n != nil && (*n < 0 || *n > 99) {
+		report("table_guard", fmt.Sprintf("%d is out of range; use 1 to 99 percent, or 0 for none", *n))
 	}
 	if c.ReceiveBuffer != 0 && (c.ReceiveBuffer < minBuffer || c.ReceiveBuffer > maxBuffer) {
 		report("receive_buffer", fmt.Sprintf("%s is out of range; use %s to %s",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"os"
 	"time"
 
 	"go.uber.org/zap"
@@ -28,6 +29,9 @@ const (
 	// idleEvery is how often an idle reader looks around.
 	idleEvery = time.Second
 
+	// aliveEvery is how often Options.Alive is called at most.
+	aliveEvery = 500 * time.Millisecond
+
 	// drainFor bounds the reading of what is left when the reader is told to stop.
 	drainFor = 2 * time.Second
 )
@@ -38,6 +42,16 @@ type Options struct {
 
 	// Drop tells the records that every output drops for certain; the kernel then drops them. May be nil.
 	Drop func(event flow.Event, v6 bool, proto flow.Proto) bool
+
+	// Kept is the socket of a predecessor, with what waits in it, or nil. It is Open's, which closes it.
+	Kept *os.File
+
+	// Handover leaves the socket a member of its groups at the end, for a successor that has it too.
+	Handover bool
+
+	// Alive is called on the reader's goroutine at most twice a second, and at least every other second as long as the
+	// reader goes its rounds. It must not wait. May be nil.
+	Alive func()
 
 	// Remember is called on the reader's goroutine for every flow of the initial dump that has a helper, a master or
 	// labels. The record is the callee's until it returns. May be nil.
@@ -54,6 +68,8 @@ type Conntrack struct {
 	sock *socket
 	wake int // eventfd that ends a blocking wait
 
+	guard *guard // nil: off
+
 	block     *block
 	batch     *flow.Batch
 	emit      func(*flow.Batch) *flow.Batch
@@ -61,6 +77,7 @@ type Conntrack struct {
 	dump      *dump     // the initial dump while it runs
 	lastDrops uint32
 	dropsAt   time.Time // when lastDrops was read
+	aliveAt   time.Time // when Alive was called
 }
 
 // Open opens the socket and joins the groups: from here on no event is missed. cfg must be valid and have its defaults.
@@ -68,24 +85,48 @@ func Open(cfg Config, opts Options) (*Conntrack, error) {
 	if opts.Log == nil {
 		opts.Log = zap.NewNop()
 	}
-	sock, err := openSocket(&cfg, opts.Log, interest{
-		news: cfg.wants("new"), updates: cfg.wants("update"), labels: cfg.Labels, drop: opts.Drop,
-	})
+	in := interest{news: cfg.wants("new"), updates: cfg.wants("update"), labels: cfg.Labels, drop: opts.Drop}
+	sock, err := openSocket(&cfg, opts.Log, in, opts.Kept)
 	if err != nil {
 		return nil, err
 	}
-	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		_ = sock.close()
+	c := &Conntrack{cfg: cfg, opts: opts, log: opts.Log, sock: sock, wake: -1, block: newBlock(), dropsAt: time.Now()}
+	defer func() {
+		if err != nil {
+			_ = sock.abandon() // the keeper of a kept one has it open still
+			_ = c.Close()
+		}
+	}()
+	if c.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return nil, fmt.Errorf("open eventfd: %w", err)
 	}
-	return &Conntrack{cfg: cfg, opts: opts, log: opts.Log, sock: sock, wake: wake, block: newBlock(),
-		dropsAt: time.Now()}, nil
+	// What a kept socket has dropped before is its former reader's to account for.
+	if c.lastDrops, err = sock.drops(); err != nil {
+		return nil, err
+	}
+	if cfg.Delivery == Reliable && *cfg.TableGuard > 0 {
+		if c.guard, err = newGuard(sock, *cfg.TableGuard, in, &c.Stats, opts.Log); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// File returns the socket, for somebody to keep for a successor. The caller closes it.
+func (c *Conntrack) File() (*os.File, error) {
+	fd, err := unix.FcntlInt(uintptr(c.sock.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate the netlink socket: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "conntrack"), nil
 }
 
 // Close gives the socket back. Run must have returned.
 func (c *Conntrack) Close() error {
-	_ = unix.Close(c.wake)
+	if c.wake >= 0 {
+		_ = unix.Close(c.wake)
+	}
+	c.guard.close()
 	return c.sock.close()
 }
 
@@ -98,6 +139,8 @@ func (c *Conntrack) Run(ctx context.Context, batch *flow.Batch, emit func(*flow.
 		_, _ = unix.Write(c.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // any count above 0 makes the eventfd readable
 	})
 	defer stop()
+	stopGuard := c.guard.start()
+	defer stopGuard()
 	if *c.cfg.InitialDump && *c.cfg.HelperEntries > 0 && c.opts.Remember != nil {
 		c.dump = c.openDump()
 	}
@@ -119,6 +162,11 @@ func (c *Conntrack) Run(ctx context.Context, batch *flow.Batch, emit func(*flow.
 		}
 		if now.Sub(c.dropsAt) >= dropsEvery {
 			c.countDrops(now)
+			c.recordShed(now, false)
+		}
+		if c.opts.Alive != nil && now.Sub(c.aliveAt) >= aliveEvery {
+			c.aliveAt = now
+			c.opts.Alive()
 		}
 		switch {
 		case n == blockSlots || c.dump != nil:
@@ -138,6 +186,7 @@ func (c *Conntrack) Run(ctx context.Context, batch *flow.Batch, emit func(*flow.
 			}
 		}
 	}
+	stopGuard()
 	return c.drain()
 }
 
@@ -157,7 +206,7 @@ func (c *Conntrack) wait(now time.Time) error {
 }
 
 // drain reads what is left in the socket. Under reliable delivery what the kernel still holds back comes meanwhile;
-// after the groups are left nothing more comes, and the rest is read to its end.
+// after the groups are left nothing more comes, and the rest is read to its end; unless a successor will.
 func (c *Conntrack) drain() error {
 	deadline := time.Now().Add(drainFor)
 	for time.Now().Before(deadline) {
@@ -165,8 +214,11 @@ func (c *Conntrack) drain() error {
 			break
 		}
 	}
-	leaveErr := c.sock.leave()
-	for {
+	var leaveErr error
+	if !c.opts.Handover {
+		leaveErr = c.sock.leaveAll()
+	}
+	for !c.opts.Handover {
 		n, err := c.read()
 		if err != nil {
 			return err
@@ -176,6 +228,7 @@ func (c *Conntrack) drain() error {
 		}
 	}
 	c.countDrops(time.Now())
+	c.recordShed(time.Now(), true)
 	c.flush()
 	if c.dump != nil {
 		c.dump.close()
@@ -255,13 +308,26 @@ func (c *Conntrack) countDrops(now time.Time) {
 	if c.cfg.Delivery == Reliable {
 		return
 	}
+	c.gap(now, from, now, flow.Gap{Cause: flow.CauseOverrun, Lost: uint64(lost), LostKnown: true})
+}
+
+// recordShed writes down what the guard has thrown away.
+func (c *Conntrack) recordShed(now time.Time, end bool) {
+	if g, ok := c.guard.take(end); ok {
+		c.gap(now, g.from, g.to, flow.Gap{Cause: flow.CauseGuard, Lost: g.lost, LostKnown: !g.inexact})
+	}
+}
+
+// gap adds a gap record to the batch.
+func (c *Conntrack) gap(now, from, to time.Time, gap flow.Gap) {
 	if len(c.batch.Records) == 0 {
 		c.oldest = now
 	}
 	r := c.batch.Next()
-	r.Event, r.Start, r.Stop, r.Received = flow.EventGap, from.UnixNano(), now.UnixNano(), now.UnixNano()
-	c.batch.Extra(r).Gap = flow.Gap{Cause: flow.CauseOverrun, Lost: uint64(lost), LostKnown: true}
+	r.Event, r.Start, r.Stop, r.Received = flow.EventGap, from.UnixNano(), to.UnixNano(), now.UnixNano()
+	c.batch.Extra(r).Gap = gap
 	if c.batch.Full() {
 		c.flush()
+		c.oldest = now
 	}
 }

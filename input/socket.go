@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"unsafe"
 
 	"go.uber.org/zap"
@@ -21,8 +22,6 @@ const (
 	groupExpDestroy = 6 // NFNLGRP_CONNTRACK_EXP_DESTROY
 )
 
-const memInfoDrops = 8 // SK_MEMINFO_DROPS, linux/sock_diag.h
-
 // socket is the netlink socket of the events.
 type socket struct {
 	fd     int
@@ -30,18 +29,74 @@ type socket struct {
 }
 
 // openSocket opens a socket that has everything set before it joins its first group, so that no event slips past the
-// filter or meets the small default buffer.
-func openSocket(cfg *Config, log *zap.Logger, in interest) (*socket, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
-	if err != nil {
-		return nil, fmt.Errorf("open netlink socket: %w (is the kernel built with NETFILTER_NETLINK?)", err)
+// filter or meets the small default buffer. One that a predecessor has left queued in, kept, is taken over instead:
+// what waits in it is read, and it is brought to what cfg asks for. It is the callee's, which closes it on error.
+func openSocket(cfg *Config, log *zap.Logger, in interest, kept *os.File) (*socket, error) {
+	s := &socket{groups: groups(cfg)}
+	var err error
+	if kept != nil {
+		s.fd, err = takeOver(kept)
+	} else {
+		s.fd, err = newSocket()
 	}
-	s := &socket{fd: fd, groups: groups(cfg)}
-	if err := s.configure(cfg, log, in); err != nil {
-		_ = unix.Close(fd)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.configure(cfg, log, in, kept != nil); err != nil {
+		if kept != nil {
+			_ = s.abandon() // the keeper has it open still
+		}
+		_ = unix.Close(s.fd)
 		return nil, err
 	}
 	return s, nil
+}
+
+func newSocket() (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return -1, fmt.Errorf("open netlink socket: %w (is the kernel built with NETFILTER_NETLINK?)", err)
+	}
+	return fd, nil
+}
+
+// takeOver returns a descriptor of its own for kept, which it closes, and makes sure that it is what it should be.
+func takeOver(kept *os.File) (int, error) {
+	defer kept.Close()
+	fd := int(kept.Fd())
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	proto, err2 := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err = errors.Join(err, err2); err != nil {
+		return -1, fmt.Errorf("take over the kept netlink socket: %w", err)
+	}
+	if domain != unix.AF_NETLINK || proto != unix.NETLINK_NETFILTER {
+		return -1, fmt.Errorf("take over the kept netlink socket: it has domain %d and protocol %d", domain, proto)
+	}
+	if fd, err = unix.FcntlInt(kept.Fd(), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("take over the kept netlink socket: %w", err)
+	}
+	return fd, nil
+}
+
+// Abandon ends what a kept socket asks of the kernel, for a process that got one and cannot use it: nothing is held
+// back for it any more, whoever else has it open. It closes the file.
+func Abandon(kept *os.File) error {
+	s := &socket{fd: int(kept.Fd())}
+	return errors.Join(s.abandon(), kept.Close())
+}
+
+// abandon ends reliable delivery and every membership, whichever they are.
+func (s *socket) abandon() error {
+	err := s.setReliable(false)
+	groups, listErr := s.memberships()
+	err = errors.Join(err, listErr)
+	for _, g := range groups {
+		err = errors.Join(err, s.leave(g))
+	}
+	return err
 }
 
 // groups returns the groups that the configuration asks for. NEW is joined for the helpers' sake alone, too: without
@@ -63,7 +118,7 @@ func groups(cfg *Config) []int {
 	return g
 }
 
-func (s *socket) configure(cfg *Config, log *zap.Logger, in interest) error {
+func (s *socket) configure(cfg *Config, log *zap.Logger, in interest, kept bool) error {
 	// Without NO_ENOBUFS one overrun makes the kernel drop every later event until the queue has been read empty.
 	if err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_NO_ENOBUFS, 1); err != nil {
 		return fmt.Errorf("set NETLINK_NO_ENOBUFS: %w", err)
@@ -74,18 +129,77 @@ func (s *socket) configure(cfg *Config, log *zap.Logger, in interest) error {
 	if err := attachFilter(s.fd, filterProgram(in)); err != nil {
 		return fmt.Errorf("attach socket filter: %w", err)
 	}
-	if err := unix.Bind(s.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return fmt.Errorf("bind netlink socket: %w", err)
+	if !kept { // a socket can be bound once
+		if err := unix.Bind(s.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+			return fmt.Errorf("bind netlink socket: %w", err)
+		}
 	}
 	for _, g := range s.groups {
-		if err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g); err != nil {
-			if errors.Is(err, os.ErrPermission) {
-				return fmt.Errorf("join conntrack events: %w: run as root or give the process CAP_NET_ADMIN", err)
+		if err := s.join(g); err != nil {
+			return err
+		}
+	}
+	if kept {
+		old, err := s.memberships()
+		if err != nil {
+			return err
+		}
+		for _, g := range old {
+			if !slices.Contains(s.groups, g) {
+				if err := s.leave(g); err != nil {
+					return err
+				}
 			}
-			return fmt.Errorf("join conntrack events (group %d): %w", g, err)
 		}
 	}
 	return s.setReliable(cfg.Delivery == Reliable)
+}
+
+// join makes the socket a member of a group. A member it stays.
+func (s *socket) join(group int) error {
+	err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group)
+	if errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("join conntrack events: %w: run as root or give the process CAP_NET_ADMIN", err)
+	}
+	if err != nil {
+		return fmt.Errorf("join conntrack events (group %d): %w", group, err)
+	}
+	return nil
+}
+
+// leave ends the membership in a group; what is queued can still be read.
+func (s *socket) leave(group int) error {
+	if err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_DROP_MEMBERSHIP, group); err != nil {
+		return fmt.Errorf("leave conntrack events (group %d): %w", group, err)
+	}
+	return nil
+}
+
+// leaveAll ends the membership in every group.
+func (s *socket) leaveAll() error {
+	for _, g := range s.groups {
+		if err := s.leave(g); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// memberships returns the groups of which the socket is a member.
+func (s *socket) memberships() ([]int, error) {
+	var mask [8]uint32 // nfnetlink has some dozen groups
+	size := uint32(unsafe.Sizeof(mask))
+	if _, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(s.fd), unix.SOL_NETLINK, unix.NETLINK_LIST_MEMBERSHIPS,
+		uintptr(unsafe.Pointer(&mask)), uintptr(unsafe.Pointer(&size)), 0); errno != 0 {
+		return nil, fmt.Errorf("list the groups of the netlink socket: %w", errno)
+	}
+	var groups []int
+	for i := range 32 * len(mask) {
+		if mask[i/32]&(1<<(i%32)) != 0 {
+			groups = append(groups, i+1)
+		}
+	}
+	return groups, nil
 }
 
 // setReliable turns reliable delivery on or off (NETLINK_BROADCAST_ERROR): with it the kernel keeps an ended flow until
@@ -122,27 +236,29 @@ func (s *socket) setBuffer(size int, log *zap.Logger) error {
 	return nil
 }
 
+// memInfo is what SO_MEMINFO tells of a socket (linux/sock_diag.h).
+type memInfo struct {
+	Queued uint32 // SK_MEMINFO_RMEM_ALLOC: bytes of the buffer in use
+	Buffer uint32 // SK_MEMINFO_RCVBUF
+	_      [6]uint32
+	Drops  uint32 // SK_MEMINFO_DROPS: messages that did not fit since the socket was opened; it wraps
+}
+
+func (s *socket) memInfo() (m memInfo, err error) {
+	size := uint32(unsafe.Sizeof(m))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(s.fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
+		uintptr(unsafe.Pointer(&m)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return m, fmt.Errorf("get SO_MEMINFO: %w", errno)
+	}
+	return m, nil
+}
+
 // drops returns how many messages the kernel could not put into the socket since it was opened, modulo 2^32. In
 // reliable mode these are attempts, made good later.
 func (s *socket) drops() (uint32, error) {
-	var info [9]uint32
-	size := uint32(unsafe.Sizeof(info))
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(s.fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
-		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
-	if errno != 0 {
-		return 0, fmt.Errorf("get SO_MEMINFO: %w", errno)
-	}
-	return info[memInfoDrops], nil
-}
-
-// leave ends the membership in every group; what is queued can still be read.
-func (s *socket) leave() error {
-	for _, g := range s.groups {
-		if err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_DROP_MEMBERSHIP, g); err != nil {
-			return fmt.Errorf("leave conntrack events (group %d): %w", g, err)
-		}
-	}
-	return nil
+	m, err := s.memInfo()
+	return m.Drops, err
 }
 
 func (s *socket) close() error { return unix.Close(s.fd) }

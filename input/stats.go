@@ -15,7 +15,12 @@ type Stats struct {
 
 	// Drops counts messages that did not fit into the socket (SO_MEMINFO): lost for good under best-effort delivery,
 	// delivered later under reliable delivery.
-	Drops  atomic.Uint64
+	Drops atomic.Uint64
+
+	// GuardSheds counts the slices of time in which the guard gave up reliable delivery, GuardLost the ends that were
+	// lost in them. Drops has neither.
+	GuardSheds, GuardLost atomic.Uint64
+
 	Reads  atomic.Uint64 // system calls that read at least one message
 	Naps   atomic.Uint64
 	Dumped atomic.Uint64 // flows read from the table at start

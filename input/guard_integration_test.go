@@ -1,0 +1,250 @@
+//go:build integration
+
+package input
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/integration/lab"
+)
+
+const guardTable = 50_000
+
+// smallTable makes the connection tracking table one of guardTable entries, which concerns the whole machine, and puts
+// it back. It waits for others who change it.
+func smallTable(t *testing.T) {
+	t.Helper()
+	const path = "/proc/sys/net/netfilter/nf_conntrack_max"
+	f, err := os.Open(path)
+	must(t, err)
+	t.Cleanup(func() { f.Close() })
+	must(t, syscall.Flock(int(f.Fd()), syscall.LOCK_EX))
+	before, err := os.ReadFile(path)
+	must(t, err)
+	t.Cleanup(func() { must(t, os.WriteFile(path, before, 0)) })
+	must(t, os.WriteFile(path, fmt.Append(nil, guardTable), 0))
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// guarded is a reader that is stuck from its first batch on until it is released.
+type guarded struct {
+	*Conntrack
+	ns      *lab.NS
+	flood   *lab.Flood
+	stuck   chan struct{} // closed when it is
+	release chan struct{} // to be closed
+	stop    func()        // ends the reader, and returns when it has ended
+
+	// Valid when the reader has ended.
+	ends map[int]int // how often each flow's end was read
+	gaps []flow.Record
+	lost []flow.Gap
+}
+
+func newGuarded(t *testing.T, mark int) *guarded {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: network namespaces and conntrack events")
+	}
+	smallTable(t)
+	ns, err := lab.New("guard")
+	must(t, err)
+	t.Cleanup(func() { ns.Close() })
+	for _, key := range []string{"timestamp", "events"} {
+		must(t, ns.Sysctl("net.netfilter.nf_conntrack_"+key, "1"))
+	}
+	g := &guarded{ns: ns, stuck: make(chan struct{}), release: make(chan struct{}), ends: map[int]int{}}
+	g.flood, err = ns.NewFlood()
+	must(t, err)
+	t.Cleanup(func() { _ = g.flood.Flush(); g.flood.Close() })
+
+	cfg := Config{TableGuard: &mark, ReceiveBuffer: minBuffer}
+	cfg.Defaults()
+	must(t, ns.Do(func() error {
+		g.Conntrack, err = Open(cfg, Options{})
+		return err
+	}))
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() { ended <- g.Run(ctx, flow.NewBatch(256, nil), g.emit) }()
+	g.stop = func() {
+		cancel()
+		must(t, <-ended)
+		must(t, g.Close())
+	}
+	return g
+}
+
+func (g *guarded) emit(b *flow.Batch) *flow.Batch {
+	for i := range b.Records {
+		r := &b.Records[i]
+		switch r.Event {
+		case flow.EventGap:
+			g.gaps, g.lost = append(g.gaps, *r), append(g.lost, r.Extra.Gap)
+		case flow.EventDestroy:
+			if n, ok := lab.FlowNumber(r.Reply.DstAddr(), r.Reply.DstPort); ok {
+				g.ends[n]++
+			}
+		}
+	}
+	b.Reset()
+	select {
+	case <-g.stuck:
+	default:
+		close(g.stuck)
+	}
+	<-g.release
+	return b
+}
+
+func (g *guarded) tableCount(t *testing.T) int {
+	t.Helper()
+	s, err := g.ns.ReadSysctl("net.netfilter.nf_conntrack_count")
+	must(t, err)
+	n, err := strconv.Atoi(s)
+	must(t, err)
+	return n
+}
+
+// connect makes flows from <= i < to at 20,000 a second, and returns how many the table took.
+func (g *guarded) connect(t *testing.T, from, to int) (in int) {
+	t.Helper()
+	const step = 100
+	next := time.Now()
+	for i := from; i < to; i += step {
+		for j := i; j < i+step; j++ {
+			switch err := g.flood.Create(j, j+1); {
+			case err == nil:
+				in++
+			case !errors.Is(err, unix.ENOMEM) && !errors.Is(err, unix.ENOSPC):
+				t.Fatal(err)
+			}
+		}
+		next = next.Add(step * time.Second / 20_000)
+		time.Sleep(time.Until(next))
+	}
+	return in
+}
+
+// fill makes the reader stuck and n ended flows wait for it.
+func (g *guarded) fill(t *testing.T, n int) (from time.Time) {
+	t.Helper()
+	must(t, g.flood.Churn(0, 1))
+	<-g.stuck
+	must(t, g.flood.Create(1, n))
+	from = time.Now()
+	must(t, g.flood.Delete(1, n))
+	return from
+}
+
+func TestGuardKeepsTheTableOpen(t *testing.T) {
+	const dead, fresh = 49_000, 20_000
+	g := newGuarded(t, 90)
+	from := g.fill(t, dead)
+	g.settle(t, guardTable*90/100)
+	t.Logf("after %v the table is below its mark", time.Since(from))
+	in := g.connect(t, 100_000, 100_000+fresh)
+	if in != fresh {
+		t.Errorf("of %d new connections %d got in", fresh, in)
+	}
+	t.Logf("new connections: %d of %d; slices: %d; ends given up: %d; table: %d", in, fresh, g.Stats.GuardSheds.Load(),
+		g.Stats.GuardLost.Load(), g.tableCount(t))
+	close(g.release)
+	g.settle(t, in)
+	to := time.Now()
+	g.stop()
+	g.ledger(t, dead, from, to)
+}
+
+// Ends go on to come, at 20,000 a second, while the guard sheds: what it counts is exact all the same.
+func TestGuardCountsExactlyUnderChurn(t *testing.T) {
+	const dead, churn, step = 46_000, 60_000, 100
+	g := newGuarded(t, 80)
+	from := g.fill(t, dead)
+	next := time.Now()
+	for i := dead; i < dead+churn; i += step {
+		must(t, g.flood.Churn(i, i+step))
+		next = next.Add(step * time.Second / 20_000)
+		time.Sleep(time.Until(next))
+	}
+	t.Logf("slices: %d; ends given up: %d; table: %d", g.Stats.GuardSheds.Load(), g.Stats.GuardLost.Load(), g.tableCount(t))
+	close(g.release)
+	g.settle(t, 0)
+	to := time.Now()
+	g.stop()
+	g.ledger(t, dead+churn, from, to)
+}
+
+// Without the guard new connections fail: the test of the guard tests something.
+func TestTableFillsWithoutGuard(t *testing.T) {
+	const dead, fresh = 49_000, 20_000
+	g := newGuarded(t, 0)
+	g.fill(t, dead)
+	in := g.connect(t, 100_000, 100_000+fresh)
+	if in > guardTable-dead+5000 {
+		t.Errorf("of %d new connections %d got in, although the table was full", fresh, in)
+	}
+	t.Logf("new connections: %d of %d", in, fresh)
+	close(g.release)
+	g.settle(t, in)
+	g.stop()
+	if len(g.gaps) != 0 || len(g.ends) != dead {
+		t.Errorf("%d of %d ends were read, and there are %d gaps", len(g.ends), dead, len(g.gaps))
+	}
+}
+
+// settle waits until the kernel holds nothing back beside living flows.
+func (g *guarded) settle(t *testing.T, living int) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); g.tableCount(t) > living; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the table has %d entries, want %d", g.tableCount(t), living)
+		}
+	}
+}
+
+// ledger holds what was read to what has ended: flows 0 <= i < n, all of them in [from, to].
+func (g *guarded) ledger(t *testing.T, n int, from, to time.Time) {
+	t.Helper()
+	missing, again := 0, 0
+	for i := range n {
+		switch k := g.ends[i]; {
+		case k == 0:
+			missing++
+		case k > 1:
+			again += k - 1
+		}
+	}
+	var lost uint64
+	for i, r := range g.gaps {
+		lost += g.lost[i].Lost
+		t.Logf("gap: %v lost %d (known: %v), %v to %v", g.lost[i].Cause, g.lost[i].Lost, g.lost[i].LostKnown,
+			time.Duration(r.Start-from.UnixNano()), time.Duration(r.Stop-from.UnixNano()))
+		if g.lost[i].Cause != flow.CauseGuard || !g.lost[i].LostKnown {
+			t.Errorf("gap %+v, want one of the guard's, with what was lost", g.lost[i])
+		}
+	}
+	if len(g.gaps) == 0 || g.gaps[0].Start > from.UnixNano() || g.gaps[len(g.gaps)-1].Stop > to.UnixNano() {
+		t.Errorf("%d gaps, which do not span the ends that are missing", len(g.gaps))
+	}
+	if uint64(missing) != lost || g.Stats.GuardLost.Load() != lost {
+		t.Errorf("%d ends are missing, and the gaps say %d, the counter %d", missing, lost, g.Stats.GuardLost.Load())
+	}
+	t.Logf("of %d ends %d are missing, %d were read twice", n, missing, again)
+}
