@@ -322,6 +322,18 @@ func (c *Cluster) CreateTopic(t testing.TB, topic string, partitions, replicatio
 		t.Fatalf("create topic %s: %v", topic, err)
 	}
 	c.AwaitISR(t, topic, replication)
+	// A broker names itself the leader shortly before it knows: asking for offsets tells.
+	query := []string{"-Q", "-b", strings.Join(c.Addrs, ",")}
+	for p := range partitions {
+		query = append(query, "-t", fmt.Sprintf("%s:%d:-1", topic, p))
+	}
+	for t.Context().Err() == nil {
+		out, err := exec.CommandContext(t.Context(), "kcat", query...).CombinedOutput()
+		if err == nil && bytes.Count(out, []byte("offset 0")) == partitions {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
 }
 
 // Allow lets a user do something to a topic.

@@ -97,13 +97,38 @@ func check(t testing.TB, msgs []message, recs []*flow.Record) (duplicates int) {
 	return duplicates
 }
 
+// write gives w all records in slices of 4096, trying again as the worker does, and returns how often Write failed.
+func write(t testing.TB, w *Writer, recs []*flow.Record) (failed int) {
+	t.Helper()
+	for len(recs) > 0 {
+		slice := recs[:min(len(recs), 4096)]
+		for len(slice) > 0 {
+			n, err := w.Write(t.Context(), slice)
+			if (n < len(slice)) != (err != nil) {
+				t.Fatalf("Write returned %d of %d and %v", n, len(slice), err)
+			}
+			if err != nil {
+				if t.Context().Err() != nil {
+					t.Fatal(err)
+				}
+				if failed++; failed == 1 {
+					t.Logf("the first failure: %v", err)
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+			slice, recs = slice[n:], recs[n:]
+		}
+	}
+	return failed
+}
+
 func TestDelivery(t *testing.T) {
 	c := broker.Start(t, broker.Options{})
 	c.CreateTopic(t, "flows", 12, 1)
 	recs := records(200_000)
 	w := newWriter(t, c.Addrs, "flows", nil)
 	if n := write(t, w, recs); n != 0 {
-		t.Errorf("Write failed %d times", n)
+		t.Errorf("Write failed %d times: %v", n, errorsOf(w))
 	}
 	msgs := consume(t, c, "flows")
 	if d := check(t, msgs, recs); d != 0 {

@@ -91,29 +91,6 @@ func newWriter(t testing.TB, brokers []string, topic string, change func(*Config
 	return w
 }
 
-// write gives w all records in slices of 4096, trying again as the worker does, and returns how often Write failed.
-func write(t testing.TB, w *Writer, recs []*flow.Record) (failed int) {
-	t.Helper()
-	for len(recs) > 0 {
-		slice := recs[:min(len(recs), 4096)]
-		for len(slice) > 0 {
-			n, err := w.Write(t.Context(), slice)
-			if (n < len(slice)) != (err != nil) {
-				t.Fatalf("Write returned %d of %d and %v", n, len(slice), err)
-			}
-			if err != nil {
-				if t.Context().Err() != nil {
-					t.Fatal(err)
-				}
-				failed++
-				time.Sleep(20 * time.Millisecond)
-			}
-			slice, recs = slice[n:], recs[n:]
-		}
-	}
-	return failed
-}
-
 func ExampleWriter_Name() {
 	w, _ := New(Config{Brokers: []string{"192.0.2.20:9092"}, Topic: "flows"}, Options{})
 	fmt.Println(w.Name())
