@@ -68,7 +68,8 @@ type Conntrack struct {
 	sock *socket
 	wake int // eventfd that ends a blocking wait
 
-	guard *guard // nil: off
+	guard *guard      // nil: off
+	calls chan func() // what Reconfigure wants done on the reader's goroutine
 
 	block     *block
 	batch     *flow.Batch
@@ -90,7 +91,8 @@ func Open(cfg Config, opts Options) (*Conntrack, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Conntrack{cfg: cfg, opts: opts, log: opts.Log, sock: sock, wake: -1, block: newBlock(), dropsAt: time.Now()}
+	c := &Conntrack{cfg: cfg, opts: opts, log: opts.Log, sock: sock, wake: -1, block: newBlock(), dropsAt: time.Now(),
+		calls: make(chan func(), 1)}
 	defer func() {
 		if err != nil {
 			_ = sock.abandon() // the keeper of a kept one has it open still
@@ -112,14 +114,8 @@ func Open(cfg Config, opts Options) (*Conntrack, error) {
 	return c, nil
 }
 
-// File returns the socket, for somebody to keep for a successor. The caller closes it.
-func (c *Conntrack) File() (*os.File, error) {
-	fd, err := unix.FcntlInt(uintptr(c.sock.fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("duplicate the netlink socket: %w", err)
-	}
-	return os.NewFile(uintptr(fd), "conntrack"), nil
-}
+// FD returns the socket, for somebody to keep for a successor. It is valid until Close.
+func (c *Conntrack) FD() int { return c.sock.fd }
 
 // Close gives the socket back. Run must have returned.
 func (c *Conntrack) Close() error {
@@ -146,6 +142,7 @@ func (c *Conntrack) Run(ctx context.Context, batch *flow.Batch, emit func(*flow.
 	}
 	nap := minNap
 	for ctx.Err() == nil {
+		c.answer()
 		// The dump takes turns with the events on this one goroutine: the memory of helpers needs no lock, and a flow
 		// that ends while the table is read is either still in the table or its end is still in the socket.
 		if c.dump != nil && !c.dump.step(c) {
@@ -201,6 +198,10 @@ func (c *Conntrack) wait(now time.Time) error {
 	_, err := unix.Poll(fds[:], int((timeout+time.Millisecond-1)/time.Millisecond))
 	if err != nil && err != unix.EINTR {
 		return fmt.Errorf("wait for conntrack events: %w", err)
+	}
+	if fds[1].Revents != 0 {
+		var count [8]byte
+		_, _ = unix.Read(c.wake, count[:]) // or the next wait would end at once
 	}
 	return nil
 }
