@@ -50,8 +50,8 @@ type OutputMark struct {
 func (p *Pipeline) NewMark(bootID string, clean bool) Mark {
 	now := time.Now()
 	m := Mark{Version: markVersion, BootID: bootID, Time: now.UnixNano(), Clean: clean}
-	for _, q := range p.queues {
-		m.Outputs = append(m.Outputs, OutputMark{Name: q.out.Name(), Safe: q.safe(now), Gaps: q.Unrecorded()})
+	for _, q := range p.Queues() {
+		m.Outputs = append(m.Outputs, OutputMark{Name: q.name, Safe: q.safe(now), Gaps: q.Unrecorded()})
 	}
 	return m
 }

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -15,10 +16,11 @@ type Stage interface {
 
 // Pipeline takes batches from the reader through the stages to the outputs.
 type Pipeline struct {
+	pool pool
+
+	mu     sync.Mutex // for those who are not the reader's goroutine, which alone changes what follows
 	stages []Stage
 	queues []*Queue
-	pool   pool
-	wg     sync.WaitGroup
 }
 
 // New returns a pipeline that passes each batch through the stages in their order and offers it to every queue.
@@ -29,8 +31,29 @@ func New(stages []Stage, queues []*Queue) *Pipeline {
 // Start starts the workers of the outputs. They end when Close is called.
 func (p *Pipeline) Start() {
 	for _, q := range p.queues {
-		p.wg.Go(q.work)
+		go q.work()
 	}
+}
+
+// Queues returns the queues that are fed now.
+func (p *Pipeline) Queues() []*Queue {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.queues)
+}
+
+// Swap puts other stages and queues in the place of those there are, between two batches, and starts the workers of the
+// queues that are new. The reader's goroutine calls it. Queues that are not among the new ones get nothing more; the
+// caller retires them.
+func (p *Pipeline) Swap(stages []Stage, queues []*Queue) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, q := range queues {
+		if !slices.Contains(p.queues, q) {
+			go q.work()
+		}
+	}
+	p.stages, p.queues = stages, queues
 }
 
 // Batch returns an empty batch for the reader to fill.
@@ -66,19 +89,21 @@ func (p *Pipeline) Ingest(b *flow.Batch) *flow.Batch {
 }
 
 // Close tells the workers to deliver what is queued and to end, and returns when they have, or when ctx ends: then
-// what was left is counted and logged.
-func (p *Pipeline) Close(ctx context.Context) {
-	for _, q := range p.queues {
+// what was left is counted and logged. Nothing may be ingested any more.
+func (p *Pipeline) Close(ctx context.Context) { Retire(ctx, p.Queues()) }
+
+// Retire ends queues that get nothing more: what they hold is delivered until ctx ends.
+func Retire(ctx context.Context, queues []*Queue) {
+	for _, q := range queues {
 		q.close()
 	}
-	stop := context.AfterFunc(ctx, func() {
-		for _, q := range p.queues {
+	for _, q := range queues {
+		select {
+		case <-q.done:
+		case <-ctx.Done():
 			q.abort()
+			<-q.done
 		}
-	})
-	p.wg.Wait()
-	stop()
-	for _, q := range p.queues {
 		q.finish(ctx)
 	}
 }

@@ -47,12 +47,15 @@ type QueueStats struct {
 type Queue struct {
 	Stats QueueStats
 
-	out    Output
-	filter Filter
+	name   string
+	filter atomic.Pointer[Filter]
 	log    *zap.Logger
-	max    int // records' worth of room
+	done   chan struct{} // closed when the worker has ended
 
 	mu      sync.Mutex
+	out     Output                 // the worker's to use; others under the lock
+	replace func() (Output, error) // builds the output that takes out's place, nil if it stays
+	max     int                    // records' worth of room
 	batches []*flow.Batch
 	room    int    // of the batches here and in the worker's hands
 	losses  losses // not on record yet
@@ -75,17 +78,42 @@ type Queue struct {
 // NewQueue returns the queue of an output. filter, which may be nil, selects its records; max is how many records the
 // queue has room for, 0 for DefaultQueue.
 func NewQueue(out Output, filter Filter, max int, log *zap.Logger) *Queue {
-	if max == 0 {
-		max = DefaultQueue
-	}
-	q := &Queue{out: out, filter: filter, max: max, log: log.With(zap.String("output", out.Name())),
-		ready: make(chan struct{}, 1)}
+	q := &Queue{name: out.Name(), out: out, log: log.With(zap.String("output", out.Name())),
+		ready: make(chan struct{}, 1), done: make(chan struct{})}
 	q.ctx, q.abort = context.WithCancel(context.Background())
+	q.Adjust(filter, max)
 	return q
 }
 
+// Name returns the output's name.
+func (q *Queue) Name() string { return q.name }
+
 // Output returns the output that the queue feeds.
-func (q *Queue) Output() Output { return q.out }
+func (q *Queue) Output() Output {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.out
+}
+
+// Adjust changes the output's filter and the queue's room, from the next batch on.
+func (q *Queue) Adjust(filter Filter, max int) {
+	if max == 0 {
+		max = DefaultQueue
+	}
+	q.filter.Store(&filter)
+	q.mu.Lock()
+	q.max = max
+	q.mu.Unlock()
+}
+
+// Replace has the worker close its output after what it is at, and go on with the one that build returns, which has the
+// same name. Nothing queued is lost meanwhile. As long as build fails, it is tried again like a write that failed.
+func (q *Queue) Replace(build func() (Output, error)) {
+	q.mu.Lock()
+	q.replace = build
+	q.mu.Unlock()
+	q.wakeUp()
+}
 
 // Lose puts a loss that happened elsewhere on record: what a restart has cost, say.
 func (q *Queue) Lose(g Gap) {
@@ -143,10 +171,11 @@ func (q *Queue) offer(b *flow.Batch) {
 // lose makes the loss of recs, as far as the output wanted them, a gap. The lock is held.
 func (q *Queue) lose(recs []flow.Record, cause flow.Cause) uint64 {
 	now := time.Now()
-	g := Gap{Gap: flow.Gap{Cause: cause, Output: q.out.Name(), LostKnown: true}}
+	g := Gap{Gap: flow.Gap{Cause: cause, Output: q.name, LostKnown: true}}
+	filter := *q.filter.Load()
 	for i := range recs {
 		r := &recs[i]
-		if r.Event == flow.EventGap || q.filter == nil || q.filter(r) {
+		if r.Event == flow.EventGap || filter == nil || filter(r) {
 			g.lose(r, func(kept Gap) { q.losses.add(kept, now) })
 		}
 	}
@@ -194,8 +223,12 @@ func (q *Queue) take() bool {
 		if n > 0 {
 			q.inWrite = q.taken[len(q.taken)-n].Records[0].Received
 		}
-		closed := q.closed
+		closed, replace := q.closed, q.replace
+		q.replace = nil
 		q.mu.Unlock()
+		if replace != nil {
+			q.exchange(replace)
+		}
 		switch {
 		case len(q.taken) > 0:
 			return true
@@ -210,6 +243,47 @@ func (q *Queue) take() bool {
 			<-q.ready
 		}
 	}
+}
+
+// exchange closes the output, bounded by the queue's own end, and puts the new one in its place.
+func (q *Queue) exchange(build func() (Output, error)) {
+	if err := q.out.Close(q.ctx); err != nil {
+		q.log.Error("close output", zap.Error(err))
+	}
+	out, err := build()
+	if err != nil {
+		q.log.Error("replace output", zap.Error(err))
+		out = &unbuilt{name: q.name, build: build}
+	}
+	q.mu.Lock()
+	q.out = out
+	q.mu.Unlock()
+}
+
+// unbuilt is an output that could not be built yet: each Write tries again.
+type unbuilt struct {
+	name  string
+	build func() (Output, error)
+	out   Output // nil until built
+}
+
+func (u *unbuilt) Name() string { return u.name }
+
+func (u *unbuilt) Write(ctx context.Context, recs []*flow.Record) (n int, err error) {
+	if u.out == nil {
+		if u.out, err = u.build(); err != nil {
+			u.out = nil
+			return 0, err
+		}
+	}
+	return u.out.Write(ctx, recs)
+}
+
+func (u *unbuilt) Close(ctx context.Context) error {
+	if u.out == nil {
+		return nil
+	}
+	return u.out.Close(ctx)
 }
 
 // gapBatch returns a batch with the gaps that wait, which from here on are records like others. The lock is held.
@@ -245,6 +319,7 @@ func (q *Queue) release() {
 
 // work delivers until the queue is closed and empty, or aborted.
 func (q *Queue) work() {
+	defer close(q.done)
 	for q.ctx.Err() == nil && q.take() {
 		q.handle()
 	}
@@ -254,10 +329,11 @@ func (q *Queue) work() {
 func (q *Queue) handle() {
 	q.recs = q.recs[:0]
 	filtered := 0
+	filter := *q.filter.Load()
 	for _, b := range q.taken {
 		for i := range b.Records {
 			r := &b.Records[i]
-			if q.filter != nil && r.Event != flow.EventGap && !q.filter(r) {
+			if filter != nil && r.Event != flow.EventGap && !filter(r) {
 				filtered++
 				continue
 			}
@@ -328,7 +404,7 @@ func (q *Queue) reject(recs []*flow.Record, refused rejecter) []*flow.Record {
 	now := time.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	g := Gap{Gap: flow.Gap{Cause: flow.CauseOutputDown, Output: q.out.Name(), LostKnown: true}}
+	g := Gap{Gap: flow.Gap{Cause: flow.CauseOutputDown, Output: q.name, LostKnown: true}}
 	for _, r := range recs[:lost] {
 		if r.Event != flow.EventGap { // a gap that is refused would be refused again
 			g.lose(r, nil)
@@ -345,7 +421,7 @@ func (q *Queue) leave(recs []*flow.Record) {
 	now := time.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	g := Gap{Gap: flow.Gap{Cause: causeOf(q.failing), Output: q.out.Name(), LostKnown: true}}
+	g := Gap{Gap: flow.Gap{Cause: causeOf(q.failing), Output: q.name, LostKnown: true}}
 	for _, r := range recs {
 		g.lose(r, func(kept Gap) { q.losses.add(kept, now) })
 	}

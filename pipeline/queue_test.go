@@ -317,3 +317,39 @@ func TestSelect(t *testing.T) {
 		t.Errorf("%d counted as dropped by the filter, want 1", n)
 	}
 }
+
+// TestSwap replaces filters, outputs and queues while records flow, and asks that each output got every record that was
+// its own, once and in order.
+func TestSwap(t *testing.T) {
+	first, gone, added := new(stub), new(stub), new(stub)
+	kept, old := NewQueue(first, nil, 1<<20, zap.NewNop()), NewQueue(gone, nil, 1<<20, zap.NewNop())
+	p := New(nil, []*Queue{kept, old})
+	p.Start()
+	next := send(p, 0, batchRecords, 3, batchRecords)
+	swapped := next
+	fresh := NewQueue(added, nil, 1<<20, zap.NewNop())
+	p.Swap(nil, []*Queue{kept, fresh})
+	next = send(p, next, batchRecords, 5)
+	Retire(t.Context(), []*Queue{old})
+	second := new(stub)
+	fails := 2
+	kept.Replace(func() (Output, error) {
+		if fails--; fails >= 0 {
+			return nil, errors.New("not yet")
+		}
+		return second, nil
+	})
+	next = send(p, next, batchRecords, 7)
+	p.Close(t.Context())
+
+	if !slices.Equal(gone.ids, upTo(swapped)) {
+		t.Errorf("the output that was taken out has %d records, want the first %d", len(gone.ids), swapped)
+	}
+	if want := upTo(next)[swapped:]; !slices.Equal(added.ids, want) {
+		t.Errorf("the output that was added has %d records, want the last %d", len(added.ids), len(want))
+	}
+	if both := append(first.ids, second.ids...); !slices.Equal(both, upTo(next)) || len(second.ids) == 0 {
+		t.Errorf("the output that was replaced has %d records, and %d after it; want all %d in order", len(first.ids),
+			len(second.ids), next)
+	}
+}
