@@ -49,7 +49,8 @@ func randomRecord(seed uint64) *flow.Record {
 	r.OrigCounters = flow.Counters{Packets: rnd.Uint64(), Bytes: rnd.Uint64()}
 	r.ReplyCounters = flow.Counters{Packets: rnd.Uint64(), Bytes: rnd.Uint64()}
 	if rnd.IntN(2) == 0 {
-		r.Extra = &flow.Extra{Helper: flow.NameFrom([]string{"", "ftp", "sixteen-octets--"}[rnd.IntN(3)]), HasLabels: rnd.IntN(2) == 0}
+		r.Extra = &flow.Extra{Helper: flow.NameFrom([]string{"", "ftp", "sixteen-octets--"}[rnd.IntN(3)]),
+			HasLabels: rnd.IntN(2) == 0}
 		binary.BigEndian.PutUint64(r.Extra.Labels[3:], rnd.Uint64())
 	}
 	return r
@@ -164,7 +165,8 @@ func init() {
 		typeOctetArray: calmh.OctetArray, typeUnsigned16: calmh.Uint16, typeUnsigned32: calmh.Uint32, typeString: calmh.String,
 	}
 	for _, e := range enterprise {
-		in.AddDictionaryEntry(calmh.DictionaryEntry{Name: e.name, FieldID: e.id, EnterpriseID: 32473, Type: types[e.info.dataType]})
+		in.AddDictionaryEntry(calmh.DictionaryEntry{Name: e.name, FieldID: e.id, EnterpriseID: 32473,
+			Type: types[e.info.dataType]})
 	}
 }
 
@@ -236,7 +238,8 @@ func FuzzRoundTrip(f *testing.F) {
 
 // TestRuns holds the functions for several elements to what the elements' own functions append.
 func TestRuns(t *testing.T) {
-	for _, c := range []Config{{Records: "both"}, {Records: "both", Layout: "rfc8158"}, {Records: "both", Enterprise: everyElement}} {
+	for _, c := range []Config{{Records: "both"}, {Records: "both", Layout: "rfc8158"}, {Records: "both",
+		Enterprise: everyElement}} {
 		set := newTemplateSet(&c)
 		for seed := range uint64(500) {
 			r := randomRecord(seed)
@@ -309,7 +312,8 @@ func TestVariants(t *testing.T) {
 		{"no destination", Config{Records: "both", Destination: &no, Options: &no}, []string{"288 flow4_nodst 68",
 			"289 flow4_nat_nodst 74", "298 icmp4_nodst 68", "292 icmp4_nat_nodst 72", "290 flow6_nodst 80",
 			"291 flow6_nat_nodst 98", "293 icmp6_nodst 80", "299 icmp6_nat_nodst 96", "297 nat44_times_nodst 43"}},
-		{"enterprise", Config{Records: "nat_events", Options: &no, Enterprise: everyElement}, []string{"329 nat44_times_ent 108"}},
+		{"enterprise", Config{Records: "nat_events", Options: &no, Enterprise: everyElement},
+			[]string{"329 nat44_times_ent 108"}},
 	}
 	for _, tt := range tests {
 		var got []string
@@ -328,7 +332,10 @@ func TestHistoricEvents(t *testing.T) {
 	begin := with(tcpNAT(1), created)
 	d := &domain{id: 1}
 	got := judge(t, finished(d, setTemplate, 0, set.nat.appendDefinition),
-		finished(d, set.nat.id, 2, func(dst []byte) []byte { return set.nat.appendRecord(set.nat.appendRecord(dst, begin), end) }))
+		finished(d, set.nat.id, 2, func(dst []byte) []byte {
+			return set.nat.appendRecord(set.nat.appendRecord(dst, begin),
+				end)
+		}))
 	if got[0]["natEvent"] != "1" || got[1]["natEvent"] != "2" {
 		t.Errorf("natEvent %s and %s, want 1 and 2", got[0]["natEvent"], got[1]["natEvent"])
 	}

@@ -251,7 +251,7 @@ func TestUDP(t *testing.T) {
 			t.Errorf("flow ids (-want +got):\n%s", diff)
 		}
 		// Templates twice, statistics, then data.
-		definitions := []uint16{2, 2, 2, 2, 2, 2, 2, 2, 3, 3}
+		definitions := []uint16{3, 3, 2, 2, 2, 2, 2, 2, 2, 2}
 		want := slices.Concat(definitions, definitions, []uint16{400}, slices.Repeat([]uint16{257}, 8))
 		if diff := cmp.Diff(want, got.sets()); diff != "" {
 			t.Errorf("set ids (-want +got):\n%s", diff)
@@ -639,7 +639,8 @@ func TestStopsReading(t *testing.T) {
 		have[id] = true
 	}
 	if len(have) != total {
-		t.Errorf("%d of %d records arrived; %d had been acknowledged, %d sent again", len(have), total, len(acked), e.Stats().Resent)
+		t.Errorf("%d of %d records arrived; %d had been acknowledged, %d sent again", len(have), total, len(acked),
+			e.Stats().Resent)
 	}
 }
 

@@ -181,7 +181,10 @@ func TestGoldenEnterprise(t *testing.T) {
 	d := &domain{id: 1, seq: 12}
 	got := [][]byte{
 		finished(d, setTemplate, 0, tmpl.appendDefinition),
-		finished(d, tmpl.id, 2, func(dst []byte) []byte { return tmpl.appendRecord(tmpl.appendRecord(dst, recs[0]), recs[1]) }),
+		finished(d, tmpl.id, 2, func(dst []byte) []byte {
+			return tmpl.appendRecord(tmpl.appendRecord(dst, recs[0]),
+				recs[1])
+		}),
 	}
 	if diff := cmp.Diff(dump(golden(t, "09_flow4_enterprise_helper")), dump(got)); diff != "" {
 		t.Errorf("messages (-want +got):\n%s", diff)

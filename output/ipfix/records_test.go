@@ -26,7 +26,7 @@ func tuple(proto flow.Proto, src string, srcPort uint16, dst string, dstPort uin
 func ended(t flow.Tuple) *flow.Record {
 	reply := t
 	reply.Src, reply.Dst = t.Dst, t.Src
-	if t.Proto.HasPorts() {
+	if t.Proto.HasPorts() || t.Proto == flow.GRE {
 		reply.SrcPort, reply.DstPort = t.DstPort, t.SrcPort
 	}
 	return &flow.Record{

@@ -154,23 +154,28 @@ func (e *Exporter) emit(ctx context.Context, d *domain, set uint16, records int,
 	return nil
 }
 
-// sendTemplates sends the templates, each in a message of its own, and the types of enterprise elements. It takes the
-// message size from the path as it is now.
+// sendTemplates sends the templates, each in a message of its own, and the types of enterprise elements. Those come
+// before the templates that have such elements: libfixbuf takes what it does not know yet for octets for good. The
+// message size is taken from the path as it is now.
 func (e *Exporter) sendTemplates(ctx context.Context) error {
 	e.size = e.session.limit()
 	e.refreshed, e.packets, e.refusals = time.Now(), 0, e.counts.refused.Load()
-	for _, t := range e.templates.all {
-		d, set := &e.data, uint16(setTemplate)
-		if t.scopes > 0 {
-			d, set = &e.own, setOptTemplates
-		}
-		if err := e.emit(ctx, d, set, 0, t.appendDefinition); err != nil {
+	for _, t := range e.templates.options {
+		if err := e.emit(ctx, &e.own, setOptTemplates, 0, t.appendDefinition); err != nil {
 			return err
 		}
 	}
 	for _, el := range e.templates.types {
 		err := e.emit(ctx, &e.own, e.templates.typeInfo.id, 1, func(dst []byte) []byte { return appendElementType(dst, el) })
 		if err != nil {
+			return err
+		}
+	}
+	for _, t := range e.templates.all {
+		if t.scopes > 0 {
+			continue
+		}
+		if err := e.emit(ctx, &e.data, setTemplate, 0, t.appendDefinition); err != nil {
 			return err
 		}
 	}

@@ -111,7 +111,8 @@ func TestTemplatesByPackets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		packets := 10
 		no := false
-		e, log := fakeExporter(t, Config{Address: "udp://192.0.2.1", TemplatePackets: &packets, Options: &no, Records: "nat_events"},
+		e, log := fakeExporter(t, Config{Address: "udp://192.0.2.1", TemplatePackets: &packets, Options: &no,
+			Records: "nat_events"},
 			func() (transport, error) { return &fake{}, nil })
 		defer stopFake(e)
 		for i := range 25 {
@@ -149,7 +150,10 @@ func TestTemplatesAfterRefusal(t *testing.T) {
 // TestStreamNeedsNoTemplates: over TCP the templates of a session hold as long as it lasts.
 func TestStreamNeedsNoTemplates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e, log := fakeExporter(t, Config{Address: "tcp://192.0.2.1"}, func() (transport, error) { return &fake{stream: true}, nil })
+		e, log := fakeExporter(t, Config{Address: "tcp://192.0.2.1"}, func() (transport, error) {
+			return &fake{stream: true},
+				nil
+		})
 		defer stopFake(e)
 		write(t, e, numbered(1, 1))
 		time.Sleep(150 * time.Second)

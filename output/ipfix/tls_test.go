@@ -52,7 +52,8 @@ func TestTLS(t *testing.T) {
 			TLS{CA: ca, Cert: cert, Key: key}, ""},
 		{"TLS 1.2", &tls.Config{Certificates: []tls.Certificate{good}, ClientAuth: tls.RequireAndVerifyClientCert,
 			MaxVersion: tls.VersionTLS12}, TLS{CA: ca, Cert: cert, Key: key}, ""},
-		{"no session tickets", &tls.Config{Certificates: []tls.Certificate{good}, SessionTicketsDisabled: true}, TLS{CA: ca}, ""},
+		{"no session tickets", &tls.Config{Certificates: []tls.Certificate{good}, SessionTicketsDisabled: true}, TLS{CA: ca},
+			""},
 		{"server name", &tls.Config{Certificates: []tls.Certificate{good}}, TLS{CA: ca, ServerName: "collector.example"}, ""},
 
 		{"unknown authority", &tls.Config{Certificates: []tls.Certificate{good}}, TLS{CA: otherCA},
@@ -62,15 +63,18 @@ func TestTLS(t *testing.T) {
 		{"expired", &tls.Config{Certificates: []tls.Certificate{expired}}, TLS{CA: ca}, "certificate has expired"},
 		{"wrong name", &tls.Config{Certificates: []tls.Certificate{good}}, TLS{CA: ca, ServerName: "other.example"},
 			"certificate is valid for localhost, collector.example, not other.example"},
-		{"TLS 1.1", &tls.Config{Certificates: []tls.Certificate{good}, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11},
+		{"TLS 1.1", &tls.Config{Certificates: []tls.Certificate{good}, MinVersion: tls.VersionTLS10,
+			MaxVersion: tls.VersionTLS11},
 			TLS{CA: ca}, "protocol version not supported"},
 
 		// With TLS 1.3 the handshake is over for the client when the server refuses: no record may count as delivered.
 		{"client unknown", &tls.Config{Certificates: []tls.Certificate{good}, ClientAuth: tls.RequireAndVerifyClientCert},
 			TLS{CA: ca}, "tls: certificate required"},
-		{"client of another authority", &tls.Config{Certificates: []tls.Certificate{good}, ClientAuth: tls.RequireAndVerifyClientCert},
+		{"client of another authority", &tls.Config{Certificates: []tls.Certificate{good},
+			ClientAuth: tls.RequireAndVerifyClientCert},
 			TLS{CA: ca, Cert: strange, Key: strangeKey}, "tls: "},
-		{"client unknown, TLS 1.2", &tls.Config{Certificates: []tls.Certificate{good}, ClientAuth: tls.RequireAndVerifyClientCert,
+		{"client unknown, TLS 1.2", &tls.Config{Certificates: []tls.Certificate{good},
+			ClientAuth: tls.RequireAndVerifyClientCert,
 			MaxVersion: tls.VersionTLS12}, TLS{CA: ca}, "tls: "},
 	}
 	for _, tt := range tests {
