@@ -62,8 +62,8 @@ func collected() []*flow.Record {
 var gapRecord = &flow.Record{Event: flow.EventGap, Start: goldenStart, Stop: goldenEnd,
 	Extra: &flow.Extra{Gap: flow.Gap{Cause: flow.CauseOverrun, Lost: 5, LostKnown: true}}}
 
-// wanted returns what a collector that shows the given elements has to show of recs. Zeros are left out: some collectors
-// print them for what a record lacks.
+// wanted returns what a collector that shows the given elements has to show of recs. Zeros are left out: some
+// collectors print them for what a record lacks.
 func wanted(recs []*flow.Record, elements []string) (list []map[string]string) {
 	for _, r := range recs {
 		set := newTemplateSet(&Config{Records: "both"})
@@ -247,6 +247,28 @@ func elements(names map[string]string) (list []string) {
 	return list
 }
 
+// TestMillion: what Write has taken is what arrives, in order and once, and the sequence numbers say so.
+func TestMillion(t *testing.T) {
+	l := listenTCP(t, "127.0.0.1:0")
+	c := newReceived(t)
+	c.quick = true
+	c.serve(l)
+	e := newExporter(t, Config{Address: "tcp://" + l.Addr().String()})
+	const total, batch = 1_000_000, 4000
+	for n := 0; n < total; n += batch {
+		write(t, e, numbered(1+n, batch))
+	}
+	if err := e.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.wait(enough(total)).flows(); !slices.Equal(got, numbers(1, total)) {
+		t.Error("other records than those written")
+	}
+	if e.data.seq != total {
+		t.Errorf("next sequence number %d", e.data.seq)
+	}
+}
+
 func TestNfdump(t *testing.T) {
 	need(t, "nfcapd")
 	dir, port := t.TempDir(), freePort(t)
@@ -323,10 +345,12 @@ func TestNfacctd(t *testing.T) {
 	custom := []string{"reverseOctetDeltaCount field_type=29305:1 len=8",
 		"reversePacketDeltaCount field_type=29305:2 len=8",
 		"ingressVRFID field_type=234 len=4", "flowEndReason field_type=136 len=1", "flowId field_type=148 len=8",
-		"natOriginatingAddressRealm field_type=229 len=1", "icmpTypeCodeIPv4 field_type=32 len=2", "icmpTypeCodeIPv6 field_type=139 len=2"}
+		"natOriginatingAddressRealm field_type=229 len=1", "icmpTypeCodeIPv4 field_type=32 len=2",
+		"icmpTypeCodeIPv6 field_type=139 len=2"}
 	var primitives, own string
 	names := map[string]string{
-		"ip_src": "source", "ip_dst": "destination", "port_src": "sourceTransportPort", "port_dst": "destinationTransportPort",
+		"ip_src": "source", "ip_dst": "destination", "port_src": "sourceTransportPort",
+		"port_dst": "destinationTransportPort",
 		"ip_proto": "protocolIdentifier", "post_nat_ip_src": "postNATSourceIPv4Address",
 		"post_nat_ip_dst": "postNATDestinationIPv4Address", "post_nat_port_src": "postNAPTSourceTransportPort",
 		"post_nat_port_dst": "postNAPTDestinationTransportPort", "nat_event": "natEvent",
@@ -345,7 +369,8 @@ func TestNfacctd(t *testing.T) {
 		"daemonize: false", "nfacctd_ip: 127.0.0.1", "nfacctd_port: " + port, "plugins: print", "print_refresh_time: 1",
 		"print_output: json", "print_output_file: " + out, "print_output_file_append: true", "timestamps_since_epoch: true",
 		"aggregate_primitives: " + file("primitives", primitives),
-		"aggregate: src_host, dst_host, src_port, dst_port, proto, post_nat_src_host, post_nat_dst_host, post_nat_src_port, " +
+		"aggregate: src_host, dst_host, src_port, dst_port, proto, post_nat_src_host, post_nat_dst_host, " +
+			"post_nat_src_port, " +
 			"post_nat_dst_port, nat_event, timestamp_start, timestamp_end" + own, ""}, "\n"))
 	stop := daemon(t, "nfacctd", "-f", config)
 	bound(t, port)

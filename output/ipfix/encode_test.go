@@ -162,7 +162,8 @@ func expected(r *flow.Record, event bool) map[string]string {
 func init() {
 	in := calmh.NewInterpreter(calmh.NewSession())
 	types := map[uint8]calmh.FieldType{
-		typeOctetArray: calmh.OctetArray, typeUnsigned16: calmh.Uint16, typeUnsigned32: calmh.Uint32, typeString: calmh.String,
+		typeOctetArray: calmh.OctetArray, typeUnsigned16: calmh.Uint16,
+		typeUnsigned32: calmh.Uint32, typeString: calmh.String,
 	}
 	for _, e := range enterprise {
 		in.AddDictionaryEntry(calmh.DictionaryEntry{Name: e.name, FieldID: e.id, EnterpriseID: 32473,
@@ -207,7 +208,8 @@ func judge(t testing.TB, messages ...[]byte) (records []map[string]string) {
 }
 
 var everyElement = Enterprise{PEN: 32473, Elements: []string{
-	"mark", "status", "labels", "icmp_id", "nat_icmp_id", "gre_key", "gre_dst_key", "nat_gre_key", "nat_gre_dst_key", "helper",
+	"mark", "status", "labels", "icmp_id", "nat_icmp_id", "gre_key", "gre_dst_key", "nat_gre_key",
+	"nat_gre_dst_key", "helper",
 }}
 
 func FuzzRoundTrip(f *testing.F) {

@@ -529,7 +529,8 @@ func TestLateStart(t *testing.T) {
 	if n != 0 || !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Fatalf("Write returned %d, %v", n, err)
 	}
-	if want := "connect to collector tcp://" + address + ": dial tcp " + address + ": connect: connection refused"; err.Error() != want {
+	want := "connect to collector tcp://" + address + ": dial tcp " + address + ": connect: connection refused"
+	if err.Error() != want {
 		t.Errorf("error %q, want %q", err, want)
 	}
 	c := newReceived(t)

@@ -11,8 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// The golden messages in testdata were made by a program of its own from RFC 7011, and have been accepted with the right
-// values by nfcapd, nfacctd, tshark, goflow2, ipfixDump, python-ipfix and two Go libraries.
+// The golden messages in testdata were made by a program of its own from RFC 7011, and have been accepted with the
+// right values by nfcapd, nfacctd, tshark, goflow2, ipfixDump, python-ipfix and two Go libraries.
 
 const goldenExport = 1767225605
 

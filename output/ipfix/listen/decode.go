@@ -1,5 +1,5 @@
-// Package listen decodes IPFIX messages and prints their records as JSON lines with the names of their elements: a proof
-// that export works that needs no collector. calmh/ipfix does the decoding, which shares nothing with the encoder.
+// Package listen decodes IPFIX messages and prints their records as JSON lines with the names of their elements: a
+// proof that export works that needs no collector. calmh/ipfix does the decoding, which shares nothing with the encoder.
 package listen
 
 import (
@@ -68,7 +68,8 @@ func (d *Decoder) Append(dst []byte, source string, message []byte) ([]byte, err
 	case binary.BigEndian.Uint16(message) != 10:
 		return dst, fmt.Errorf("version is %d, IPFIX has 10", binary.BigEndian.Uint16(message))
 	case int(binary.BigEndian.Uint16(message[2:])) != len(message):
-		return dst, fmt.Errorf("length field says %d, message has %d octets", binary.BigEndian.Uint16(message[2:]), len(message))
+		return dst, fmt.Errorf("length field says %d, message has %d octets",
+			binary.BigEndian.Uint16(message[2:]), len(message))
 	}
 	h := header{
 		export:   time.Unix(int64(binary.BigEndian.Uint32(message[4:])), 0).UTC(),

@@ -13,8 +13,8 @@ import (
 	"sync"
 )
 
-// Listen decodes what arrives at address, udp://HOST:PORT or tcp://HOST:PORT, until ctx ends, and writes it to w as JSON
-// lines. An address without "://" is a file of messages, one after the other; "-" is standard input. A message that is
+// Listen decodes what arrives at address, udp://HOST:PORT or tcp://HOST:PORT, until ctx ends, and writes it to w as
+// JSON lines. An address without "://" is a file of messages, one after the other; "-" is standard input. A message that is
 // malformed gives a line with an error; on a stream, it ends the connection.
 func Listen(ctx context.Context, address string, w io.Writer) error {
 	p := &printer{w: w, decoder: NewDecoder()}

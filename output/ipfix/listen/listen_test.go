@@ -41,7 +41,8 @@ const (
 		`"postNATDestinationIPv4Address":"198.51.100.20","sourceTransportPort":40000,"postNAPTSourceTransportPort":61000,` +
 		`"destinationTransportPort":443,"postNAPTDestinationTransportPort":443,"ingressVRFID":5,"protocolIdentifier":6,` +
 		`"natOriginatingAddressRealm":1,"natEvent":4}}`
-	enterpriseFields = `"flowStartMilliseconds":"2026-01-01T00:00:00.123Z","flowEndMilliseconds":"2026-01-01T00:00:04.567Z",` +
+	enterpriseFields = `"flowStartMilliseconds":"2026-01-01T00:00:00.123Z",` +
+		`"flowEndMilliseconds":"2026-01-01T00:00:04.567Z",` +
 		`"sourceIPv4Address":"192.0.2.10","destinationIPv4Address":"198.51.100.21","sourceTransportPort":40021,` +
 		`"destinationTransportPort":21,"octetDeltaCount":2100,"packetDeltaCount":21,"reverseOctetDeltaCount":4200,` +
 		`"reversePacketDeltaCount":42,"flowId":33,"protocolIdentifier":6,"flowEndReason":3,`
@@ -66,7 +67,8 @@ func TestDecode(t *testing.T) {
 			`{"export_time":"2026-01-01T00:00:05Z","source":"here","domain":1,"sequence":12,"template":264,"record":{` +
 				enterpriseFields + `"ctMark":42,"ctHelperName":"ftp"}}`},
 		{"no template", golden(t, "01_flow4")[1:], 0,
-			`{"export_time":"2026-01-01T00:00:05Z","source":"here","domain":1,"sequence":0,"template":256,"error":"no template yet"}`},
+			`{"export_time":"2026-01-01T00:00:05Z","source":"here","domain":1,"sequence":0,"template":256,` +
+				`"error":"no template yet"}`},
 	}
 	for _, tt := range tests {
 		d := NewDecoder()
