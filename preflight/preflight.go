@@ -44,6 +44,7 @@ type Output struct {
 	Name  string                      // "outputs.jsonl[0]"
 	About string                      // what it writes to
 	Check func(context.Context) error // the error says what is wrong, and behind "; " what to do
+	Reach func(context.Context) error // may be nil; likewise, of what may be right by itself later: a warning
 }
 
 // Run makes every check, in a fixed order, and stops early only when ctx ends. It needs no privilege: what cannot be
@@ -92,10 +93,13 @@ func (h host) run(ctx context.Context, o Options) []Result {
 }
 
 func (o Output) result(ctx context.Context) Result {
-	err := o.Check(ctx)
+	status, err := Fail, o.Check(ctx)
+	if err == nil && o.Reach != nil {
+		status, err = Warn, o.Reach(ctx)
+	}
 	if err == nil {
 		return Result{Name: o.Name, Status: Pass, Detail: o.About}
 	}
 	detail, remedy, _ := strings.Cut(err.Error(), "; ")
-	return Result{Name: o.Name, Status: Fail, Detail: detail, Remedy: remedy}
+	return Result{Name: o.Name, Status: status, Detail: detail, Remedy: remedy}
 }

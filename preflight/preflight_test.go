@@ -274,16 +274,24 @@ func TestFixRefused(t *testing.T) {
 
 func TestOutputs(t *testing.T) {
 	k, proc := healthy()
+	right := func(context.Context) error { return nil }
+	wrong := func(context.Context) error { return errors.New("no directory /y; make it; then again") }
+	refused := func(context.Context) error { return errors.New("connection refused; start it") }
 	got := build(t, k, proc).run(t.Context(), Options{Outputs: []Output{
-		{"outputs.a[0]", "/x", func(context.Context) error { return nil }},
-		{"outputs.a[1]", "/y",
-			func(context.Context) error { return errors.New("no directory /y; make it; then again") }},
+		{"outputs.a[0]", "/x", right, nil},
+		{"outputs.a[1]", "/y", wrong, nil},
+		{"outputs.b[0]", "udp://x", right, right},
+		{"outputs.b[1]", "tcp://x", right, refused},
+		{"outputs.b[2]", "tcp://y", wrong, refused},
 	}})
 	want := []Result{
 		{"outputs.a[0]", Pass, "/x", ""},
 		{"outputs.a[1]", Fail, "no directory /y", "make it; then again"},
+		{"outputs.b[0]", Pass, "udp://x", ""},
+		{"outputs.b[1]", Warn, "connection refused", "start it"},
+		{"outputs.b[2]", Fail, "no directory /y", "make it; then again"},
 	}
-	if diff := cmp.Diff(want, got[len(got)-2:]); diff != "" {
+	if diff := cmp.Diff(want, got[len(got)-len(want):]); diff != "" {
 		t.Errorf("results (-want +got):\n%s", diff)
 	}
 }
@@ -292,8 +300,8 @@ func TestRunEndsWithContext(t *testing.T) {
 	k, proc := healthy()
 	ctx, cancel := context.WithCancel(t.Context())
 	got := build(t, k, proc).run(ctx, Options{Outputs: []Output{
-		{"a", "", func(context.Context) error { cancel(); return nil }},
-		{"b", "", func(context.Context) error { t.Error("checked after the end"); return nil }},
+		{"a", "", func(context.Context) error { cancel(); return nil }, nil},
+		{"b", "", func(context.Context) error { t.Error("checked after the end"); return nil }, nil},
 	}})
 	if last := got[len(got)-1].Name; last != "a" {
 		t.Errorf("the last result is %s's", last)

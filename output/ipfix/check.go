@@ -8,26 +8,12 @@ import (
 	"strings"
 )
 
-// Domain returns the observation domain of the flows.
-func (c *Config) Domain() uint32 { return c.domain() }
-
-// Collectors returns the addresses of Address and Failover, each with its port, of a valid configuration.
-func (c *Config) Collectors() []string {
-	var list []string
-	for _, a := range c.addresses() {
-		list = append(list, a.String())
-	}
-	return list
-}
-
 // Check tells whether the collectors' names resolve, which no collector has to be up for. The error says how to put
 // things right. Files are Validate's to read.
 func (c *Config) Check(ctx context.Context) error {
-	return c.each(ctx, func(ctx context.Context, a address) error {
-		if _, err := net.DefaultResolver.LookupHost(ctx, a.host); err != nil {
-			return fmt.Errorf("collector %s: %w; write a name that resolves, or an address", a, err)
-		}
-		return nil
+	return c.each(ctx, "write a name that resolves, or an address", func(ctx context.Context, a address) error {
+		_, err := net.DefaultResolver.LookupHost(ctx, a.host)
+		return err
 	})
 }
 
@@ -38,29 +24,27 @@ func (c *Config) Reach(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.each(ctx, func(ctx context.Context, a address) error {
+	return c.each(ctx, "records wait until a session can be begun", func(ctx context.Context, a address) error {
 		session, err := e.dialAddress(ctx, a)
 		if err != nil {
-			return fmt.Errorf("connect to collector %s: %w; until it takes them, records wait in the queue", a, err)
+			return err
 		}
-		session.close()
-		return nil
+		return session.close()
 	})
 }
 
-// each calls f with each collector, within the dial timeout, and joins the errors on one line.
-func (c *Config) each(ctx context.Context, f func(context.Context, address) error) error {
+// each calls f with each collector, within the dial timeout, and puts the errors on one line.
+func (c *Config) each(ctx context.Context, remedy string, f func(context.Context, address) error) error {
 	var wrong []string
 	for _, a := range c.addresses() {
 		timed, cancel := context.WithTimeout(ctx, c.dialTimeout())
-		err := f(timed, a)
-		cancel()
-		if err != nil {
-			wrong = append(wrong, err.Error())
+		if err := f(timed, a); err != nil {
+			wrong = append(wrong, fmt.Sprintf("collector %s: %v", a, err))
 		}
+		cancel()
 	}
 	if wrong == nil {
 		return nil
 	}
-	return errors.New(strings.Join(wrong, "; "))
+	return errors.New(strings.Join(wrong, ", ") + "; " + remedy)
 }

@@ -89,7 +89,17 @@ func (c *Config) NeedsNew() bool { return c.Records == recordsNAT || c.Records =
 func (c *Config) destination() bool { return c.Destination == nil || *c.Destination }
 func (c *Config) options() bool     { return c.Options == nil || *c.Options }
 
-func (c *Config) domain() uint32 {
+// name tells outputs of one process apart: two may share a collector if their observation domains differ.
+func (c *Config) name() string {
+	name := "ipfix:" + c.Address
+	if c.ObservationDomain != nil {
+		name += fmt.Sprintf("#%d", *c.ObservationDomain)
+	}
+	return name
+}
+
+// Domain returns the observation domain of the flows.
+func (c *Config) Domain() uint32 {
 	if c.ObservationDomain != nil {
 		return *c.ObservationDomain
 	}
@@ -195,6 +205,14 @@ func (c *Config) addresses() (list []address) {
 		if a, err := parseAddress(s); err == nil {
 			list = append(list, a)
 		}
+	}
+	return list
+}
+
+// Collectors returns the addresses of Address and Failover, each with its port, of a valid configuration.
+func (c *Config) Collectors() (list []string) {
+	for _, a := range c.addresses() {
+		list = append(list, a.String())
 	}
 	return list
 }

@@ -160,7 +160,7 @@ func TestObservationDomain(t *testing.T) {
 		t.Error("the default domain is 0")
 	}
 	seven := uint32(7)
-	if got := (&Config{ObservationDomain: &seven}).domain(); got != 7 {
+	if got := (&Config{ObservationDomain: &seven}).Domain(); got != 7 {
 		t.Errorf("domain %d, want 7", got)
 	}
 }

@@ -83,14 +83,14 @@ func New(c Config, log *zap.Logger) (*Exporter, error) {
 		log = zap.NewNop()
 	}
 	e := &Exporter{
-		name:      "ipfix:" + c.Address,
-		log:       log.Named("ipfix").With(zap.String("output", "ipfix:"+c.Address)),
+		name:      c.name(),
+		log:       log.Named("ipfix").With(zap.String("output", c.name())),
 		config:    c,
 		templates: newTemplateSet(&c),
 		addresses: c.addresses(),
 		process:   uint32(os.Getpid()),
 		held:      make(chan struct{}, 1),
-		data:      domain{id: c.domain()},
+		data:      domain{id: c.Domain()},
 		ready:     make([]*message, 0, sendBatch),
 		wake:      make(chan struct{}, 1),
 	}
@@ -99,7 +99,7 @@ func New(c Config, log *zap.Logger) (*Exporter, error) {
 	return e, nil
 }
 
-// Name returns "ipfix:" and the configured address.
+// Name returns "ipfix:" and the configured address, with "#" and the observation domain where one is configured.
 func (e *Exporter) Name() string { return e.name }
 
 // Stats returns the totals. It may be called from any goroutine.
