@@ -64,6 +64,8 @@ type Queue struct {
 	closed  bool
 	ready   chan struct{} // holds a token when there is something for the worker to see
 
+	spill *spill // nil: no spool
+
 	ctx   context.Context // ends when the worker must give up
 	abort context.CancelFunc
 
@@ -128,7 +130,10 @@ func (q *Queue) safe(now time.Time) int64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.inWrite != 0 {
-		return q.inWrite
+		return q.inWrite // older than what waits, also than what is moved to the spool behind it
+	}
+	if q.spill != nil && q.spill.moving != 0 {
+		return q.spill.moving
 	}
 	if len(q.batches) > 0 {
 		return q.batches[0].Records[0].Received
@@ -150,7 +155,7 @@ func (q *Queue) offer(b *flow.Batch) {
 	var lost uint64
 	var cause flow.Cause
 	if full {
-		cause = causeOf(q.failing)
+		cause = q.cause()
 		lost = q.lose(b.Records, cause)
 	} else {
 		b.Hold(1)
@@ -158,7 +163,11 @@ func (q *Queue) offer(b *flow.Batch) {
 		q.room += cap(b.Records)
 		q.Stats.Depth.Add(int64(len(b.Records)))
 	}
+	spill := q.spill != nil && q.shouldSpill()
 	q.mu.Unlock()
+	if spill {
+		q.spill.look()
+	}
 	if full {
 		q.Stats.Dropped.Add(lost)
 		if n, ok := q.dropLog.add(lost); ok {
@@ -166,6 +175,14 @@ func (q *Queue) offer(b *flow.Batch) {
 		}
 	}
 	q.wakeUp()
+}
+
+// cause tells why the queue loses records. The lock is held.
+func (q *Queue) cause() flow.Cause {
+	if q.spill != nil && q.spill.err != nil {
+		return causeOf(q.spill.err)
+	}
+	return causeOf(q.failing)
 }
 
 // lose makes the loss of recs, as far as the output wanted them, a gap. The lock is held.
@@ -196,6 +213,9 @@ func (q *Queue) wakeUp() {
 func (q *Queue) close() {
 	q.mu.Lock()
 	q.closed = true
+	if q.spill != nil && q.failing != nil {
+		q.abort() // the spool keeps what the output does not take
+	}
 	q.mu.Unlock()
 	q.wakeUp()
 }
@@ -207,6 +227,25 @@ func (q *Queue) take() bool {
 		now := time.Now()
 		q.mu.Lock()
 		q.taken = q.taken[:0]
+		if replace := q.replace; replace != nil {
+			q.replace = nil
+			q.mu.Unlock()
+			q.exchange(replace)
+			continue
+		}
+		if q.spill != nil && q.spill.comesFirst() {
+			// What is on the disk is older than what is in memory.
+			closed := q.closed
+			q.mu.Unlock()
+			if closed {
+				return false // the rest goes to the disk as well
+			}
+			if q.spill.read() {
+				return true
+			}
+			<-q.ready
+			continue
+		}
 		due, in := q.losses.due(now)
 		if due || q.closed && len(q.losses.gaps) > 0 {
 			q.taken = append(q.taken, q.gapBatch(now))
@@ -223,12 +262,8 @@ func (q *Queue) take() bool {
 		if n > 0 {
 			q.inWrite = q.taken[len(q.taken)-n].Records[0].Received
 		}
-		closed, replace := q.closed, q.replace
-		q.replace = nil
+		closed := q.closed
 		q.mu.Unlock()
-		if replace != nil {
-			q.exchange(replace)
-		}
 		switch {
 		case len(q.taken) > 0:
 			return true
@@ -320,6 +355,18 @@ func (q *Queue) release() {
 // work delivers until the queue is closed and empty, or aborted.
 func (q *Queue) work() {
 	defer close(q.done)
+	if q.spill != nil {
+		stop := make(chan struct{})
+		stopped := make(chan struct{})
+		go func() {
+			defer close(stopped)
+			q.spillOver(stop)
+		}()
+		defer func() {
+			close(stop)
+			<-stopped
+		}()
+	}
 	for q.ctx.Err() == nil && q.take() {
 		q.handle()
 	}
@@ -327,6 +374,10 @@ func (q *Queue) work() {
 
 // handle delivers what was taken, as far as the output's filter accepts it.
 func (q *Queue) handle() {
+	if q.spill != nil && len(q.taken) == 0 {
+		q.deliverSpool()
+		return
+	}
 	q.recs = q.recs[:0]
 	filtered := 0
 	filter := *q.filter.Load()
@@ -393,7 +444,11 @@ func (q *Queue) deliver(recs []*flow.Record) (left []*flow.Record) {
 func (q *Queue) setFailing(err error) {
 	q.mu.Lock()
 	q.failing = err
+	if q.closed && q.spill != nil {
+		q.abort() // the spool keeps what the output does not take
+	}
 	q.mu.Unlock()
+	q.spill.look()
 }
 
 // reject loses the records that the output refuses for good, and returns those behind them.
@@ -418,10 +473,13 @@ func (q *Queue) reject(recs []*flow.Record, refused rejecter) []*flow.Record {
 
 // leave makes a gap of what the output did not take in time.
 func (q *Queue) leave(recs []*flow.Record) {
+	if q.spill != nil && q.appendSpool(recs) {
+		return
+	}
 	now := time.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	g := Gap{Gap: flow.Gap{Cause: causeOf(q.failing), Output: q.name, LostKnown: true}}
+	g := Gap{Gap: flow.Gap{Cause: q.cause(), Output: q.name, LostKnown: true}}
 	for _, r := range recs {
 		g.lose(r, func(kept Gap) { q.losses.add(kept, now) })
 	}
@@ -433,16 +491,22 @@ func (q *Queue) leave(recs []*flow.Record) {
 
 // finish closes the output after its worker has ended, and reports what was not delivered.
 func (q *Queue) finish(ctx context.Context) {
+	if q.spill != nil {
+		q.spillRest()
+	}
 	q.mu.Lock()
 	q.taken = append(q.taken[:0], q.batches...)
 	q.batches = nil
 	for _, b := range q.taken {
-		q.Stats.Left.Add(q.lose(b.Records, causeOf(q.failing)))
+		q.Stats.Left.Add(q.lose(b.Records, q.cause()))
 	}
 	q.mu.Unlock()
 	q.release()
 	if err := q.out.Close(ctx); err != nil {
 		q.log.Error("close output", zap.Error(err))
+	}
+	if q.spill != nil {
+		q.spill.close(q.log)
 	}
 	if left := q.Stats.Left.Load(); left > 0 {
 		q.log.Error("records left behind, the output did not take them in time", zap.Uint64("records", left))

@@ -1,0 +1,237 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/pipeline/spool"
+	"github.com/ctlogd/ctlogd/unit"
+)
+
+func openSpool(t *testing.T, dir string, size int64) *spool.Spool {
+	t.Helper()
+	cfg := spool.Config{Path: dir}
+	cfg.Defaults()
+	if size > 0 {
+		cfg.MaxSize = unit.Size(size)
+	}
+	s, err := spool.Open(cfg, "stub", zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// eventually waits for something that another goroutine is about to do.
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("never: " + what)
+		}
+	}
+}
+
+// switched is an output that can be broken and mended.
+type switched struct {
+	stub
+	broken atomic.Bool
+}
+
+func newSwitched(broken bool) *switched {
+	s := new(switched)
+	s.broken.Store(broken)
+	s.write = func(_ context.Context, _ int, recs []*flow.Record) (int, error) {
+		if s.broken.Load() {
+			return 0, errors.New("down")
+		}
+		return len(recs), nil
+	}
+	return s
+}
+
+func (s *switched) got() []uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.ids)
+}
+
+// TestSpillOverRestarts breaks the output, sends far more than the queue has room for, ends, starts again with the
+// output mended, and asks for every record.
+func TestSpillOverRestarts(t *testing.T) {
+	dir := t.TempDir()
+	out := newSwitched(true)
+	const bound = 4 * batchRecords
+	var next uint32
+	for range 3 { // three processes one after the other, none of which can deliver
+		q := NewQueue(out, nil, bound, zap.NewNop())
+		q.Spill(openSpool(t, dir, 0))
+		p := New(nil, []*Queue{q})
+		p.Start()
+		for range 20 {
+			next = send(p, next, batchRecords, 3)
+			eventually(t, "the queue has room", func() bool {
+				q.mu.Lock()
+				defer q.mu.Unlock()
+				return q.room <= bound/2
+			})
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		p.Close(ctx)
+		if ctx.Err() != nil {
+			t.Error("Close waited for the output, with a spool at hand")
+		}
+		cancel()
+		if d, l := q.Stats.Dropped.Load(), q.Stats.Left.Load(); d != 0 || l != 0 {
+			t.Fatalf("%d dropped and %d left, want none", d, l)
+		}
+	}
+	if len(out.ids) != 0 {
+		t.Fatal("a broken output took records")
+	}
+	out.broken.Store(false)
+	q := NewQueue(out, nil, bound, zap.NewNop())
+	q.Spill(openSpool(t, dir, 0))
+	p := New(nil, []*Queue{q})
+	p.Start()
+	next = send(p, next, batchRecords)
+	eventually(t, "everything is delivered", func() bool { return len(out.got()) >= int(next) })
+	p.Close(t.Context())
+	ids := out.got()
+	if !slices.IsSorted(ids) {
+		// What a process had in hand when it ended follows what came later; across the three ends that is all.
+		breaks := 0
+		for i := 1; i < len(ids); i++ {
+			if ids[i] < ids[i-1] {
+				breaks++
+			}
+		}
+		if breaks > 2*3 {
+			t.Errorf("%d places out of order, want two for each end at most", breaks)
+		}
+	}
+	slices.Sort(ids)
+	if !slices.Equal(ids, upTo(next)) {
+		t.Errorf("%d records delivered, want each of %d once", len(ids), next)
+	}
+	if lostIn(out.gaps) != 0 {
+		t.Errorf("gaps %+v, want none", out.gaps)
+	}
+}
+
+// TestSpillKeepsOrder breaks and mends the output again and again while records flow, and asks for each of them once, in
+// the order in which they were read.
+func TestSpillKeepsOrder(t *testing.T) {
+	out := newSwitched(false)
+	q := NewQueue(out, nil, 64*batchRecords, zap.NewNop())
+	q.Spill(openSpool(t, t.TempDir(), 0))
+	p := New(nil, []*Queue{q})
+	p.Start()
+	stop := make(chan struct{})
+	var toggling sync.WaitGroup
+	toggling.Go(func() {
+		for {
+			select {
+			case <-stop:
+				out.broken.Store(false)
+				return
+			case <-time.After(30 * time.Millisecond):
+				out.broken.Store(!out.broken.Load())
+			}
+		}
+	})
+	var next uint32
+	for begin := time.Now(); time.Since(begin) < 3*time.Second; {
+		next = send(p, next, batchRecords, 1, 17, batchRecords)
+		time.Sleep(time.Millisecond)
+	}
+	close(stop)
+	toggling.Wait()
+	eventually(t, "everything is delivered", func() bool { return len(out.got()) >= int(next) })
+	p.Close(t.Context())
+	if !slices.Equal(out.got(), upTo(next)) {
+		t.Errorf("%d records delivered, want each of %d once and in order", len(out.got()), next)
+	}
+	if q.Spool().Stats.Appended.Load() == 0 {
+		t.Error("nothing went through the spool, the test proves nothing")
+	}
+}
+
+// TestSpillBesideAHangingOutput has the output hang in one write: what comes meanwhile goes to the disk, nothing is lost.
+func TestSpillBesideAHangingOutput(t *testing.T) {
+	hold := make(chan struct{})
+	out := &stub{write: func(_ context.Context, _ int, recs []*flow.Record) (int, error) {
+		<-hold
+		return len(recs), nil
+	}}
+	const bound = 4 * batchRecords
+	q := NewQueue(out, nil, bound, zap.NewNop())
+	q.Spill(openSpool(t, t.TempDir(), 0))
+	p := New(nil, []*Queue{q})
+	p.Start()
+	var next uint32
+	for range 50 {
+		next = send(p, next, batchRecords)
+		eventually(t, "the queue has room", func() bool {
+			q.mu.Lock()
+			defer q.mu.Unlock()
+			return q.room <= bound-batchRecords
+		})
+	}
+	close(hold)
+	eventually(t, "everything is delivered", func() bool { out.mu.Lock(); defer out.mu.Unlock(); return len(out.ids) >= int(next) })
+	p.Close(t.Context())
+	if !slices.Equal(out.ids, upTo(next)) {
+		t.Errorf("%d records delivered, want each of %d once and in order", len(out.ids), next)
+	}
+}
+
+// TestSpoolFull fills a small spool and the memory behind it: what is lost is in gaps, exactly.
+func TestSpoolFull(t *testing.T) {
+	out := newSwitched(true)
+	q := NewQueue(out, nil, 4*batchRecords, zap.NewNop())
+	q.Spill(openSpool(t, t.TempDir(), 1<<20))
+	p := New(nil, []*Queue{q})
+	p.Start()
+	var next uint32
+	for range 1000 {
+		next = send(p, next, batchRecords)
+		time.Sleep(500 * time.Microsecond)
+	}
+	eventually(t, "records are lost", func() bool { return q.Stats.Dropped.Load() > 0 })
+	out.broken.Store(false)
+	whole := func() bool {
+		out.mu.Lock()
+		defer out.mu.Unlock()
+		return len(out.ids)+int(lostIn(out.gaps)) >= int(next)
+	}
+	eventually(t, "everything is delivered or in a gap", whole)
+	p.Close(t.Context())
+	lost := lostIn(out.gaps)
+	if int(lost)+len(out.ids) != int(next) || uint64(lost) != q.Stats.Dropped.Load() {
+		t.Errorf("%d delivered, %d lost in gaps, %d counted as lost; want %d in all", len(out.ids), lost, q.Stats.Dropped.Load(), next)
+	}
+	missing := map[uint32]bool{}
+	for _, id := range upTo(next) {
+		missing[id] = true
+	}
+	for _, id := range out.ids {
+		if !missing[id] {
+			t.Fatalf("record %d came twice", id)
+		}
+		delete(missing, id)
+	}
+	for id := range missing { // Received is the id
+		if !slices.ContainsFunc(out.gaps, func(g Gap) bool { return g.From <= int64(id) && int64(id) <= g.To }) {
+			t.Fatalf("record %d is missing, and in no gap of %+v", id, out.gaps)
+		}
+	}
+}
