@@ -83,6 +83,25 @@ type TLS struct {
 	ServerName string `yaml:"server_name"` // default: the address's host
 }
 
+// Defaults fills in what is unset and has one default for every configuration.
+func (c *Config) Defaults() {
+	setDefault(&c.Records, recordsFlows)
+	setDefault(&c.NATEvent, natEventNew)
+	setDefault(&c.Layout, layoutTimes)
+	setDefault(&c.Destination, new(true))
+	setDefault(&c.TemplateInterval, DefaultTemplateInterval)
+	setDefault(&c.TemplatePackets, new(DefaultTemplatePackets))
+	setDefault(&c.Options, new(true))
+	setDefault(&c.DialTimeout, DefaultDialTimeout)
+}
+
+func setDefault[T comparable](v *T, value T) {
+	var unset T
+	if *v == unset {
+		*v = value
+	}
+}
+
 // NeedsNew reports whether the output exports what only events of new flows tell.
 func (c *Config) NeedsNew() bool { return c.Records == recordsNAT || c.Records == recordsBoth }
 

@@ -133,6 +133,35 @@ func TestNewRefusesBadConfig(t *testing.T) {
 	}
 }
 
+// What is unset and what Defaults sets is the same to every reader of a Config.
+func TestDefaults(t *testing.T) {
+	unset := Config{Address: "udp://192.0.2.1"}
+	set := unset
+	set.Defaults()
+	type resolved struct {
+		New, Destination, Options bool
+		Interval, Dial            time.Duration
+		Packets                   int
+		Templates                 []Template
+	}
+	of := func(c *Config) resolved {
+		return resolved{c.NeedsNew(), c.destination(), c.options(), c.templateInterval(), c.dialTimeout(),
+			c.templatePackets(), Templates(*c)}
+	}
+	if diff := cmp.Diff(of(&unset), of(&set)); diff != "" {
+		t.Errorf("(-unset +set):\n%s", diff)
+	}
+	c := Config{
+		Address: "udp://192.0.2.1", Records: recordsBoth, NATEvent: natEventOld, Layout: layoutRFC8158,
+		Destination: new(false), TemplateInterval: 1, TemplatePackets: new(0), Options: new(false), DialTimeout: 1,
+	}
+	before := c
+	c.Defaults()
+	if diff := cmp.Diff(before, c); diff != "" {
+		t.Errorf("what is set changes (-want +got):\n%s", diff)
+	}
+}
+
 func TestParseAddress(t *testing.T) {
 	for in, want := range map[string]string{
 		"udp://192.0.2.1":         "udp://192.0.2.1:4739",
