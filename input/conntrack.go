@@ -56,6 +56,20 @@ type Options struct {
 	// Remember is called on the reader's goroutine for every flow of the initial dump that has a helper, a master or
 	// labels. The record is the callee's until it returns. May be nil.
 	Remember func(*flow.Record)
+
+	// StateDir is where the flows that are followed are kept across restarts; "" keeps them no longer than the process.
+	StateDir string
+
+	// Room reports whether the outputs have room for many records. It is called on the reader's goroutine before each
+	// chunk of open records, and must not wait. May be nil: they always have.
+	Room func() bool
+
+	// OpenAtEnd decides, when Run is told to end, whether the flows that are alive get an open record. It is called on a
+	// goroutine of its own. May be nil: they get none.
+	OpenAtEnd func() bool
+
+	// EndWithin bounds the time for that; 0 is 10 s.
+	EndWithin time.Duration
 }
 
 // Conntrack reads the events of the network namespace in which it was opened.
@@ -75,7 +89,7 @@ type Conntrack struct {
 	batch     *flow.Batch
 	emit      func(*flow.Batch) *flow.Batch
 	oldest    time.Time // when the first record of batch was read
-	dump      *dump     // the initial dump while it runs
+	table     table
 	lastDrops uint32
 	dropsAt   time.Time // when lastDrops was read
 	aliveAt   time.Time // when Alive was called
@@ -93,6 +107,7 @@ func Open(cfg Config, opts Options) (*Conntrack, error) {
 	}
 	c := &Conntrack{cfg: cfg, opts: opts, log: opts.Log, sock: sock, wake: -1, block: newBlock(), dropsAt: time.Now(),
 		calls: make(chan func(), 1)}
+	joined := c.dropsAt
 	defer func() {
 		if err != nil {
 			_ = sock.abandon() // the keeper of a kept one has it open still
@@ -111,6 +126,9 @@ func Open(cfg Config, opts Options) (*Conntrack, error) {
 			return nil, err
 		}
 	}
+	if err = c.openTable(joined); err != nil {
+		return nil, err
+	}
 	return c, nil
 }
 
@@ -122,6 +140,7 @@ func (c *Conntrack) Close() error {
 	if c.wake >= 0 {
 		_ = unix.Close(c.wake)
 	}
+	c.table.finish(time.Now(), false)
 	c.guard.close()
 	return c.sock.close()
 }
@@ -137,36 +156,14 @@ func (c *Conntrack) Run(ctx context.Context, batch *flow.Batch, emit func(*flow.
 	defer stop()
 	stopGuard := c.guard.start()
 	defer stopGuard()
-	if *c.cfg.InitialDump && *c.cfg.HelperEntries > 0 && c.opts.Remember != nil {
-		c.dump = c.openDump()
-	}
 	nap := minNap
 	for ctx.Err() == nil {
-		c.answer()
-		// The dump takes turns with the events on this one goroutine: the memory of helpers needs no lock, and a flow
-		// that ends while the table is read is either still in the table or its end is still in the socket.
-		if c.dump != nil && !c.dump.step(c) {
-			c.dump.close()
-			c.dump = nil
-		}
-		n, err := c.read()
+		n, now, busy, err := c.round()
 		if err != nil {
 			return err
 		}
-		now := time.Now()
-		if len(c.batch.Records) > 0 && now.Sub(c.oldest) >= batchAge {
-			c.flush()
-		}
-		if now.Sub(c.dropsAt) >= dropsEvery {
-			c.countDrops(now)
-			c.recordShed(now, false)
-		}
-		if c.opts.Alive != nil && now.Sub(c.aliveAt) >= aliveEvery {
-			c.aliveAt = now
-			c.opts.Alive()
-		}
 		switch {
-		case n == blockSlots || c.dump != nil:
+		case n == blockSlots || busy:
 		case n > 0:
 			// Aim at a block that is half full after a nap: few wake-ups, and room for a burst.
 			switch {
@@ -183,15 +180,44 @@ func (c *Conntrack) Run(ctx context.Context, batch *flow.Batch, emit func(*flow.
 			}
 		}
 	}
+	if err := c.openAtEnd(); err != nil {
+		return err
+	}
 	stopGuard()
 	return c.drain()
 }
 
+// round reads once, and does a little of what else is to do; busy says that there is more of that to do at once. n is
+// how many messages were read.
+func (c *Conntrack) round() (n int, now time.Time, busy bool, err error) {
+	c.answer()
+	busy = c.table.turn(time.Now())
+	if n, err = c.read(); err != nil {
+		return n, now, busy, err
+	}
+	now = time.Now()
+	if n < blockSlots {
+		c.table.emptied = now
+	}
+	if len(c.batch.Records) > 0 && now.Sub(c.oldest) >= batchAge {
+		c.flush()
+	}
+	if now.Sub(c.dropsAt) >= dropsEvery {
+		c.countDrops(now)
+		c.recordShed(now, false)
+	}
+	if c.opts.Alive != nil && now.Sub(c.aliveAt) >= aliveEvery {
+		c.aliveAt = now
+		c.opts.Alive()
+	}
+	return n, now, busy, nil
+}
+
 // wait blocks until an event comes, the batch is due, ctx ends, or it is time to look around.
 func (c *Conntrack) wait(now time.Time) error {
-	timeout := idleEvery
+	timeout := c.table.due(now)
 	if len(c.batch.Records) > 0 {
-		timeout = max(batchAge-now.Sub(c.oldest), 0)
+		timeout = min(timeout, max(batchAge-now.Sub(c.oldest), 0))
 	}
 	fds := [...]unix.PollFd{{Fd: int32(c.sock.fd), Events: unix.POLLIN}, {Fd: int32(c.wake), Events: unix.POLLIN}}
 	// Rounded up, so that the wait for a due batch does not end just before it is due.
@@ -230,11 +256,8 @@ func (c *Conntrack) drain() error {
 	}
 	c.countDrops(time.Now())
 	c.recordShed(time.Now(), true)
+	c.table.finish(time.Now(), !c.opts.Handover)
 	c.flush()
-	if c.dump != nil {
-		c.dump.close()
-		c.dump = nil
-	}
 	return leaveErr
 }
 
@@ -270,6 +293,9 @@ func (c *Conntrack) read() (int, error) {
 		}
 		r.Received = received
 		events[r.Event]++
+		if r.Event == flow.EventDestroy {
+			c.table.destroyed(r)
+		}
 		if c.batch.Full() {
 			c.flush()
 			c.oldest = now
@@ -310,12 +336,14 @@ func (c *Conntrack) countDrops(now time.Time) {
 		return
 	}
 	c.gap(now, from, now, flow.Gap{Cause: flow.CauseOverrun, Lost: uint64(lost), LostKnown: true})
+	c.table.missed()
 }
 
 // recordShed writes down what the guard has thrown away.
 func (c *Conntrack) recordShed(now time.Time, end bool) {
 	if g, ok := c.guard.take(end); ok {
 		c.gap(now, g.from, g.to, flow.Gap{Cause: flow.CauseGuard, Lost: g.lost, LostKnown: !g.inexact})
+		c.table.missed()
 	}
 }
 

@@ -76,6 +76,11 @@ func changed(want, got Config) (keys []string) {
 	note("delivery", want.Delivery != got.Delivery)
 	note("helper_entries", *want.HelperEntries != *got.HelperEntries)
 	note("initial_dump", *want.InitialDump != *got.InitialDump)
+	note("follow", want.Follow != got.Follow)
+	note("follow_entries", *want.FollowEntries != *got.FollowEntries)
+	note("follow_interval", want.FollowInterval != got.FollowInterval)
+	note("reconcile", want.Reconcile != got.Reconcile)
+	note("interim", want.Interim != got.Interim)
 	note("table_guard", *want.TableGuard != *got.TableGuard)
 	return keys
 }

@@ -23,5 +23,8 @@ type Stats struct {
 
 	Reads  atomic.Uint64 // system calls that read at least one message
 	Naps   atomic.Uint64
-	Dumped atomic.Uint64 // flows read from the table at start
+	Dumped atomic.Uint64 // flows read from the table
+	Open   atomic.Uint64 // open records made
+
+	Follow FollowStats
 }
