@@ -54,6 +54,9 @@ func NewHelpers(max int, labels bool) *Helpers {
 	}
 }
 
+// SetLabels changes whether any flow may have labels.
+func (h *Helpers) SetLabels(on bool) { h.labels = on }
+
 func keyOf(r *flow.Record) idKey {
 	return idKey{flowKey{r.Orig, r.Zone, r.Has&flow.HasZone != 0}, r.ID}
 }

@@ -489,6 +489,13 @@ func (q *Queue) leave(recs []*flow.Record) {
 	}
 }
 
+// Discard gives back what a queue has whose worker was never started.
+func (q *Queue) Discard() {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	q.finish(ctx)
+}
+
 // finish closes the output after its worker has ended, and reports what was not delivered.
 func (q *Queue) finish(ctx context.Context) {
 	if q.spill != nil {

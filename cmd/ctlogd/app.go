@@ -2,50 +2,53 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"os"
-	"os/signal"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/input"
-	"github.com/ctlogd/ctlogd/output/format"
-	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/pipeline"
 )
 
 // app is the running daemon: the reader, the stages and the outputs' queues.
 type app struct {
+	cfg      *Config
 	log      *zap.Logger
+	level    *zap.AtomicLevel // of log
+	manager  *manager
+	outputs  []plannedOutput // those that run
 	helpers  *pipeline.Helpers
 	selected *pipeline.Select
-	queues   []*pipeline.Queue
 	pipeline *pipeline.Pipeline
 	reader   *input.Conntrack
+	retiring sync.WaitGroup // queues that a reload has taken out
 }
 
 // runDaemon logs flows as cfg says until ctx ends, then delivers what is left.
-func runDaemon(ctx context.Context, cfg *Config, log *zap.Logger) error {
+func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, level *zap.AtomicLevel) error {
 	st, err := openState(cfg.StateDirectory, log)
 	if err != nil {
 		return err
 	}
-	a, err := newApp(cfg, log)
+	kept := m.kept != nil
+	a, err := newApp(cfg, m, log)
 	if err != nil {
 		return err
 	}
-	st.restore(a.queues, false)
+	a.level = level
+	m.ready(a.reader.FD())
+	st.restore(a.pipeline.Queues(), kept)
 	a.pipeline.Start()
 	marking, stopMarking := context.WithCancel(context.Background())
 	var background sync.WaitGroup
 	background.Go(func() { st.keep(marking, a.pipeline) })
-	stopReopening := a.reopenOnHangup()
+	background.Go(func() { logChecks(marking, cfg, log.Named("check")) }) // an output's check may wait for its destination
+	stopReloading := a.reloadOnHangup(ctx)
+	stopOpening := a.openOnRequest()
 	log.Info("logging flows", zap.Strings("events", cfg.Input.Conntrack.Events),
-		zap.String("delivery", cfg.Input.Conntrack.Delivery), zap.Int("outputs", len(a.queues)))
+		zap.String("delivery", cfg.Input.Conntrack.Delivery), zap.Int("outputs", len(a.outputs)))
 	started := time.Now()
 	err = a.reader.Run(ctx, a.pipeline.Batch(), a.pipeline.Ingest)
 	if err != nil {
@@ -53,7 +56,9 @@ func runDaemon(ctx context.Context, cfg *Config, log *zap.Logger) error {
 	} else {
 		log.Info("told to end, delivering what is left", zap.Duration("at_most", cfg.ShutdownTimeout))
 	}
-	stopReopening()
+	m.stopping()
+	stopReloading()
+	stopOpening()
 	a.close(cfg.ShutdownTimeout)
 	stopMarking()
 	background.Wait()
@@ -64,46 +69,55 @@ func runDaemon(ctx context.Context, cfg *Config, log *zap.Logger) error {
 
 // newApp builds the whole daemon. The outputs come before the reader: what cannot work says so before the first event
 // is taken from the kernel.
-func newApp(cfg *Config, log *zap.Logger) (a *app, err error) {
-	a = &app{log: log}
+func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
+	a := &app{cfg: cfg, log: log, manager: m, outputs: planOutputs(cfg, log)}
+	var queues []*pipeline.Queue
 	defer func() {
 		if err != nil {
-			a.close(0)
+			for _, q := range queues {
+				q.Discard()
+			}
 		}
 	}()
-	var filters []pipeline.FilterConfig
-	add := func(out pipeline.Output, c OutputConfig) {
-		a.queues = append(a.queues, pipeline.NewQueue(out, c.Filter.Compile(), c.Queue, log))
-		filters = append(filters, c.Filter)
-	}
-	for i, c := range cfg.Outputs.JSONL {
-		enc, err := format.New(c.Format, format.FlatOptions{Host: cfg.Host, Observer: cfg.Observer, Drop: c.Fields.Drop})
+	for i := range a.outputs {
+		q, err := a.outputs[i].queue(log)
 		if err != nil {
-			return nil, fmt.Errorf("outputs.jsonl[%d]: %w", i, err)
+			return nil, err
 		}
-		out, err := jsonl.New(c.Config, enc, log)
-		if err != nil {
-			return nil, fmt.Errorf("outputs.jsonl[%d]: %w", i, err)
-		}
-		add(out, c.OutputConfig)
+		queues = append(queues, q)
 	}
 
-	in := cfg.Input.Conntrack
+	in := cfg.inputConfig()
 	a.helpers = pipeline.NewHelpers(*in.HelperEntries, in.Labels)
-	a.selected = &pipeline.Select{Filter: cfg.Filter.Compile()}
-	for _, e := range in.Events {
-		a.selected.Events[eventNumber(e)] = true
-	}
-	a.selected.Events[flow.EventExpectNew] = in.Expectations
-	a.selected.Events[flow.EventExpectDestroy] = in.Expectations
-	a.pipeline = pipeline.New([]pipeline.Stage{a.helpers, a.selected}, a.queues)
+	a.selected = new(pipeline.Select)
+	a.choose(cfg)
+	a.pipeline = pipeline.New(a.stages(), queues)
 
-	opts := input.Options{Log: log.Named("input"), Remember: a.helpers.Remember}
-	if spec := pipeline.Pushdown(cfg.Filter, filters); !spec.Empty() {
-		opts.Drop = spec.Drops
+	opts := input.Options{Log: log.Named("input"), Drop: pushdown(cfg, a.outputs), Remember: a.helpers.Remember,
+		Kept: m.take(), Handover: m.managed(), StateDir: cfg.StateDirectory, Room: a.pipeline.Room,
+		OpenAtEnd: openAtEnd(in.OpenAtShutdown, log), EndWithin: cfg.ShutdownTimeout}
+	if m.watchdog > 0 {
+		opts.Alive = m.pet
 	}
 	a.reader, err = input.Open(in, opts)
 	return a, err
+}
+
+// stages returns what a batch passes before the outputs.
+func (a *app) stages() []pipeline.Stage { return []pipeline.Stage{a.helpers, a.selected} }
+
+// choose has the stages let through what cfg asks for. Once the reader runs, it is its goroutine that calls it.
+func (a *app) choose(cfg *Config) {
+	in := cfg.inputConfig()
+	a.helpers.SetLabels(in.Labels)
+	a.selected.Filter = cfg.Filter.Compile()
+	a.selected.Events = [flow.EventGap]bool{
+		flow.EventOpen:      true, // there are those that were asked for
+		flow.EventExpectNew: in.Expectations, flow.EventExpectDestroy: in.Expectations,
+	}
+	for _, e := range in.Events {
+		a.selected.Events[eventNumber(e)] = true
+	}
 }
 
 func eventNumber(name string) flow.Event {
@@ -115,49 +129,14 @@ func eventNumber(name string) flow.Event {
 	return 0
 }
 
-// reopenOnHangup opens the outputs' files again at each SIGHUP, for those who rotate them, until it is stopped.
-func (a *app) reopenOnHangup() (stop func()) {
-	hangup := make(chan os.Signal, 1)
-	done := make(chan struct{})
-	signal.Notify(hangup, unix.SIGHUP)
-	go func() {
-		defer close(done)
-		for range hangup {
-			for _, q := range a.queues {
-				r, ok := q.Output().(pipeline.Reopener)
-				if !ok {
-					continue
-				}
-				if err := r.Reopen(); err != nil {
-					a.log.Error("SIGHUP: the file in use stays in use", zap.String("output", q.Output().Name()), zap.Error(err))
-				} else {
-					a.log.Info("SIGHUP: opened again", zap.String("output", q.Output().Name()))
-				}
-			}
-		}
-	}()
-	return func() {
-		signal.Stop(hangup)
-		close(hangup)
-		<-done
-	}
-}
-
 // close delivers what is queued, within the time, and gives everything back, in reverse order of building.
 func (a *app) close(within time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), within)
 	defer cancel()
-	if a.pipeline != nil {
-		a.pipeline.Close(ctx)
-	} else {
-		for _, q := range a.queues {
-			_ = q.Output().Close(ctx)
-		}
-	}
-	if a.reader != nil {
-		if err := a.reader.Close(); err != nil {
-			a.log.Error("close netlink socket", zap.Error(err))
-		}
+	a.pipeline.Close(ctx)
+	a.retiring.Wait()
+	if err := a.reader.Close(); err != nil {
+		a.log.Error("close netlink socket", zap.Error(err))
 	}
 }
 
@@ -171,10 +150,12 @@ func (a *app) report(ran time.Duration) {
 		zap.Uint64("kernel_drops", in.Drops.Load()), zap.Uint64("malformed", in.Malformed.Load()),
 		zap.Uint64("truncated", in.Truncated.Load()), zap.Uint64("refused", in.Refused.Load()),
 		zap.Uint64("filtered", a.selected.Dropped.Load()), zap.Uint64("helper_unknown", a.helpers.Unknown.Load()),
-		zap.Uint64("helper_evictions", a.helpers.Evictions.Load()))
-	for _, q := range a.queues {
+		zap.Uint64("helper_evictions", a.helpers.Evictions.Load()),
+		zap.Uint64("open", in.Open.Load()), zap.Uint64("inferred", in.Follow.Inferred.Load()),
+		zap.Uint64("untracked", in.Follow.Untracked.Load()), zap.Int64("followed", in.Follow.Followed.Load()))
+	for _, q := range a.pipeline.Queues() {
 		s := &q.Stats
-		a.log.Info("records", zap.String("output", q.Output().Name()), zap.Uint64("written", s.Written.Load()),
+		a.log.Info("records", zap.String("output", q.Name()), zap.Uint64("written", s.Written.Load()),
 			zap.Uint64("filtered", s.Filtered.Load()), zap.Uint64("dropped", s.Dropped.Load()),
 			zap.Uint64("rejected", s.Rejected.Load()), zap.Uint64("left", s.Left.Load()), zap.Uint64("errors", s.Errors.Load()))
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"go.uber.org/zap"
 
@@ -71,12 +72,18 @@ func configResults(file string, err error) []preflight.Result {
 // hostChecks says what cfg needs of the host. Each kind of output adds its entries' checks here.
 func hostChecks(cfg *Config) preflight.Options {
 	o := preflight.Options{ReceiveBuffer: cfg.Input.Conntrack.ReceiveBuffer}
-	add := func(kind string, i int, about string, check func(context.Context) error) {
+	add := func(kind string, i int, about string, check, reach func(context.Context) error) {
 		name := fmt.Sprintf("outputs.%s[%d]", kind, i)
-		o.Outputs = append(o.Outputs, preflight.Output{Name: name, About: about, Check: check})
+		o.Outputs = append(o.Outputs, preflight.Output{Name: name, About: about, Check: check, Reach: reach})
 	}
 	for i, out := range cfg.Outputs.JSONL {
-		add("jsonl", i, out.Path, func(context.Context) error { return out.Check() })
+		add("jsonl", i, out.Path, func(context.Context) error { return out.Check() }, nil)
+	}
+	for i, out := range cfg.Outputs.IPFIX {
+		add("ipfix", i, strings.Join(out.Collectors(), ", "), out.Check, out.Reach)
+	}
+	for i, out := range cfg.Outputs.Kafka {
+		add("kafka", i, out.Topic+" on "+strings.Join(out.Brokers, ", "), out.Check, out.Reach)
 	}
 	return o
 }

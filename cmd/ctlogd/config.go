@@ -11,8 +11,11 @@ import (
 	"unicode"
 
 	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/output/ipfix"
 	"github.com/ctlogd/ctlogd/output/jsonl"
+	"github.com/ctlogd/ctlogd/output/kafka"
 	"github.com/ctlogd/ctlogd/pipeline"
+	"github.com/ctlogd/ctlogd/pipeline/spool"
 )
 
 // Config is the whole configuration. Each package owns its block, with the defaults and the validation; what stands
@@ -29,6 +32,8 @@ type Config struct {
 	// StateDirectory is where a process leaves its mark for the next one. Unset: $STATE_DIRECTORY, which systemd sets;
 	// without either, no gap tells of the time between two processes.
 	StateDirectory string `yaml:"state_directory"`
+
+	file string // where it was read from; "" without a file
 }
 
 // InputConfig holds the sources of records by kind.
@@ -39,6 +44,8 @@ type InputConfig struct {
 // OutputsConfig holds the outputs by kind.
 type OutputsConfig struct {
 	JSONL []JSONLConfig `yaml:"jsonl"`
+	IPFIX []IPFIXConfig `yaml:"ipfix"`
+	Kafka []KafkaConfig `yaml:"kafka"`
 }
 
 // JSONLConfig is one JSON-lines file: its own keys, and those that every output has.
@@ -47,10 +54,23 @@ type JSONLConfig struct {
 	OutputConfig `yaml:",inline"`
 }
 
+// IPFIXConfig is one IPFIX collector, or several that stand in for each other.
+type IPFIXConfig struct {
+	ipfix.Config `yaml:",inline"`
+	OutputConfig `yaml:",inline"`
+}
+
+// KafkaConfig is one topic of Apache Kafka.
+type KafkaConfig struct {
+	kafka.Config `yaml:",inline"`
+	OutputConfig `yaml:",inline"`
+}
+
 // OutputConfig is what every kind of output has.
 type OutputConfig struct {
 	Filter pipeline.FilterConfig `yaml:"filter"`
-	Queue  int                   `yaml:"queue"` // records that may wait for the output
+	Queue  int                   `yaml:"queue"` // records that may wait in memory for the output
+	Spool  *spool.Config         `yaml:"spool"` // where they wait on disk; unset: nowhere
 }
 
 // LogConfig is ctlogd's own log, which goes to standard error; records never go through it.
@@ -84,6 +104,18 @@ func (c *Config) Defaults() {
 // Defaults sets what an entry under outputs.jsonl has before its keys are read.
 func (c *JSONLConfig) Defaults() { c.OutputConfig.Defaults() }
 
+// Defaults sets what an entry under outputs.ipfix has before its keys are read.
+func (c *IPFIXConfig) Defaults() {
+	c.Config.Defaults()
+	c.OutputConfig.Defaults()
+}
+
+// Defaults sets what an entry under outputs.kafka has before its keys are read.
+func (c *KafkaConfig) Defaults() {
+	c.Config.Defaults()
+	c.OutputConfig.Defaults()
+}
+
 // Defaults sets what every output has before its keys are read.
 func (c *OutputConfig) Defaults() { c.Queue = defaultQueue }
 
@@ -107,7 +139,12 @@ func LoadConfig(file string) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
-	return parseConfig(file, text)
+	c, err := parseConfig(file, text)
+	if err != nil {
+		return nil, err
+	}
+	c.file = file
+	return c, nil
 }
 
 // parseConfig reads the configuration in text; file stands in the messages.
@@ -137,6 +174,12 @@ func (c *Config) Validate(report func(path, msg string)) {
 	}
 	c.Filter.Validate(block("filter"))
 	c.Outputs.validate(block)
+	for i, o := range c.Outputs.IPFIX {
+		if !slices.Contains(c.Input.Conntrack.Events, "destroy") && !o.NeedsNew() {
+			report(fmt.Sprintf("outputs.ipfix[%d].records", i),
+				"flows are exported at their end, and input.conntrack.events has no destroy, so nothing would be; add it there")
+		}
+	}
 	if !slices.Contains(logLevels, c.Log.Level) {
 		report("log.level", fmt.Sprintf("unknown level %q; use %s", c.Log.Level, oneOf(logLevels)))
 	}
@@ -158,32 +201,99 @@ func (c *Config) Validate(report func(path, msg string)) {
 }
 
 func (c *OutputsConfig) validate(block func(path string) func(field, msg string)) {
-	if len(c.JSONL) == 0 {
-		block("outputs")("", "no output, so every record would be lost; the least is: "+leastConfig)
+	if len(c.JSONL)+len(c.IPFIX)+len(c.Kafka) == 0 {
+		block("outputs")("", "no output under jsonl, ipfix or kafka, so every record would be lost; the least is: "+
+			leastConfig)
 	}
-	files := map[string]int{}
+	files, collectors, topics := claims{}, claims{}, claims{}
 	for i := range c.JSONL {
-		o, report := &c.JSONL[i], block(fmt.Sprintf("outputs.jsonl[%d]", i))
+		o, at := &c.JSONL[i], fmt.Sprintf("outputs.jsonl[%d]", i)
+		report := block(at)
 		o.Config.Validate(report)
 		o.OutputConfig.validate(report)
-
-		if o.Path == "" {
-			continue
-		}
-		path := filepath.Clean(o.Path)
-		if first, dup := files[path]; dup {
-			report("path", fmt.Sprintf("outputs.jsonl[%d] writes to %s already; two outputs cannot share a file",
-				first, path))
-			continue
-		}
-		files[path] = i
+		files.file(o.Path, at, "path", report)
 	}
+	for i := range c.IPFIX {
+		o, at := &c.IPFIX[i], fmt.Sprintf("outputs.ipfix[%d]", i)
+		report := block(at)
+		o.Config.Validate(report)
+		o.OutputConfig.validate(report)
+		unset("template_interval", o.TemplateInterval, report)
+		unset("dial_timeout", o.DialTimeout, report)
+
+		// Collectors tell exporters apart by address and domain. (RFC 7011, section 3.1, would have the session as well.)
+		for _, collector := range o.Collectors() {
+			if first, taken := collectors.take(fmt.Sprint(collector, " ", o.Domain()), at); taken {
+				report("address", fmt.Sprintf("%s sends to %s under the same observation domain; "+
+					"give one of the two another observation_domain", first, collector))
+			}
+		}
+	}
+	for i := range c.Kafka {
+		o, at := &c.Kafka[i], fmt.Sprintf("outputs.kafka[%d]", i)
+		report := block(at)
+		o.Config.Validate(report)
+		o.OutputConfig.validate(report)
+		unset("batch_bytes", o.BatchBytes, report)
+		unset("connect_timeout", o.ConnectTimeout, report)
+		unset("request_timeout", o.RequestTimeout, report)
+		unset("dead_letter_size", o.DeadLetterSize, report)
+
+		files.file(o.DeadLetter, at, "dead_letter", report)
+		if o.Topic == "" {
+			continue
+		}
+		for _, broker := range o.Brokers {
+			if first, taken := topics.take(strings.ToLower(broker)+" "+o.Topic, at); taken {
+				report("topic", fmt.Sprintf("%s writes to topic %s of %s already; two outputs cannot share a topic",
+					first, abridged(o.Topic), abridged(broker)))
+				break
+			}
+		}
+	}
+}
+
+// unset reports a 0 where the packages take 0 for a value that is not set: here the default came first.
+func unset[T comparable](field string, value T, report func(field, msg string)) {
+	var zero T
+	if value == zero {
+		report(field, "0 is out of range; leave the key out for the default")
+	}
+}
+
+// claims are what no two outputs can share, each with the output that has it.
+type claims map[string]string
+
+// take gives what to the output by, unless another has it.
+func (c claims) take(what, by string) (owner string, taken bool) {
+	owner, taken = c[what]
+	if !taken {
+		c[what] = by
+	}
+	return owner, taken && owner != by
+}
+
+// file takes the file of path, "" for none, or reports who has it.
+func (c claims) file(path, by, field string, report func(field, msg string)) {
+	if path == "" {
+		return
+	}
+	path = filepath.Clean(path)
+	if owner, dup := c[path]; dup {
+		report(field, fmt.Sprintf("%s writes to %s already; two outputs cannot share a file", owner, path))
+		return
+	}
+	c[path] = by
 }
 
 func (c *OutputConfig) validate(report func(field, msg string)) {
 	c.Filter.Validate(func(field, msg string) { report(join("filter", field), msg) })
 	if c.Queue < 1 || c.Queue > maxQueue {
 		report("queue", fmt.Sprintf("%d is out of range; use 1 to %d records", c.Queue, maxQueue))
+	}
+	if c.Spool != nil {
+		c.Spool.Validate(func(field, msg string) { report(join("spool", field), msg) })
+		c.Spool.Defaults()
 	}
 }
 

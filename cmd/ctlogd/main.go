@@ -104,17 +104,17 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 
 	root := &cobra.Command{
 		Use:           "ctlogd",
-		Short:         "Log every ended flow of a firewall: conntrack events to JSON lines",
+		Short:         "Log every ended flow of a firewall: conntrack events to JSON lines, IPFIX and Kafka",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return errors.New("no command given; use run, check or version")
+			return errors.New("no command given; use run, check, ipfix or version")
 		},
 	}
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(runCmd, checkCmd, versionCmd)
+	root.AddCommand(runCmd, checkCmd, newIPFIX(stdout), versionCmd)
 	return root
 }
 

@@ -44,10 +44,17 @@ func TestExitCodes(t *testing.T) {
 	}{
 		{"version", exitOK, ""},
 		{"--help", exitOK, ""},
-		{"", exitUsage, "ctlogd: no command given; use run, check or version\nsee ctlogd --help\n"},
+		{"", exitUsage, "ctlogd: no command given; use run, check, ipfix or version\nsee ctlogd --help\n"},
 		{"start", exitUsage, "ctlogd: unknown command \"start\" for \"ctlogd\"\nsee ctlogd --help\n"},
 		{"run flows", exitUsage, "ctlogd: unknown command \"flows\" for \"ctlogd run\"\nsee ctlogd run --help\n"},
 		{"run --fix", exitUsage, "ctlogd: unknown flag: --fix\nsee ctlogd run --help\n"},
+		{"ipfix", exitUsage, "ctlogd: no command given; use templates or listen\nsee ctlogd ipfix --help\n"},
+		{"ipfix send", exitUsage, "ctlogd: unknown command \"send\" for \"ctlogd ipfix\"\nsee ctlogd ipfix --help\n"},
+		{"ipfix listen", exitUsage, "ctlogd: accepts 1 arg(s), received 0\nsee ctlogd ipfix listen --help\n"},
+		{"ipfix listen sctp://[::1]:4739", exitFailure,
+			"ctlogd: unknown scheme \"sctp\"; write udp://HOST:PORT, tcp://HOST:PORT or the name of a file\n"},
+		{"ipfix templates -c testdata/good-minimal.yaml", exitFailure,
+			"ctlogd: testdata/good-minimal.yaml has no ipfix output; without -c, all templates are printed\n"},
 		{"check -c", exitUsage, "ctlogd: flag needs an argument: 'c' in -c\nsee ctlogd check --help\n"},
 		{"run -c testdata/none.yaml", exitFailure,
 			"ctlogd: read the configuration: open testdata/none.yaml: no such file or directory\n"},
@@ -132,7 +139,7 @@ func TestLogger(t *testing.T) {
 			`"n":1}`}},
 	} {
 		var out bytes.Buffer
-		log, err := newLogger(tt.config, &out)
+		log, _, err := newLogger(tt.config, &out)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -149,7 +156,7 @@ func TestLogger(t *testing.T) {
 		}
 	}
 	for _, level := range logLevels {
-		if _, err := newLogger(LogConfig{Level: level, Format: "json"}, io.Discard); err != nil {
+		if _, _, err := newLogger(LogConfig{Level: level, Format: "json"}, io.Discard); err != nil {
 			t.Errorf("level %s: %v", level, err)
 		}
 	}

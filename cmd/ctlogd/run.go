@@ -11,6 +11,8 @@ import (
 
 // runRun is the daemon from its command line to its end; ctx ends with the first signal.
 func runRun(ctx context.Context, file string, stderr io.Writer) error {
+	m := findManager()
+	defer m.abandon()
 	cfg, err := LoadConfig(file)
 	if err != nil {
 		return err
@@ -18,20 +20,21 @@ func runRun(ctx context.Context, file string, stderr io.Writer) error {
 	if err := cfg.Resolve(); err != nil {
 		return err
 	}
-	log, err := newLogger(cfg.Log, stderr)
+	log, level, err := newLogger(cfg.Log, stderr)
 	if err != nil {
 		return err
 	}
 	defer log.Sync() //nolint:errcheck // standard error needs no sync, and a terminal refuses it
-	logChecks(ctx, cfg, log.Named("check"))
-	return runDaemon(ctx, cfg, log)
+	m.log = log.Named("manager")
+	return runDaemon(ctx, cfg, m, log, level)
 }
 
 // newLogger returns ctlogd's own log, written to w, one line an entry, unbuffered.
-func newLogger(c LogConfig, w io.Writer) (*zap.Logger, error) {
-	level, err := zapcore.ParseLevel(c.Level)
+// Its level can be changed while it is in use.
+func newLogger(c LogConfig, w io.Writer) (*zap.Logger, *zap.AtomicLevel, error) {
+	level, err := zap.ParseAtomicLevel(c.Level)
 	if err != nil {
-		return nil, fmt.Errorf("log.level: %w", err)
+		return nil, nil, fmt.Errorf("log.level: %w", err)
 	}
 	e := zap.NewProductionEncoderConfig()
 	e.EncodeTime = zapcore.RFC3339NanoTimeEncoder
@@ -41,5 +44,5 @@ func newLogger(c LogConfig, w io.Writer) (*zap.Logger, error) {
 		e.EncodeLevel = zapcore.CapitalLevelEncoder
 		encoder = zapcore.NewConsoleEncoder(e)
 	}
-	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level)), nil
+	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level)), &level, nil
 }

@@ -109,7 +109,7 @@ func (c *Config) destination() bool { return c.Destination == nil || *c.Destinat
 func (c *Config) options() bool     { return c.Options == nil || *c.Options }
 
 // name tells outputs of one process apart: two may share a collector if their observation domains differ.
-func (c *Config) name() string {
+func (c *Config) Name() string {
 	name := "ipfix:" + c.Address
 	if c.ObservationDomain != nil {
 		name += fmt.Sprintf("#%d", *c.ObservationDomain)

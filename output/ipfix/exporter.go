@@ -83,8 +83,8 @@ func New(c Config, log *zap.Logger) (*Exporter, error) {
 		log = zap.NewNop()
 	}
 	e := &Exporter{
-		name:      c.name(),
-		log:       log.Named("ipfix").With(zap.String("output", c.name())),
+		name:      c.Name(),
+		log:       log.Named("ipfix").With(zap.String("output", c.Name())),
 		config:    c,
 		templates: newTemplateSet(&c),
 		addresses: c.addresses(),

@@ -123,3 +123,6 @@ func (e *missingDirError) Error() string {
 }
 
 func (e *missingDirError) Unwrap() error { return os.ErrNotExist }
+
+// Name is the output's name.
+func (c *Config) Name() string { return "jsonl:" + c.Path }

@@ -59,7 +59,7 @@ func New(cfg Config, enc format.Encoder, log *zap.Logger) (*File, error) {
 	if log == nil {
 		log = zap.NewNop()
 	}
-	f := &File{cfg: cfg, name: "jsonl:" + cfg.Path, enc: enc, limit: maxWrite}
+	f := &File{cfg: cfg, name: cfg.Name(), enc: enc, limit: maxWrite}
 	f.log = log.With(zap.String("output", f.name))
 	if cfg.MaxSize != 0 {
 		f.limit = int(min(maxWrite, cfg.MaxSize))

@@ -102,6 +102,9 @@ const (
 	maxTimeout    = 10 * time.Minute
 )
 
+// Name is the output's name: the first broker and the topic.
+func (c *Config) Name() string { return "kafka:" + c.Brokers[0] + "/" + c.Topic }
+
 // Defaults fills in what is unset.
 func (c *Config) Defaults() {
 	setDefault(&c.Key, KeySrc)

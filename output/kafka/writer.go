@@ -141,7 +141,7 @@ func (p *partition) pending() []int32 { return p.idx[p.next:] }
 func New(cfg Config, opt Options) (*Writer, error) {
 	cfg.Defaults()
 	w := &Writer{
-		name:    "kafka:" + cfg.Brokers[0] + "/" + cfg.Topic,
+		name:    cfg.Name(),
 		cfg:     cfg,
 		opt:     opt,
 		log:     opt.Log,

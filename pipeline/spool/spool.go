@@ -124,14 +124,11 @@ func segmentPath(dir string, first uint64) string {
 
 // recover fills s from the files.
 func (s *Spool) recover() error {
-	statePath := filepath.Join(s.cfg.Path, "state")
-	_, err := os.Stat(statePath)
-	fresh := os.IsNotExist(err)
-	var written int64
-	var damaged bool
-	if s.stateFile, s.state, written, damaged, err = openState(statePath); err != nil {
+	sf, st, written, damaged, err := openState(filepath.Join(s.cfg.Path, "state"))
+	if err != nil {
 		return err
 	}
+	s.stateFile, s.state = sf, st
 	if err := s.list(); err != nil {
 		return err
 	}
@@ -162,30 +159,38 @@ func (s *Spool) recover() error {
 		}
 		s.state.gaps.add(&gap{at: s.state.cursor, Loss: Loss{Cause: flow.CauseCrash, From: from, To: max(from, now)},
 			output: s.output, noted: now})
-		s.log.Warn("state damaged: gaps may be missing, and records may be delivered again",
-			zap.Bool("missing", fresh))
+		s.log.Warn("state of the spool is damaged: gaps may be missing, and records may be delivered again")
 	}
 	s.settle()
 	s.pos = s.state.cursor
 	// What is lost is on record before the damaged tail, which says so, is cut; and what is delivered, before its
 	// segments go.
-	if err := s.stateFile.write(&s.state, now); err != nil {
-		return fmt.Errorf("write state: %w", err)
+	for range 2 { // both slots
+		s.stateFile.encode(&s.state, now)
+		if err := s.stateFile.write(); err != nil {
+			return fmt.Errorf("write state: %w", err)
+		}
 	}
 	if s.cfg.Fsync != SyncNever {
 		if err := errors.Join(datasync(s.stateFile.f), s.dir.Sync()); err != nil {
 			return err
 		}
 	}
-	for _, seg := range s.segments {
-		if info, err := os.Stat(seg.path); err == nil && info.Size() > seg.size {
-			if err := os.Truncate(seg.path, seg.size); err != nil {
-				return err
-			}
+	if n := len(s.segments); n > 0 {
+		last := s.segments[n-1]
+		cut := func() error { return os.Truncate(last.path, last.size) }
+		if last.end == last.first { // empty
+			s.segments = s.segments[:n-1]
+			cut = func() error { return os.Remove(last.path) }
 		}
+		if err := cut(); err != nil {
+			return err
+		}
+	}
+	for _, seg := range s.segments {
 		s.size += seg.size
 	}
-	s.removeDelivered()
+	s.removeDone()
 	if records, bytes := s.Len(); records > 0 {
 		s.log.Info("records wait in the spool", zap.Uint64("records", records), zap.Int64("bytes", bytes))
 	}
@@ -373,6 +378,14 @@ func (s *Spool) makeRoom(n int64) (lost Loss, ok bool) {
 	for {
 		s.mu.Lock()
 		full := s.size+need > limit
+		if n := len(s.segments); full && n > 0 && s.state.cursor == s.next { // all that is left is delivered
+			seg := s.segments[n-1]
+			s.segments = s.segments[:n-1]
+			s.size -= seg.size
+			s.mu.Unlock()
+			s.remove(seg)
+			continue
+		}
 		s.mu.Unlock()
 		if !full {
 			return lost, true
@@ -384,7 +397,9 @@ func (s *Spool) makeRoom(n int64) (lost Loss, ok bool) {
 		if !ok {
 			return lost, false
 		}
-		lost.add(l)
+		if l.Lost > 0 {
+			lost.add(l)
+		}
 	}
 }
 
@@ -402,23 +417,29 @@ func (s *Spool) dropOldest() (l Loss, ok bool) {
 		return l, false
 	}
 	seg := s.segments[i]
-	at := max(seg.first, s.state.cursor)
-	l = Loss{Cause: flow.CauseSpoolFull, From: seg.span.from, To: seg.span.to, Lost: seg.end - at, Known: true}
-	s.state.gaps.add(&gap{at: at, skip: seg.end - at, Loss: l, output: s.output, noted: time.Now().UnixNano()})
 	s.segments = slices.Delete(s.segments, i, i+1)
 	s.size -= seg.size
+	if seg.end > s.state.cursor { // else it is delivered, and Commit is about to remove it
+		at := max(seg.first, s.state.cursor)
+		l = Loss{Cause: flow.CauseSpoolFull, From: seg.span.from, To: seg.span.to, Lost: seg.end - at, Known: true}
+		s.state.gaps.add(&gap{at: at, skip: l.Lost, Loss: l, output: s.output, noted: time.Now().UnixNano()})
+		s.Stats.Dropped.Add(l.Lost)
+	}
 	s.mu.Unlock()
-	s.Stats.Dropped.Add(l.Lost)
-	s.saveGaps() // first: a gap too many would be put right by the next start, a gap too few by nothing
+	// The state first: killed in between, the next start passes over the segment, and the loss is on record.
+	s.saveGaps()
 	s.remove(seg)
 	return l, true
 }
 
 // remove removes the file of a segment that is no longer in s.segments.
 func (s *Spool) remove(seg *segment) {
+	s.mu.Lock()
 	if seg.f != nil {
 		seg.f.Close()
+		seg.f = nil
 	}
+	s.mu.Unlock()
 	if err := os.Remove(seg.path); err != nil {
 		s.log.Error("remove segment", zap.Error(err))
 	}
@@ -515,11 +536,15 @@ func (s *Spool) flush() {
 	s.mu.Lock()
 	dirtyDir, dirtyState := s.dirtyDir, s.dirtyState
 	s.dirty, s.dirtyDir, s.dirtyState = false, false, false
-	var segs []*segment
+	var full []*segment
 	var files []*os.File
-	for _, seg := range s.segments {
-		if seg.f != nil {
-			segs, files = append(segs, seg), append(files, seg.f)
+	for i, seg := range s.segments {
+		if seg.f == nil {
+			continue
+		}
+		files = append(files, seg.f)
+		if i < len(s.segments)-1 {
+			full = append(full, seg)
 		}
 	}
 	s.mu.Unlock()
@@ -539,8 +564,8 @@ func (s *Spool) flush() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, seg := range segs {
-		if n := len(s.segments); n == 0 || seg != s.segments[n-1] { // full
+	for _, seg := range full {
+		if seg.f != nil {
 			seg.f.Close()
 			seg.f = nil
 		}
@@ -618,9 +643,10 @@ func (s *Spool) Close() error {
 	s.timer.Stop()
 	err := s.save(false)
 	if s.cfg.Fsync != SyncNever {
-		s.dirtyDir, s.dirtyState = true, true
 		s.flush()
 	}
+	s.syncMu.Lock() // the timer's flush may be at work
+	defer s.syncMu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, seg := range s.segments {
@@ -630,7 +656,5 @@ func (s *Spool) Close() error {
 		}
 	}
 	s.reader.close()
-	s.syncMu.Lock() // a flush of the timer's
-	defer s.syncMu.Unlock()
 	return errors.Join(err, s.stateFile.f.Close(), s.dir.Close())
 }

@@ -83,12 +83,16 @@ func openState(path string) (sf *stateFile, s state, written int64, damaged bool
 	return sf, s, written, damaged, nil
 }
 
-// write writes s as the newest state.
-func (sf *stateFile) write(s *state, now int64) error {
+// encode prepares the state to be written.
+func (sf *stateFile) encode(s *state, now int64) { sf.buf = appendState(sf.buf[:0], sf.gen+1, now, s) }
+
+// write writes what encode has prepared over the older slot.
+func (sf *stateFile) write() error {
+	if _, err := sf.f.WriteAt(sf.buf, int64((sf.gen+1)%2)*slotSize); err != nil {
+		return err
+	}
 	sf.gen++
-	sf.buf = appendState(sf.buf[:0], sf.gen, now, s)
-	_, err := sf.f.WriteAt(sf.buf, int64(sf.gen%2)*slotSize)
-	return err
+	return nil
 }
 
 func appendState(dst []byte, gen uint64, now int64, s *state) []byte {

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/input"
+)
+
+// keptName is the name of the netlink socket in the file descriptor store.
+const keptName = "conntrack"
+
+// manager is the service manager that started the process, told what becomes of it as sd_notify(3) describes. Without
+// one nothing is told. Its methods may be called from any goroutine, but for petting, which one goroutine does.
+type manager struct {
+	fd   int // a socket of ours, -1 without a manager
+	addr *unix.SockaddrUnix
+	log  *zap.Logger
+
+	kept    *os.File // the netlink socket of the last process, until somebody takes it
+	isReady bool
+
+	watchdog time.Duration // within which the process must show that it is alive; 0 never
+	petted   time.Time
+}
+
+// findManager looks for a manager in the environment, which is cleared of it, and takes what the manager has kept. It
+// comes before all that can fail: a kept socket that nobody reads makes the kernel hold ended flows in its table.
+func findManager() *manager {
+	m := &manager{fd: -1, log: zap.NewNop()}
+	env := func(name string) string {
+		defer os.Unsetenv(name)
+		return os.Getenv(name)
+	}
+	number := func(name string) int {
+		n, _ := strconv.Atoi(env(name))
+		return n
+	}
+	path := env("NOTIFY_SOCKET") // a path, or a name in the abstract namespace, which unix writes with @ too
+	if strings.HasPrefix(path, "/") || strings.HasPrefix(path, "@") {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err == nil {
+			m.fd, m.addr = fd, &unix.SockaddrUnix{Name: path}
+		}
+	}
+	pid, usec := env("WATCHDOG_PID"), number("WATCHDOG_USEC")
+	if m.fd >= 0 && (pid == "" || pid == strconv.Itoa(os.Getpid())) {
+		m.watchdog = time.Duration(usec) * time.Microsecond
+	}
+	pid, n, names := env("LISTEN_PID"), number("LISTEN_FDS"), strings.Split(env("LISTEN_FDNAMES"), ":")
+	if pid != strconv.Itoa(os.Getpid()) {
+		return m
+	}
+	const first = 3 // SD_LISTEN_FDS_START
+	for i := range n {
+		fd := first + i
+		unix.CloseOnExec(fd)
+		if m.kept == nil && i < len(names) && names[i] == keptName {
+			m.kept = os.NewFile(uintptr(fd), keptName)
+		} else {
+			_ = unix.Close(fd)
+		}
+	}
+	return m
+}
+
+// take returns the kept socket, nil if there is none. It is the caller's.
+func (m *manager) take() *os.File {
+	kept := m.kept
+	m.kept = nil
+	return kept
+}
+
+// ready says that no event is missed from here on, and hands the manager the socket to keep. FDPOLL=0, because the
+// manager would drop it at its first error; it has none, but what it reports is for the reader.
+func (m *manager) ready(fd int) {
+	m.isReady = true
+	_ = m.send("FDSTORE=1\nFDNAME="+keptName+"\nFDPOLL=0", 0, fd)
+	m.serving()
+}
+
+// serving says that the process does its work, from the start or again.
+func (m *manager) serving() { _ = m.send("READY=1\nSTATUS=logging flows", 0) }
+
+// reloading says that the configuration is being read again; serving ends it.
+func (m *manager) reloading() {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &t)
+	_ = m.send(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d\nSTATUS=reading the configuration again", t.Nano()/1000), 0)
+}
+
+// stopping says that the process is ending.
+func (m *manager) stopping() { _ = m.send("STOPPING=1\nSTATUS=delivering what is left", 0) }
+
+// abandon gives up what is kept, unless the process came to be ready: the kernel need not hold anything back for one
+// that cannot start.
+func (m *manager) abandon() {
+	if m.isReady {
+		return
+	}
+	if kept := m.take(); kept != nil {
+		if err := input.Abandon(kept); err != nil {
+			m.log.Error("give up the kept netlink socket", zap.Error(err))
+		}
+	}
+	_ = m.send("FDSTOREREMOVE=1\nFDNAME="+keptName, 0)
+}
+
+// pet shows that the reader is alive, twice in each interval of the watchdog. It does not wait: should the manager not
+// listen now, the next call tells it.
+func (m *manager) pet() {
+	now := time.Now()
+	if m.watchdog == 0 || now.Sub(m.petted) < m.watchdog/2-petSlack {
+		return
+	}
+	if m.send("WATCHDOG=1", unix.MSG_DONTWAIT) == nil {
+		m.petted = now
+	}
+}
+
+// petSlack lets a pet come a little early, rather than one round of the reader late.
+const petSlack = 100 * time.Millisecond
+
+// send sends a message, with descriptors.
+func (m *manager) send(text string, flags int, fds ...int) error {
+	if m.fd < 0 {
+		return nil
+	}
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	err := unix.Sendmsg(m.fd, []byte(text), rights, m.addr, flags)
+	if err != nil && err != unix.EAGAIN {
+		m.log.Warn("tell the service manager", zap.String("message", strings.SplitN(text, "\n", 2)[0]), zap.Error(err))
+	}
+	return err
+}
+
+// managed reports whether there is a manager.
+func (m *manager) managed() bool { return m.fd >= 0 }

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"reflect"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/pipeline"
+)
+
+// reloadWithin bounds how long the reader may take to see a new configuration.
+const reloadWithin = 30 * time.Second
+
+// reloadOnHangup opens the outputs' files again at each SIGHUP, for those who rotate them, and then takes the
+// configuration anew, until it is stopped.
+func (a *app) reloadOnHangup(ctx context.Context) (stop func()) {
+	hangup := make(chan os.Signal, 1)
+	done := make(chan struct{})
+	signal.Notify(hangup, unix.SIGHUP)
+	go func() {
+		defer close(done)
+		for range hangup {
+			a.manager.reloading()
+			a.reopen()
+			if a.cfg.file != "" {
+				if err := a.reload(ctx); err != nil {
+					for line := range strings.Lines(err.Error()) {
+						a.log.Error("reload: the old configuration stays", zap.String("error", strings.TrimSpace(line)))
+					}
+				}
+			}
+			a.manager.serving()
+		}
+	}()
+	return func() {
+		signal.Stop(hangup)
+		close(hangup)
+		<-done
+	}
+}
+
+// reopen opens the outputs' files again.
+func (a *app) reopen() {
+	for _, q := range a.pipeline.Queues() {
+		r, ok := q.Output().(pipeline.Reopener)
+		if !ok {
+			continue
+		}
+		if err := r.Reopen(); err != nil {
+			a.log.Error("reopen: the file in use stays in use", zap.String("output", q.Name()), zap.Error(err))
+		} else {
+			a.log.Info("opened again", zap.String("output", q.Name()))
+		}
+	}
+}
+
+// reload takes the configuration anew. Everything that can fail is done before anything that runs is touched; the
+// change itself happens on the reader's goroutine between two batches, so that each record meets one configuration. The
+// netlink socket stays open throughout.
+func (a *app) reload(ctx context.Context) (err error) {
+	cfg, err := LoadConfig(a.cfg.file)
+	if err != nil {
+		return err
+	}
+	if err := cfg.Resolve(); err != nil {
+		return err
+	}
+	if cfg.StateDirectory != a.cfg.StateDirectory {
+		a.log.Warn("reload: state_directory takes effect at the next start")
+	}
+
+	was := map[string]plannedOutput{}
+	for _, o := range a.outputs {
+		was[o.name] = o
+	}
+	outputs := planOutputs(cfg, a.log)
+	var queues, added []*pipeline.Queue
+	var replaced []plannedOutput
+	defer func() {
+		if err != nil {
+			for _, q := range added {
+				_ = q.Output().Close(ctx)
+			}
+		}
+	}()
+	running := map[string]*pipeline.Queue{}
+	for _, q := range a.pipeline.Queues() {
+		running[q.Name()] = q
+	}
+	for _, o := range outputs {
+		q := running[o.name]
+		if q == nil {
+			if q, err = o.queue(a.log); err != nil {
+				return err
+			}
+			added = append(added, q)
+		} else {
+			if !reflect.DeepEqual(was[o.name].config, o.config) {
+				replaced = append(replaced, o)
+			}
+			if !reflect.DeepEqual(was[o.name].common.Spool, o.common.Spool) {
+				a.log.Warn("reload: a changed spool takes effect at the next start", zap.String("output", o.name))
+			}
+			delete(running, o.name)
+		}
+		queues = append(queues, q)
+	}
+
+	within, cancel := context.WithTimeout(ctx, reloadWithin)
+	defer cancel()
+	fixed, err := a.reader.Reconfigure(within, cfg.inputConfig(), pushdown(cfg, outputs), func() {
+		a.choose(cfg)
+		for i, o := range outputs {
+			queues[i].Adjust(o.filter.Compile(), o.common.Queue)
+		}
+		for _, o := range replaced {
+			for _, q := range queues {
+				if q.Name() == o.name {
+					q.Replace(o.build)
+				}
+			}
+		}
+		a.pipeline.Swap(a.stages(), queues)
+	})
+	if err != nil {
+		return fmt.Errorf("the kernel does not take it: %w", err)
+	}
+	for _, key := range fixed {
+		a.log.Warn("reload: takes effect at the next start", zap.String("key", "input.conntrack."+key))
+	}
+	a.outputs, a.cfg = outputs, cfg
+	if err := a.level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
+		return errors.Join(errors.New("log.level"), err)
+	}
+	a.log.Info("configuration reloaded", zap.Int("outputs", len(outputs)), zap.Int("new", len(added)),
+		zap.Int("changed", len(replaced)), zap.Int("gone", len(running)))
+	if len(running) > 0 {
+		a.retire(running, cfg.ShutdownTimeout)
+	}
+	return nil
+}
+
+// retire lets queues that get nothing more deliver what they have, in the background.
+func (a *app) retire(queues map[string]*pipeline.Queue, within time.Duration) {
+	var gone []*pipeline.Queue
+	for _, q := range queues {
+		gone = append(gone, q)
+	}
+	a.retiring.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), within)
+		defer cancel()
+		pipeline.Retire(ctx, gone)
+	})
+}

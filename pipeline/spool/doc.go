@@ -1,0 +1,2 @@
+// Package spool is an output's queue on disk.
+package spool
