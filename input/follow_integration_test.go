@@ -1,0 +1,424 @@
+//go:build integration
+
+package input
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"sort"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest"
+
+	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/integration/lab"
+)
+
+// watched is a reader in a namespace of its own whose records are kept.
+type watched struct {
+	t  *testing.T
+	ns *lab.NS
+	*Conntrack
+	stop func() // ends the reader, and returns when it has ended
+
+	mu   sync.Mutex
+	recs []flow.Record
+	hold chan struct{} // the reader waits in emit while it is locked
+}
+
+func newNamespace(t *testing.T, sysctls ...string) *lab.NS {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: network namespaces and conntrack events")
+	}
+	ns, err := lab.New("follow")
+	must(t, err)
+	t.Cleanup(func() { ns.Close() })
+	for _, s := range append([]string{"timestamp=1", "acct=1", "events=2"}, sysctls...) {
+		key, value, _ := strings.Cut(s, "=")
+		must(t, ns.Sysctl("net.netfilter.nf_conntrack_"+key, value))
+	}
+	return ns
+}
+
+func newFloodIn(t *testing.T, ns *lab.NS) *lab.Flood {
+	t.Helper()
+	f, err := ns.NewFlood()
+	must(t, err)
+	t.Cleanup(func() { _ = f.Flush(); f.Close() })
+	return f
+}
+
+// watch starts a reader. The goroutine that runs it stays in the namespace.
+func watch(t *testing.T, ns *lab.NS, cfg Config, o Options) *watched {
+	t.Helper()
+	cfg.Defaults()
+	if o.Log == nil {
+		o.Log = zaptest.NewLogger(t, zaptest.Level(zap.InfoLevel))
+	}
+	w := &watched{t: t, ns: ns, hold: make(chan struct{}, 1)}
+	ctx, cancel := context.WithCancel(context.Background())
+	opened, ended := make(chan error, 1), make(chan error, 1)
+	go func() {
+		ended <- ns.Do(func() (err error) {
+			w.Conntrack, err = Open(cfg, o)
+			opened <- err
+			if err != nil {
+				return err
+			}
+			return w.Run(ctx, flow.NewBatch(256, nil), w.emit)
+		})
+	}()
+	must(t, <-opened)
+	w.stop = sync.OnceFunc(func() {
+		cancel()
+		must(t, <-ended)
+		must(t, w.Close())
+	})
+	t.Cleanup(func() { w.stop() })
+	return w
+}
+
+func (w *watched) emit(b *flow.Batch) *flow.Batch {
+	w.hold <- struct{}{}
+	w.mu.Lock()
+	for _, r := range b.Records {
+		if r.Extra != nil {
+			r.Extra = new(*r.Extra)
+		}
+		w.recs = append(w.recs, r)
+	}
+	w.mu.Unlock()
+	<-w.hold
+	b.Reset()
+	return b
+}
+
+func (w *watched) records() []flow.Record {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.recs
+}
+
+// until waits until ok. Only a machine that hangs meets the limit.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited a minute in vain until %s", what)
+		}
+	}
+}
+
+// ctCommand runs the command conntrack in the namespace.
+func ctCommand(t *testing.T, ns *lab.NS, args string) {
+	t.Helper()
+	if _, err := exec.LookPath("conntrack"); err != nil {
+		t.Skip("needs the command conntrack")
+	}
+	must(t, ns.Run("conntrack", strings.Fields(args)...))
+}
+
+// kinds are flows of every kind that has tuples of its own, as the command conntrack names them.
+var kinds = []string{
+	"-p tcp -s 10.0.0.1 -d 192.0.2.1 --sport 1001 --dport 80 --state ESTABLISHED -u SEEN_REPLY,ASSURED -n 203.0.113.1:2001",
+	"-p udp -s 10.0.0.2 -d 192.0.2.1 --sport 1002 --dport 53",
+	"-p udp -s 2001:db8::1 -d 2001:db8::2 --sport 1003 --dport 53",
+	"-p icmp -s 10.0.0.4 -d 192.0.2.1 --icmp-type 8 --icmp-code 0 --icmp-id 777",
+	"-p icmpv6 -s 2001:db8::1 -d 2001:db8::2 --icmpv6-type 128 --icmpv6-code 0 --icmpv6-id 778",
+	"-p gre -s 10.0.0.6 -d 192.0.2.1 --srckey 0x10 --dstkey 0x20",
+	"-p sctp -s 10.0.0.7 -d 192.0.2.1 --sport 1007 --dport 3868 --state ESTABLISHED --orig-vtag 1 --reply-vtag 2",
+	"-p udplite -s 10.0.0.8 -d 192.0.2.1 --sport 1008 --dport 53",
+	"-p udp -s 10.0.0.9 -d 192.0.2.1 --sport 1009 --dport 53 -w 5",
+	"-p udp -s 10.0.0.10 -d 192.0.2.1 --sport 1010 --dport 53 --orig-zone 6",
+	"-p udp -s 10.0.0.11 -d 192.0.2.1 --sport 1011 --dport 53 --reply-zone 7",
+}
+
+// ended tells a record of an inferred end by the original tuple, or what else it is.
+func ended(r *flow.Record) string {
+	switch {
+	case r.Event == flow.EventGap:
+		g := r.Extra.Gap
+		return fmt.Sprintf("gap %s %d", g.Cause, g.Lost)
+	case r.Event == flow.EventDestroy && r.Has&flow.Inferred != 0:
+		return "inferred " + r.Orig.SrcAddr().String()
+	}
+	return fmt.Sprintf("%s %s", r.Event, r.Orig.SrcAddr())
+}
+
+func summary(recs []flow.Record) (s []string) {
+	for i := range recs {
+		s = append(s, ended(&recs[i]))
+	}
+	sort.Strings(s)
+	return s
+}
+
+// TestFollowKinds deletes flows of every kind that were born while nobody listened: the kernel reports none of it. Two
+// stay, one of each way to be asked for.
+func TestFollowKinds(t *testing.T) {
+	ns := newNamespace(t)
+	var want []string
+	for _, k := range kinds {
+		ctCommand(t, ns, "-I "+k+" -t 3600")
+		want = append(want, "inferred "+strings.Fields(k[strings.Index(k, "-s "):])[1])
+	}
+	sort.Strings(want)
+	ctCommand(t, ns, "-I -p udp -s 10.1.0.1 -d 192.0.2.1 --sport 1 --dport 53 -t 3600")
+	ctCommand(t, ns, "-I -p udp -s 10.1.0.2 -d 192.0.2.1 --sport 1 --dport 53 -t 3600 -w 9")
+
+	w := watch(t, ns, Config{FollowInterval: time.Second}, Options{})
+	until(t, "all are followed", func() bool { return w.Stats.Follow.Followed.Load() == int64(len(kinds)+2) })
+	asked := w.Stats.Follow.Asked.Load()
+	until(t, "all were asked for", func() bool { return w.Stats.Follow.Asked.Load() >= asked+uint64(len(kinds)+2) })
+	if got := summary(w.records()); len(got) > 0 {
+		t.Fatalf("records of flows that are there: %v", got)
+	}
+	before := time.Now()
+	for _, k := range kinds {
+		// Without the attributes that do not tell a flow.
+		ctCommand(t, ns, "-D "+deletable(k))
+	}
+	until(t, "all are told of", func() bool { return len(w.records()) >= len(kinds) })
+	asked = w.Stats.Follow.Asked.Load()
+	until(t, "the others were asked for", func() bool { return w.Stats.Follow.Asked.Load() >= asked+4 })
+	w.stop()
+	if diff := cmp.Diff(want, summary(w.records())); diff != "" {
+		t.Errorf("records (-want +got):\n%s", diff)
+	}
+	if n := w.Stats.Events[flow.EventDestroy].Load(); n > 0 {
+		t.Errorf("the kernel has reported %d ends: the test has tested nothing", n)
+	}
+	for _, r := range w.records() {
+		if r.Start == 0 || r.Stamp < r.Start || r.Stop <= r.Stamp || r.Stop < before.UnixNano() || r.Received < r.Stop {
+			t.Errorf("%s: started %d, last seen %d, gone %d, received %d", ended(&r), r.Start, r.Stamp, r.Stop, r.Received)
+		}
+		if r.Has&flow.HasCounters == 0 || r.Has&flow.ByRequest != 0 || r.EndReason() != flow.EndInferred {
+			t.Errorf("%s: has %b", ended(&r), r.Has)
+		}
+		if r.Orig.SrcAddr().String() == "10.0.0.1" && (r.NAT() != flow.NATSrc || r.StateName() != "established") {
+			t.Errorf("%s: NAT %s, state %s", ended(&r), r.NAT(), r.StateName())
+		}
+	}
+}
+
+// deletable returns what of a flow's options the command takes when it deletes.
+func deletable(k string) string {
+	f := strings.Fields(k)
+	var keep []string
+	for i := 0; i+1 < len(f); i += 2 {
+		switch f[i] {
+		case "--state", "-u", "-n", "--orig-vtag", "--reply-vtag":
+		default:
+			keep = append(keep, f[i], f[i+1])
+		}
+	}
+	return strings.Join(keep, " ")
+}
+
+// TestFollowEnds ends flows in the ways that there are.
+func TestFollowEnds(t *testing.T) {
+	ns := newNamespace(t)
+	flow1 := func(i int) string { return fmt.Sprintf("-p udp -s 10.0.0.%d -d 192.0.2.1 --sport 7 --dport 53", i) }
+	ctCommand(t, ns, "-I "+flow1(1)+" -t 3")    // runs out
+	ctCommand(t, ns, "-I "+flow1(2)+" -t 3600") // is taken again by one that stays
+	ctCommand(t, ns, "-I "+flow1(3)+" -t 3600") // is taken again by one that reports its end
+	ctCommand(t, ns, "-I "+flow1(4)+" -t 3600") // stays
+	w := watch(t, ns, Config{FollowInterval: 2 * time.Second}, Options{})
+	until(t, "all are followed", func() bool { return w.Stats.Follow.Followed.Load() == 4 })
+	ctCommand(t, ns, "-I "+flow1(5)+" -t 3600") // is born under our eyes
+	for _, i := range []int{2, 3} {
+		ctCommand(t, ns, "-D "+flow1(i))
+		ctCommand(t, ns, "-I "+flow1(i)+" -t 3600")
+	}
+	ctCommand(t, ns, "-D "+flow1(3))
+	ctCommand(t, ns, "-D "+flow1(5))
+	until(t, "all is told", func() bool { return len(w.records()) >= 5 })
+	time.Sleep(3 * time.Second) // for what should not come
+	w.stop()
+	want := []string{"destroy 10.0.0.3", "destroy 10.0.0.5", "inferred 10.0.0.1", "inferred 10.0.0.2", "inferred 10.0.0.3"}
+	if diff := cmp.Diff(want, summary(w.records())); diff != "" {
+		t.Errorf("records (-want +got):\n%s", diff)
+	}
+	if n := w.Stats.Follow.Followed.Load(); n != 1 {
+		t.Errorf("%d followed, want the one that stays", n)
+	}
+}
+
+// TestFollowCap has more flows than it may follow.
+func TestFollowCap(t *testing.T) {
+	ns := newNamespace(t)
+	f := newFloodIn(t, ns)
+	must(t, f.Create(0, 5000))
+	w := watch(t, ns, Config{FollowEntries: new(1000)}, Options{})
+	until(t, "the gap is on record", func() bool { return len(w.records()) > 0 })
+	w.stop()
+	if diff := cmp.Diff([]string{"gap untracked 4000"}, summary(w.records())); diff != "" {
+		t.Errorf("records (-want +got):\n%s", diff)
+	}
+	if n := w.Stats.Follow.Followed.Load(); n != 1000 {
+		t.Errorf("%d followed, want 1000", n)
+	}
+}
+
+// TestFollowAcrossRestart ends flows before and after a restart, and while nobody runs.
+func TestFollowAcrossRestart(t *testing.T) {
+	ns := newNamespace(t)
+	f := newFloodIn(t, ns)
+	const n = 3000
+	must(t, f.Create(0, n))
+	dir := t.TempDir()
+	cfg := Config{FollowInterval: 2 * time.Second}
+	w := watch(t, ns, cfg, Options{StateDir: dir})
+	until(t, "all are followed", func() bool { return w.Stats.Follow.Followed.Load() == n })
+	must(t, f.Delete(0, 1000))
+	until(t, "the first are told of", func() bool { return len(w.records()) >= 1000 })
+	w.stop()
+	must(t, f.Delete(1000, 2000))
+	next := watch(t, ns, cfg, Options{StateDir: dir})
+	must(t, f.Delete(2000, 2500))
+	until(t, "the rest is told of", func() bool { return len(w.records())+len(next.records()) >= 2500 })
+	next.stop()
+	seen := map[int]int{}
+	for _, r := range append(w.records(), next.records()...) {
+		i, ok := lab.FlowNumber(r.Reply.DstAddr(), r.Reply.DstPort)
+		if !ok || r.Has&flow.Inferred == 0 {
+			t.Fatalf("a record of something else: %s", ended(&r))
+		}
+		seen[i]++
+	}
+	for i := range n {
+		if want := min(max(0, (2500-i+2499)/2500), 1); seen[i] != want {
+			t.Fatalf("flow %d has %d records, want %d", i, seen[i], want)
+		}
+	}
+}
+
+// TestReconcileOverrun loses events for want of buffer: every flow that a dump had shown has its record all the same.
+func TestReconcileOverrun(t *testing.T) {
+	ns := newNamespace(t, "events=1")
+	f := newFloodIn(t, ns)
+	const n = 30_000
+	w := watch(t, ns, Config{
+		Delivery: BestEffort, ReceiveBuffer: minBuffer, Reconcile: true, FollowInterval: 5 * time.Second, Follow: FollowAlways,
+	}, Options{})
+	must(t, f.Create(0, n))
+	until(t, "all are followed", func() bool { return w.Stats.Follow.Followed.Load() == n })
+	w.hold <- struct{}{} // the reader is stuck with its next batch
+	must(t, f.Flush())
+	time.Sleep(time.Second)
+	<-w.hold
+	ends := func() (ends map[int]int, inferred int) {
+		ends = map[int]int{}
+		for _, r := range w.records() {
+			if i, ok := lab.FlowNumber(r.Reply.DstAddr(), r.Reply.DstPort); ok && r.Event == flow.EventDestroy {
+				ends[i]++
+				if r.Has&flow.Inferred != 0 {
+					inferred++
+				}
+			}
+		}
+		return ends, inferred
+	}
+	until(t, "all are told of", func() bool { e, _ := ends(); return len(e) >= n })
+	w.stop()
+	all, made := ends()
+	if drops := w.Stats.Drops.Load(); drops == 0 || made == 0 {
+		t.Errorf("%d events dropped, %d ends inferred: the test has tested nothing", drops, made)
+	}
+	t.Logf("%d events dropped, %d ends inferred", w.Stats.Drops.Load(), made)
+	for i, k := range all {
+		if k != 1 {
+			t.Fatalf("flow %d ended %d times", i, k)
+		}
+	}
+}
+
+// TestDumpsUnderChurn reads the table over and over while flows come and go in it: nobody ends twice, though a dump may
+// show a flow whose end has been read.
+func TestDumpsUnderChurn(t *testing.T) {
+	ns := newNamespace(t, "events=1")
+	f := newFloodIn(t, ns)
+	must(t, f.Create(0, 20_000)) // they stay, so that a dump takes its time
+	w := watch(t, ns, Config{Reconcile: true, FollowInterval: 100 * time.Millisecond}, Options{Log: zap.NewNop()})
+	const n = 320_000
+	for i := 20_000; i < n; i += 2000 { // each lives for some milliseconds
+		must(t, f.Create(i, i+2000))
+		must(t, f.Delete(i, i+2000))
+	}
+	until(t, "all ends are read", func() bool { return w.Stats.Events[flow.EventDestroy].Load() >= n-20_000 })
+	time.Sleep(goneFor + time.Second) // for what should not come
+	w.stop()
+	ends := map[int]int{}
+	for _, r := range w.records() {
+		if r.Has&flow.Inferred != 0 {
+			t.Fatalf("%s, which has reported its end or is there", ended(&r))
+		}
+		if i, ok := lab.FlowNumber(r.Reply.DstAddr(), r.Reply.DstPort); ok {
+			ends[i]++
+		}
+	}
+	if len(ends) != n-20_000 {
+		t.Errorf("%d ends, want %d", len(ends), n-20_000)
+	}
+	if dumped := w.Stats.Dumped.Load(); dumped < 100_000 {
+		t.Errorf("%d flows dumped: the test has tested nothing", dumped)
+	}
+	t.Logf("%d flows dumped, %d found their end while followed", w.Stats.Dumped.Load(), w.Stats.Follow.Reported.Load())
+}
+
+// TestOpenRecords asks for open records in each of the three ways.
+func TestOpenRecords(t *testing.T) {
+	ns := newNamespace(t)
+	f := newFloodIn(t, ns)
+	const n = 5000
+	must(t, f.Create(0, n))
+	time.Sleep(time.Second)
+	atEnd := true
+	w := watch(t, ns, Config{Interim: time.Second, Follow: FollowNever}, Options{OpenAtEnd: func() bool { return atEnd }})
+	count := func() (open map[int]int) {
+		open = map[int]int{}
+		for _, r := range w.records() {
+			i, ok := lab.FlowNumber(r.Reply.DstAddr(), r.Reply.DstPort)
+			if !ok || r.Event != flow.EventOpen || r.Start == 0 || r.Has&flow.HasCounters == 0 || r.Has&flow.ByRequest != 0 {
+				t.Fatalf("unexpected: %s, has %b", ended(&r), r.Has)
+			}
+			open[i]++
+		}
+		return open
+	}
+	until(t, "the first interim records are there", func() bool { return len(count()) == n })
+	w.stop()
+	before := len(w.records())
+	if before%n != 0 || before < 2*n {
+		t.Errorf("%d records of %d flows", before, n)
+	}
+
+	w = watch(t, ns, Config{Follow: FollowNever}, Options{OpenAtEnd: func() bool { return !atEnd }})
+	w.RequestOpen()
+	until(t, "the flows are written on request", func() bool { return len(w.records()) == n })
+	w.stop()
+	if got := len(w.records()); got != n {
+		t.Errorf("%d records, want %d", got, n)
+	}
+
+	// An output that has no room holds the dump up, not for ever.
+	room := 0
+	w = watch(t, ns, Config{Follow: FollowNever}, Options{
+		OpenAtEnd: func() bool { return atEnd }, Room: func() bool { room++; return false }, EndWithin: 10 * roomWait,
+	})
+	w.stop()
+	if got := len(w.records()); got == 0 || got >= n {
+		t.Errorf("%d records, want some, but not all %d", got, n)
+	}
+	if room == 0 {
+		t.Error("nobody was asked for room")
+	}
+}
