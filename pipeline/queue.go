@@ -250,11 +250,7 @@ func (q *Queue) take() bool {
 		if due || q.closed && len(q.losses.gaps) > 0 {
 			q.taken = append(q.taken, q.gapBatch(now))
 		}
-		n, records := 0, 0
-		for n < len(q.batches) && (n == 0 || records+len(q.batches[n].Records) <= writeRecords) {
-			records += len(q.batches[n].Records)
-			n++
-		}
+		n := q.first()
 		q.taken = append(q.taken, q.batches[:n]...)
 		rest := copy(q.batches, q.batches[n:])
 		clear(q.batches[rest:])
@@ -278,6 +274,21 @@ func (q *Queue) take() bool {
 			<-q.ready
 		}
 	}
+}
+
+// first returns how many batches from the head of the queue make one write: some thousand records, but no more than a
+// quarter of the queue's room, so that there is room while they are written. The lock is held.
+func (q *Queue) first() (n int) {
+	records, room := 0, 0
+	for _, b := range q.batches {
+		records += len(b.Records)
+		room += cap(b.Records)
+		if n > 0 && (records > writeRecords || room > q.max/4) {
+			break
+		}
+		n++
+	}
+	return n
 }
 
 // exchange closes the output, bounded by the queue's own end, and puts the new one in its place.

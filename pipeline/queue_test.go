@@ -81,7 +81,7 @@ func upTo(n uint32) (ids []uint32) {
 func TestPipelineDeliversInOrder(t *testing.T) {
 	a, b := new(stub), new(stub)
 	odd := func(r *flow.Record) bool { return r.ID%2 == 1 }
-	qa, qb := NewQueue(a, nil, 0, zap.NewNop()), NewQueue(b, odd, 0, zap.NewNop())
+	qa, qb := NewQueue(a, nil, 1<<20, zap.NewNop()), NewQueue(b, odd, 1<<20, zap.NewNop())
 	p := New(nil, []*Queue{qa, qb})
 	p.Start()
 	var next uint32
@@ -136,7 +136,7 @@ func TestSlowOutput(t *testing.T) {
 			if size <= smallBatch {
 				batchCap = smallBatch
 			}
-			took := bound / batchCap * size
+			took := bound / batchCap * size // the batch that the output has in hand is one of them
 			if got := int(qs.Stats.Depth.Load()); got != took {
 				t.Errorf("%d records wait, want %d", got, took)
 			}

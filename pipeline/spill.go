@@ -137,12 +137,7 @@ func (q *Queue) spillOver(stop <-chan struct{}) {
 func (q *Queue) moveOne() {
 	s := q.spill
 	q.mu.Lock()
-	n, records, room := 0, 0, 0
-	for n < len(q.batches) && (n == 0 || records+len(q.batches[n].Records) <= writeRecords) {
-		records += len(q.batches[n].Records)
-		room += cap(q.batches[n].Records)
-		n++
-	}
+	n := q.first()
 	if n == 0 {
 		q.mu.Unlock()
 		return
@@ -155,7 +150,10 @@ func (q *Queue) moveOne() {
 
 	filter := *q.filter.Load()
 	s.moved = s.moved[:0]
+	records, room := 0, 0
 	for _, b := range batches {
+		records += len(b.Records)
+		room += cap(b.Records)
 		for i := range b.Records {
 			if r := &b.Records[i]; r.Event == flow.EventGap || filter == nil || filter(r) {
 				s.moved = append(s.moved, r)
