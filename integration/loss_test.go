@@ -105,6 +105,49 @@ func TestStoppedReader(t *testing.T) {
 }
 
 // TestTupleRecurs has one tuple 200 times, which the kernel gives one id every time: the flow_ids must differ.
+// TestOverrun lets the kernel drop events, under best-effort delivery: what is not on record is in gaps, exactly.
+func TestOverrun(t *testing.T) {
+	need(t)
+	const n = 100_000
+	room(t, 2*n)
+	ns, f := newFloodNS(t)
+	must(t, f.Create(0, n))
+	d := startDaemon(t, ns, buildDaemon(t, false), "{delivery: best_effort, receive_buffer: 1MiB}")
+	must(t, d.Process.Signal(syscall.SIGSTOP))
+	from := time.Now()
+	must(t, f.Flush())
+	must(t, d.Process.Signal(syscall.SIGCONT))
+	var written, lost int
+	eventually(t, "every end is on record or in a gap", func() bool {
+		written, lost = 0, 0
+		text, err := os.ReadFile(d.file)
+		must(t, err)
+		for line := range bytes.Lines(text) {
+			var r struct {
+				Event, Cause string
+				From, To     time.Time
+				Lost         int
+			}
+			if json.Unmarshal(line, &r) != nil {
+				return false // its end is still to be written
+			}
+			if r.Event != "gap" {
+				written++
+				continue
+			}
+			if lost += r.Lost; r.Cause != "overrun" || r.From.After(from) || r.To.Before(from) {
+				t.Fatalf("the gap does not fit an overrun that begins at %v: %s", from, line)
+			}
+		}
+		return written+lost >= n
+	})
+	d.stop(t)
+	if written+lost != n || lost == 0 {
+		t.Errorf("%d on record and %d in gaps, want %d in all, and some in gaps", written, lost, n)
+	}
+	t.Logf("%d on record, %d in gaps", written, lost)
+}
+
 func TestTupleRecurs(t *testing.T) {
 	need(t)
 	const n = 200
