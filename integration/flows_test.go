@@ -28,13 +28,7 @@ func TestFlows(t *testing.T) {
 	d.awaitMember(t, lab.GroupExpectNew)
 
 	g.traffic(t, func() { j.snapshot(t) })
-	// The control flow of the call would last for an hour.
-	must(t, g.Run("conntrack", "-D", "-p", "udp", "--orig-port-src", "5060"))
-	eventually(t, "all flows have ended", func() bool {
-		n, err := g.Expire()
-		must(t, err)
-		return n == 0
-	})
+	g.end(t)
 	lines := lineCounter{path: d.file}
 	wantExpectations := j.expectations(t)
 	want := j.ended(t) + len(wantExpectations)
@@ -83,6 +77,18 @@ func TestFlows(t *testing.T) {
 		})
 	}
 	t.Logf("%d flows and %d events of expectations, each as the kernel told it", len(destroys), len(expectations))
+}
+
+// end makes all flows end.
+func (g *gateway) end(t *testing.T) {
+	t.Helper()
+	// The control flow of the call would last for an hour.
+	must(t, g.Run("conntrack", "-D", "-p", "udp", "--orig-port-src", "5060"))
+	eventually(t, "all flows have ended", func() bool {
+		n, err := g.Expire()
+		must(t, err)
+		return n == 0
+	})
 }
 
 // owed is what must be in one record of a kind of flow, in the words of someone who knows what was sent.

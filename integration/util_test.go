@@ -215,13 +215,17 @@ type daemon struct {
 	file string
 }
 
-// startDaemon runs binary in the namespace, with input as the input's configuration, until it listens.
-func startDaemon(t *testing.T, ns *lab.NS, binary, input string) *daemon {
+// startDaemon runs binary in the namespace, with input as the input's configuration, until it listens. Each of more is
+// one more kind of output, such as "ipfix: [{...}]".
+func startDaemon(t *testing.T, ns *lab.NS, binary, input string, more ...string) *daemon {
 	t.Helper()
 	dir := t.TempDir()
 	d := &daemon{file: filepath.Join(dir, "flows.jsonl")}
 	conf := filepath.Join(dir, "ctlogd.yaml")
 	text := "input:\n  conntrack: " + input + "\noutputs:\n  jsonl:\n    - path: " + d.file + "\n"
+	for _, outputs := range more {
+		text += "  " + outputs + "\n"
+	}
 	must(t, os.WriteFile(conf, []byte(text), 0o644))
 	cmd := exec.Command(binary, "run", "-c", conf)
 	cmd.Stdout = os.Stdout
