@@ -211,6 +211,7 @@ func (c *OutputsConfig) validate(block func(path string) func(field, msg string)
 		report := block(at)
 		o.Config.Validate(report)
 		o.OutputConfig.validate(report)
+		files.spool(o.Spool, at, report)
 		files.file(o.Path, at, "path", report)
 	}
 	for i := range c.IPFIX {
@@ -218,6 +219,7 @@ func (c *OutputsConfig) validate(block func(path string) func(field, msg string)
 		report := block(at)
 		o.Config.Validate(report)
 		o.OutputConfig.validate(report)
+		files.spool(o.Spool, at, report)
 		unset("template_interval", o.TemplateInterval, report)
 		unset("dial_timeout", o.DialTimeout, report)
 
@@ -234,6 +236,7 @@ func (c *OutputsConfig) validate(block func(path string) func(field, msg string)
 		report := block(at)
 		o.Config.Validate(report)
 		o.OutputConfig.validate(report)
+		files.spool(o.Spool, at, report)
 		unset("batch_bytes", o.BatchBytes, report)
 		unset("connect_timeout", o.ConnectTimeout, report)
 		unset("request_timeout", o.RequestTimeout, report)
@@ -280,10 +283,16 @@ func (c claims) file(path, by, field string, report func(field, msg string)) {
 	}
 	path = filepath.Clean(path)
 	if owner, dup := c[path]; dup {
-		report(field, fmt.Sprintf("%s writes to %s already; two outputs cannot share a file", owner, path))
+		report(field, fmt.Sprintf("%s writes to %s already; no two outputs can share it", owner, path))
 		return
 	}
 	c[path] = by
+}
+
+func (c claims) spool(s *spool.Config, by string, report func(field, msg string)) {
+	if s != nil {
+		c.file(s.Path, by, "spool.path", report)
+	}
 }
 
 func (c *OutputConfig) validate(report func(field, msg string)) {

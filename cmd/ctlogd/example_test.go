@@ -1,50 +1,113 @@
 package main
 
 import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
 	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
-	"strings"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"gopkg.in/yaml.v3"
+
+	"github.com/ctlogd/ctlogd/pipeline/spool"
 )
 
 const exampleFile = "../../ctlogd.yaml.example"
 
-// example returns the example as it stands, and with every key that is commented out set.
-func example(t *testing.T) (asIs, allSet []byte) {
+// example returns the example as it stands, with what is commented out in it, and with what is commented out in that as
+// well, which is every key.
+func example(t *testing.T) (asIs, outputs, allSet []byte) {
 	t.Helper()
 	asIs, err := os.ReadFile(exampleFile)
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := regexp.MustCompile(`(?m)^#(\S|  )`).ReplaceAllString(string(asIs), "$1")
-	return asIs, []byte(strings.Replace(text, "\nfilter: []\n", "\n", 1))
+	outputs = regexp.MustCompile(`(?m)^#(\S|  )`).ReplaceAll(asIs, []byte("$1"))
+	outputs = bytes.Replace(outputs, []byte("\nfilter: []\n"), []byte("\n"), 1)
+	return asIs, outputs, regexp.MustCompile(`(?m)^( +)#(\S)`).ReplaceAll(outputs, []byte("$1$2"))
 }
 
 func TestExampleLoads(t *testing.T) {
-	asIs, allSet := example(t)
+	asIs, outputs, allSet := example(t)
 	if _, err := parseConfig("ctlogd.yaml.example", asIs); err != nil {
 		t.Errorf("as it stands:\n%v", err)
 	}
-	if _, err := parseConfig("all set", allSet); err != nil {
-		t.Errorf("with every key set:\n%v\n%s", err, allSet)
+	if _, err := parseConfig("with outputs", outputs); err != nil {
+		t.Errorf("with the outputs that are commented out:\n%v\n%s", err, outputs)
+	}
+
+	// The files that it names, elsewhere.
+	dir := t.TempDir()
+	cert, key := newCertificate(t)
+	for name, content := range map[string][]byte{
+		"ca.pem": cert, "client.pem": cert, "client-key.pem": key, "kafka-password": []byte("secret\n"),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("CTLOGD_KAFKA_PASSWORD", "secret")
+	allSet = bytes.ReplaceAll(allSet, []byte("/etc/ctlogd"), []byte(dir))
+	c, err := parseConfig("all set", allSet)
+	if err != nil {
+		t.Fatalf("with every key set:\n%v\n%s", err, allSet)
+	}
+	least := spool.Config{Path: "/var/lib/ctlogd/spool/flows"}
+	least.Defaults()
+	if diff := cmp.Diff(&least, c.Outputs.JSONL[0].Spool); diff != "" {
+		t.Errorf("the spool (-defaults +example):\n%s", diff)
 	}
 }
 
-// The example is the defaults, but for what has none.
+// newCertificate returns a certificate and its key, as PEM.
+func newCertificate(t *testing.T) (cert, key []byte) {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
+}
+
+// The example is the defaults, but for what has none; the outputs that are commented out are as well.
 func TestExampleIsTheDefaults(t *testing.T) {
-	asIs, _ := example(t)
-	got, err := parseConfig("ctlogd.yaml.example", asIs)
-	if err != nil {
-		t.Fatal(err)
+	parse := func(text string) *Config {
+		c, err := parseConfig("x", []byte(text))
+		if err != nil {
+			t.Fatalf("%v\n%s", err, text)
+		}
+		return c
 	}
-	want, err := parseConfig("least", []byte(leastConfig))
-	if err != nil {
-		t.Fatal(err)
+	asIs, outputs, _ := example(t)
+	got, want := parse(string(asIs)), parse(leastConfig)
+	if len(got.Outputs.IPFIX)+len(got.Outputs.Kafka) > 0 {
+		t.Error("as it stands, the example sends records over the network")
 	}
+	got.Outputs = parse(string(outputs)).Outputs
+	want.Outputs.IPFIX = parse(`outputs: {ipfix: [{address: "udp://192.0.2.10:4739"},
+		{address: tls://collector.example.net}]}`).Outputs.IPFIX
+	want.Outputs.Kafka = parse(`outputs: {kafka: [{brokers: [kafka1.example.net:9092, kafka2.example.net:9092],
+		topic: flows}, {brokers: kafka3.example.net:9093, topic: nat}]}`).Outputs.Kafka
 	// What the outputs themselves resolve later, by this much:
 	if f := &want.Outputs.JSONL[0].Format; *f == "" {
 		*f = "flat"
@@ -53,57 +116,59 @@ func TestExampleIsTheDefaults(t *testing.T) {
 		v, w := reflect.ValueOf(a), reflect.ValueOf(b)
 		return v.Kind() == reflect.Slice && w.Kind() == reflect.Slice && v.Len() == 0 && w.Len() == 0
 	}, cmp.Comparer(func(a, b any) bool { return true }))
-	if diff := cmp.Diff(want, got, empty); diff != "" {
+	if diff := cmp.Diff(want, got, empty, cmpopts.IgnoreUnexported(Config{})); diff != "" {
 		t.Errorf("the example's values (-defaults +example):\n%s", diff)
 	}
 }
 
-// Every key of every block stands in the example; those with a default are not commented out.
+// Every key of every block stands in the example, in some entry where the block is a list's.
 func TestExampleHasEveryKey(t *testing.T) {
-	_, allSet := example(t)
+	_, _, allSet := example(t)
 	var doc yaml.Node
 	if err := yaml.Unmarshal(allSet, &doc); err != nil {
 		t.Fatal(err)
 	}
 	// Described once, where the same keys stand before.
-	described := []string{"filter[].not", "outputs.jsonl[].filter"}
+	described := []string{
+		"filter[].not", "outputs.jsonl[].filter[]", "outputs.ipfix[].filter[]", "outputs.kafka[].filter[]",
+		"outputs.ipfix[].spool", "outputs.kafka[].spool",
+	}
 
-	var walk func(typ reflect.Type, n *yaml.Node, path string)
-	walk = func(typ reflect.Type, n *yaml.Node, path string) {
-		for _, d := range described {
-			if path == d {
-				return
-			}
-		}
+	var walk func(typ reflect.Type, nodes []*yaml.Node, path string)
+	walk = func(typ reflect.Type, nodes []*yaml.Node, path string) {
 		switch {
+		case slices.Contains(described, path):
 		case typ.Kind() == reflect.Pointer:
-			walk(typ.Elem(), n, path)
+			walk(typ.Elem(), nodes, path)
 		case isScalar(typ):
 		case typ.Kind() == reflect.Slice && isScalar(typ.Elem()):
 		case typ.Kind() == reflect.Slice:
-			if len(n.Content) == 0 {
-				t.Errorf("%s has no entry in the example", path)
-				return
+			var entries []*yaml.Node
+			for _, n := range nodes {
+				entries = append(entries, n.Content...)
 			}
-			walk(typ.Elem(), n.Content[0], path+"[]")
+			walk(typ.Elem(), entries, path+"[]")
 		case typ.Kind() == reflect.Struct:
-			keys := map[string]*yaml.Node{}
-			for i := 0; i+1 < len(n.Content); i += 2 {
-				keys[n.Content[i].Value] = n.Content[i+1]
+			values := map[string][]*yaml.Node{}
+			for _, n := range nodes {
+				for i := 0; i+1 < len(n.Content); i += 2 {
+					key := n.Content[i].Value
+					values[key] = append(values[key], n.Content[i+1])
+				}
 			}
 			for _, f := range fieldsOf(typ) {
 				at := join(path, f.name)
-				if keys[f.name] == nil {
+				if values[f.name] == nil {
 					t.Errorf("%s is not in the example", at)
 					continue
 				}
-				walk(typ.FieldByIndex(f.index).Type, keys[f.name], at)
+				walk(typ.FieldByIndex(f.index).Type, values[f.name], at)
 			}
 		default:
 			t.Errorf("%s: the decoder does not know %v", path, typ)
 		}
 	}
-	walk(reflect.TypeFor[Config](), doc.Content[0], "")
+	walk(reflect.TypeFor[Config](), doc.Content, "")
 }
 
 // Every kind of output starts from the same defaults. A kind that embeds two blocks with defaults has none of its own

@@ -158,7 +158,7 @@ func TestOutputsSideBySide(t *testing.T) {
 	b := p.Batch()
 	for _, e := range []flow.Event{flow.EventNew, flow.EventUpdate, flow.EventDestroy} {
 		r := b.Next()
-		r.Event, r.Has, r.Received = e, flow.HasOrig, time.Now().UnixNano()
+		r.Event, r.Has, r.Received = e, flow.HasOrig|flow.HasReply, time.Now().UnixNano()
 		r.Orig = flow.Tuple{Proto: flow.TCP, SrcPort: 40000, DstPort: 443}
 		r.Orig.Src, r.Orig.Dst = addr(192, 168, 1, 2), addr(198, 51, 100, 10)
 		r.Reply = flow.Tuple{Proto: flow.TCP, SrcPort: 443, DstPort: 1024}
@@ -181,20 +181,22 @@ func TestOutputsSideBySide(t *testing.T) {
 
 	var got []any
 	decoder := listen.NewDecoder()
-	for buf := make([]byte, 65536); len(got) < 3; { // flow, event 4 and event 5; the last messages are there by now
+	conn.SetReadDeadline(time.Now().Add(time.Minute)) // of a test that has failed
+	for buf := make([]byte, 65536); len(got) < 3; {   // flow, event 4 and event 5; the last messages are there by now
 		n, from, err := conn.ReadFrom(buf)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("after %v: %v", got, err)
 		}
 		text, err := decoder.Append(nil, from.String(), buf[:n])
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, line := range lines(t, text) {
+			record, _ := line["record"].(map[string]any)
 			switch {
-			case line["natEvent"] != nil:
-				got = append(got, line["natEvent"])
-			case line["flowEndReason"] != nil:
+			case record["natEvent"] != nil:
+				got = append(got, record["natEvent"])
+			case record["flowEndReason"] != nil:
 				got = append(got, "flow")
 			}
 		}
