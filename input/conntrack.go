@@ -92,6 +92,8 @@ type Conntrack struct {
 	table     table
 	lastDrops uint32
 	dropsAt   time.Time // when lastDrops was read
+	rose      time.Time // when lastDrops was last seen to have risen
+	heldSince time.Time // when it first had, of the risings that belong together
 	aliveAt   time.Time // when Alive was called
 }
 
@@ -235,11 +237,24 @@ func (c *Conntrack) wait(now time.Time) error {
 // drain reads what is left in the socket. Under reliable delivery what the kernel still holds back comes meanwhile;
 // after the groups are left nothing more comes, and the rest is read to its end; unless a successor will.
 func (c *Conntrack) drain() error {
-	deadline := time.Now().Add(drainFor)
-	for time.Now().Before(deadline) {
-		if n, err := c.read(); err != nil || n == 0 {
+	now := time.Now()
+	for deadline := now.Add(drainFor); now.Before(deadline); now = time.Now() {
+		n, err := c.read()
+		if err != nil {
+			return err
+		}
+		c.countDrops(now)
+		if n > 0 {
+			continue
+		}
+		if !c.heldBack(now) {
 			break
 		}
+		time.Sleep(maxNap)
+	}
+	if c.heldBack(now) { // a successor will read it, if there is one
+		c.log.Warn("told to end while the kernel still holds ended flows back")
+		c.gap(now, c.heldSince, now, flow.Gap{Cause: flow.CauseDowntime})
 	}
 	var leaveErr error
 	if !c.opts.Handover {
@@ -331,12 +346,21 @@ func (c *Conntrack) countDrops(now time.Time) {
 	if lost == 0 {
 		return
 	}
+	if !c.heldBack(now) {
+		c.heldSince = from
+	}
+	c.rose = now
 	c.Stats.Drops.Add(uint64(lost))
 	if c.cfg.Delivery == Reliable {
 		return
 	}
 	c.gap(now, from, now, flow.Gap{Cause: flow.CauseOverrun, Lost: uint64(lost), LostKnown: true})
 	c.table.missed()
+}
+
+// heldBack reports whether the kernel may hold ended flows back: then it tries to deliver one once a second at least.
+func (c *Conntrack) heldBack(now time.Time) bool {
+	return c.cfg.Delivery == Reliable && !c.rose.IsZero() && now.Sub(c.rose) < sliceWait
 }
 
 // recordShed writes down what the guard has thrown away.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -82,6 +83,8 @@ type guard struct {
 	told      time.Time
 	untold    uint64
 	blind     bool // the table cannot be read, which was said
+
+	members sync.Mutex // held by who changes sock's groups or filter, or sheds
 
 	due atomic.Bool // gap is for the reader to take
 	mu  sync.Mutex
@@ -266,6 +269,11 @@ func readNumber(f *os.File) (int, error) {
 
 // shed throws ends away until the table has no more than entries entries, for one slice at most.
 func (g *guard) shed(entries int) (err error) {
+	g.members.Lock()
+	defer g.members.Unlock()
+	if !slices.Contains(g.sock.groups, groupDestroy) {
+		return nil // no end is held back for us
+	}
 	from := g.heldSince
 	joined := true
 	restore := func() error {
@@ -327,6 +335,16 @@ func (g *guard) shed(entries int) (err error) {
 	g.gap.lost += lost
 	g.gap.inexact = g.gap.inexact || !exact || !exact2
 	return err
+}
+
+// hold keeps the guard from shedding, and waits until it does not, a second or so at most. Who changes the socket's
+// groups or filter holds it, or what is lost would be miscounted. The guard may be nil.
+func (g *guard) hold() (release func()) {
+	if g == nil {
+		return func() {}
+	}
+	g.members.Lock()
+	return g.members.Unlock
 }
 
 // offset returns how much more the loss witness has counted than the frozen one, at a moment in which no event is under

@@ -45,6 +45,7 @@ func (c *Conntrack) reconfigure(cfg Config, drop func(flow.Event, bool, flow.Pro
 	next.Events, next.Expectations, next.Labels, next.ReceiveBuffer = cfg.Events, cfg.Expectations, cfg.Labels, cfg.ReceiveBuffer
 	fixed = changed(cfg, next)
 
+	defer c.guard.hold()()
 	before := slices.Clone(c.sock.groups)
 	c.sock.groups = groups(&next)
 	in := interest{news: next.wants("new"), updates: next.wants("update"), labels: next.Labels, drop: drop}
