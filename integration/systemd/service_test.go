@@ -1,0 +1,309 @@
+//go:build integration
+
+package systemd
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ctlogd/ctlogd/integration/lab"
+)
+
+const (
+	outputs  = "outputs: {jsonl: [{path: " + flowsFile + "}]}\nstate_directory: /var/lib/ctlogd\n"
+	small    = "input: {conntrack: {receive_buffer: 128KiB}}\n" // some hundred events, the rest is held back
+	churnHz  = 20_000
+	churnFor = 20 * time.Second
+)
+
+// The service is up with nothing else there: no journal, no bus, no name service.
+func TestBoot(t *testing.T) {
+	m := boot(t, outputs)
+	must(t, m.flood.Churn(0, 1000))
+	m.settle(t, 1000)
+	for property, want := range map[string]string{
+		"Result": "success", "NFileDescriptorStore": "1", "StatusText": "logging flows",
+	} {
+		if got := m.show(property); got != want {
+			t.Errorf("%s=%s, want %s", property, got, want)
+		}
+	}
+	status, err := os.ReadFile(m.path("/proc/" + m.show("MainPID") + "/status"))
+	must(t, err)
+	for _, want := range []string{
+		"NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000001000", "CapBnd:\t0000000000001000", "CapAmb:\t0000000000001000",
+	} {
+		if !bytes.Contains(status, []byte(want+"\n")) {
+			t.Errorf("the process has no %q:\n%s", want, status)
+		}
+	}
+	m.systemctl(t, "reload", "ctlogd")
+	must(t, m.flood.Churn(1000, 2000))
+	if l := m.settle(t, 2000); len(l.missing) > 0 {
+		t.Errorf("%d flows are missing", len(l.missing))
+	}
+}
+
+func TestSecurity(t *testing.T) {
+	m := boot(t, outputs)
+	out, err := m.run("systemd-analyze", "security", "--offline=yes", "/usr/lib/systemd/system/ctlogd.service")
+	must(t, err)
+	lines := strings.Split(out, "\n")
+	t.Log(lines[len(lines)-1])
+	// Of a unit that starts early, PrivateTmp, ProtectHome and ProtectSystem are not counted: 1.6 instead of 1.5.
+	if _, err := m.run("systemd-analyze", "security", "--offline=yes", "--threshold=16",
+		"/usr/lib/systemd/system/ctlogd.service"); err != nil {
+		t.Error(err)
+	}
+}
+
+// Restarts lose nothing: what comes meanwhile waits in the socket.
+func TestRestarts(t *testing.T) {
+	m := boot(t, outputs)
+	c := m.churn(t)
+	restarts := 0
+	for c.running() {
+		time.Sleep(3 * time.Second)
+		clock := time.Now()
+		m.systemctl(t, "restart", "ctlogd")
+		restarts++
+		t.Logf("restarted in %v", time.Since(clock).Round(time.Millisecond))
+	}
+	n := c.wait(t)
+	l := m.settle(t, n)
+	t.Logf("%d restarts, %d flows: %d missing, %d twice, %d gaps", restarts, n, len(l.missing), l.again, len(l.gaps))
+	if len(l.missing)+len(l.gaps) > 0 {
+		t.Errorf("%d flows are missing (%v, ...), and there are %d gaps", len(l.missing), l.first(), len(l.gaps))
+	}
+}
+
+// After a crash the next process reads on; what the last one had read and not written is missing, and a gap says when.
+func TestCrashes(t *testing.T) {
+	m := boot(t, outputs)
+	c := m.churn(t)
+	for range 3 {
+		time.Sleep(4 * time.Second)
+		m.signal(t, "KILL")
+	}
+	n := c.wait(t)
+	l := m.settle(t, n)
+	t.Logf("3 times killed, %d flows: %d missing, %d twice, %d gaps", n, len(l.missing), l.again, len(l.gaps))
+	for _, i := range l.missing {
+		at, within := c.at(i), false
+		for _, g := range l.gaps {
+			within = within || g.Cause == "crash" && !at.Before(g.From) && !at.After(g.To)
+		}
+		if !within {
+			t.Fatalf("flow %d, of %v, is missing, and no gap spans it", i, at)
+		}
+	}
+}
+
+// A process that is stopped as a whole is ended by the watchdog, and the next one reads what was held back.
+func TestWatchdog(t *testing.T) {
+	const n = 100_000
+	m := boot(t, small+outputs)
+	must(t, m.flood.Create(0, n))
+	clock := time.Now()
+	pid := m.signal(t, "STOP")
+	must(t, m.flood.Delete(0, n))
+	held := m.entries(t)
+	eventually(t, "the watchdog has ended the process", func() bool { return m.show("MainPID") != pid })
+	ended := time.Since(clock)
+	eventually(t, "the service is up again", func() bool { return m.show("ActiveState") == "active" && m.show("MainPID") != "0" })
+	l := m.settle(t, n)
+	t.Logf("%d ends were held back; ended after %v, up again and all read after %v; %d missing", held,
+		ended.Round(time.Millisecond), time.Since(clock).Round(time.Millisecond), len(l.missing))
+	if held == 0 {
+		t.Error("nothing was held back: the test has tested nothing")
+	}
+	if len(l.missing) > 0 {
+		t.Errorf("%d flows are missing", len(l.missing))
+	}
+}
+
+// A process that cannot start gives the socket up the first time.
+func TestBrokenConfiguration(t *testing.T) {
+	const n = 50_000
+	m := boot(t, small+outputs, "[Service]\nRestartSec=3\n")
+	must(t, m.flood.Create(0, n))
+	must(t, os.WriteFile(m.path(config), []byte("outputs: {}\n"), 0o644))
+	m.signal(t, "KILL")
+	must(t, m.flood.Delete(0, n))
+	held, clock := m.entries(t), time.Now()
+	eventually(t, "nothing is held back any more", func() bool { return m.entries(t) == 0 })
+	t.Logf("%d ends were held back, for %v", held, time.Since(clock).Round(time.Millisecond))
+	if held < n/2 {
+		t.Errorf("%d of %d ends were held back: the test has tested nothing", held, n)
+	}
+	if k := m.listeners(t); k != 0 {
+		t.Errorf("%d sockets are listening", k)
+	}
+	// A good one starts again, with a socket of its own.
+	must(t, os.WriteFile(m.path(config), []byte(outputs), 0o644))
+	eventually(t, "the service is up again", func() bool { return m.show("ActiveState") == "active" })
+	must(t, m.flood.Churn(n, 2*n))
+	l := m.settle(t, 2*n)
+	if k := 2*n - l.found - n; k > 0 {
+		t.Errorf("%d flows since the good start are missing", k)
+	}
+}
+
+// A program that does not come to giving anything up: the limit of starts makes the manager do it.
+func TestCrashLoop(t *testing.T) {
+	const n = 50_000
+	m := boot(t, small+outputs)
+	must(t, m.flood.Create(0, n))
+	must(t, os.WriteFile(m.path("/etc/systemd/system/ctlogd.service.d/loop.conf"),
+		[]byte("[Service]\nExecStart=\nExecStart=/bin/false\n"), 0o644))
+	m.systemctl(t, "daemon-reload")
+	m.signal(t, "KILL")
+	must(t, m.flood.Delete(0, n))
+	held, clock := m.entries(t), time.Now()
+	eventually(t, "nothing is held back any more", func() bool { return m.entries(t) == 0 })
+	t.Logf("%d ends were held back, for %v and %s starts", held, time.Since(clock).Round(time.Millisecond), m.show("NRestarts"))
+	if held < n/2 {
+		t.Errorf("%d of %d ends were held back: the test has tested nothing", held, n)
+	}
+	eventually(t, "the service has failed for good", func() bool { return m.show("ActiveState") == "failed" })
+	if got := m.show("Result"); got != "start-limit-hit" && got != "exit-code" {
+		t.Errorf("Result=%s", got)
+	}
+}
+
+func TestStopReleases(t *testing.T) {
+	const n = 20_000
+	m := boot(t, small+outputs)
+	must(t, m.flood.Create(0, 2*n))
+	must(t, m.flood.Delete(0, n))
+	m.systemctl(t, "stop", "ctlogd")
+	if k := m.listeners(t); k != 0 {
+		t.Errorf("%d sockets are listening after the stop", k)
+	}
+	must(t, m.flood.Delete(n, 2*n))
+	eventually(t, "nothing is held back", func() bool { return m.entries(t) == 0 })
+	if l := m.ledger(t, n); len(l.missing) > 0 {
+		t.Errorf("of the flows that ended before the stop %d are missing", len(l.missing))
+	}
+}
+
+// churn makes flows and ends them, 20,000 a second, beside what the test does.
+type churn struct {
+	done chan struct{}
+	err  error
+	n    int
+	ends []time.Time // by churnStep flows: after their ends
+}
+
+const churnStep = churnHz / 100
+
+func (m *machine) churn(t *testing.T) *churn {
+	t.Helper()
+	c := &churn{done: make(chan struct{})}
+	go func() {
+		defer close(c.done)
+		start := time.Now()
+		for next := start; next.Sub(start) < churnFor; next = next.Add(time.Second / 100) {
+			time.Sleep(time.Until(next))
+			if c.err = m.flood.Churn(c.n, c.n+churnStep); c.err != nil {
+				return
+			}
+			c.n += churnStep
+			c.ends = append(c.ends, time.Now())
+		}
+	}()
+	return c
+}
+
+func (c *churn) running() bool {
+	select {
+	case <-c.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// wait waits for the end, and returns how many flows there were.
+func (c *churn) wait(t *testing.T) int {
+	t.Helper()
+	<-c.done
+	must(t, c.err)
+	return c.n
+}
+
+// at returns when flow i ended, or up to 10 ms and what Churn took later.
+func (c *churn) at(i int) time.Time { return c.ends[i/churnStep] }
+
+// ledger is what the file says of the flows 0 <= i < n.
+type ledger struct {
+	found, again int
+	missing      []int
+	gaps         []gap
+}
+
+func (l *ledger) first() []int { return l.missing[:min(5, len(l.missing))] }
+
+type gap struct {
+	Cause    string
+	From, To time.Time
+	Lost     *int
+}
+
+// settle waits until all flows 0 <= i < n are on record, or nothing has come for three seconds.
+func (m *machine) settle(t *testing.T, n int) (l ledger) {
+	t.Helper()
+	var last int64 = -1
+	for since := time.Now(); time.Since(since) < 3*time.Second; time.Sleep(100 * time.Millisecond) {
+		info, err := os.Stat(m.path(flowsFile))
+		must(t, err)
+		if info.Size() != last {
+			last, since = info.Size(), time.Now()
+		}
+	}
+	return m.ledger(t, n)
+}
+
+func (m *machine) ledger(t *testing.T, n int) (l ledger) {
+	t.Helper()
+	f, err := os.Open(m.path(flowsFile))
+	must(t, err)
+	defer f.Close()
+	seen := make([]int, n)
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		var r struct {
+			gap
+			Event   string
+			NATSrc  netip.Addr `json:"nat_src_ip"`
+			NATPort uint16     `json:"nat_src_port"`
+		}
+		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
+			t.Logf("torn: %q", lines.Bytes())
+			continue
+		}
+		if r.Event == "gap" {
+			l.gaps = append(l.gaps, r.gap)
+			t.Logf("%s", bytes.TrimSpace(lines.Bytes()))
+		} else if i, ok := lab.FlowNumber(r.NATSrc, r.NATPort); ok && i < n {
+			seen[i]++
+		}
+	}
+	must(t, lines.Err())
+	for i, k := range seen {
+		switch {
+		case k == 0:
+			l.missing = append(l.missing, i)
+		default:
+			l.found++
+			l.again += k - 1
+		}
+	}
+	return l
+}
