@@ -72,7 +72,7 @@ const (
 )
 
 // AppendBinary appends r, its Extra included, to dst in a compact form that DecodeBinary reads. It is for the disk:
-// a typical record of IPv4 with NAT takes some 75 bytes.
+// a typical record of IPv4 with NAT takes some 70 bytes.
 func AppendBinary(dst []byte, r *Record) []byte {
 	start := len(dst)
 	dst = append(dst, binaryVersion, byte(r.Event), byte(r.Has), byte(r.Has>>8), 0, 0)

@@ -303,8 +303,12 @@ func (s *Spool) Commit(n int) error {
 	unlink := s.done() > 0
 	s.mu.Unlock()
 	s.Stats.Delivered.Add(uint64(n))
-	// A segment must not be gone while the disk still says that it is to be delivered: that would look like a loss.
-	if err := s.save(unlink && s.cfg.Fsync != SyncNever); err != nil {
+	// A segment must not be gone while the disk may still say that it is to be delivered: that would look like a loss.
+	err := s.save(unlink && s.cfg.Fsync != SyncNever)
+	if err == nil && unlink {
+		err = s.save(false) // the other slot, too
+	}
+	if err != nil {
 		return err
 	}
 	if unlink {

@@ -133,12 +133,15 @@ func parseState(p []byte) (gen uint64, written int64, s state, ok bool) {
 	gen, written, s.cursor = le.Uint64(p), int64(le.Uint64(p[8:])), le.Uint64(p[16:])
 	for p = p[24:]; len(p) > 0; {
 		if len(p) < gapSize || len(p) < gapSize+int(p[gapSize-1]) {
-			return 0, 0, s, false
+			return 0, 0, state{}, false
 		}
 		g := &gap{at: le.Uint64(p), skip: le.Uint64(p[8:]), noted: int64(le.Uint64(p[40:]))}
 		g.Loss = Loss{Cause: flow.Cause(p[48]), From: int64(le.Uint64(p[16:])), To: int64(le.Uint64(p[24:])),
 			Lost: le.Uint64(p[32:]), Known: p[49] != 0}
 		g.output = string(p[gapSize:][:p[gapSize-1]])
+		if n := len(s.gaps); g.end() < g.at || n > 0 && g.at < s.gaps[n-1].at { // not of our writing
+			return 0, 0, state{}, false
+		}
 		s.gaps = append(s.gaps, g)
 		p = p[gapSize+len(g.output):]
 	}
