@@ -43,6 +43,11 @@ func TestCheckReportsTheConfiguration(t *testing.T) {
 		0o644); err != nil {
 		t.Fatal(err)
 	}
+	network := filepath.Join(t.TempDir(), "ctlogd.yaml")
+	if err := os.WriteFile(network, []byte("outputs: {ipfix: [{address: udp://127.0.0.1}, {address: tcp://127.0.0.1:1}], "+
+		"kafka: [{brokers: broker.invalid:9092, topic: flows}]}\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	messages, err := os.ReadFile("testdata/bad-many.err")
 	if err != nil {
 		t.Fatal(err)
@@ -61,7 +66,7 @@ func TestCheckReportsTheConfiguration(t *testing.T) {
 			{Name: "configuration", Status: preflight.Pass, Detail: "the defaults; -c FILE checks a file"},
 			{Name: "outputs.jsonl[0]", Status: preflight.Pass, Detail: "-"},
 		}},
-		{"no file", []string{"-c", "testdata/none.yaml"}, []preflight.Result{{Name: "configuration",
+		{"missing file", []string{"-c", "testdata/none.yaml"}, []preflight.Result{{Name: "configuration",
 			Status: preflight.Fail,
 			Detail: "read the configuration: open testdata/none.yaml: no such file or directory"}}},
 		{"wrong file", []string{"-c", "testdata/bad-many.yaml"}, wrong},
@@ -69,6 +74,12 @@ func TestCheckReportsTheConfiguration(t *testing.T) {
 			{Name: "configuration", Status: preflight.Pass, Detail: file},
 			{Name: "outputs.jsonl[0]", Status: preflight.Pass, Detail: "-"},
 			{Name: "outputs.jsonl[1]", Status: preflight.Fail},
+		}},
+		{"no collector and no name", []string{"-c", network}, []preflight.Result{
+			{Name: "configuration", Status: preflight.Pass},
+			{Name: "outputs.ipfix[0]", Status: preflight.Pass},
+			{Name: "outputs.ipfix[1]", Status: preflight.Warn},
+			{Name: "outputs.kafka[0]", Status: preflight.Fail},
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -93,7 +104,7 @@ func TestCheckReportsTheConfiguration(t *testing.T) {
 				t.Error("the host was not checked")
 			}
 			theirs := cmp.FilterPath(func(p cmp.Path) bool { // the messages of the outputs' own checks
-				return p.Last().String() == ".Remedy" || p.Last().String() == ".Detail" && tt.name == "no directory"
+				return p.Last().String() == ".Remedy" || p.Last().String() == ".Detail" && strings.HasPrefix(tt.name, "no ")
 			}, cmp.Ignore())
 			if diff := cmp.Diff(tt.want, got, theirs); diff != "" {
 				t.Errorf("results (-want +got):\n%s", diff)

@@ -53,6 +53,9 @@ func TestExitCodes(t *testing.T) {
 		{"ipfix listen", exitUsage, "ctlogd: accepts 1 arg(s), received 0\nsee ctlogd ipfix listen --help\n"},
 		{"ipfix listen sctp://[::1]:4739", exitFailure,
 			"ctlogd: unknown scheme \"sctp\"; write udp://HOST:PORT, tcp://HOST:PORT or the name of a file\n"},
+		{"ipfix templates", exitOK, ""},
+		{"ipfix listen testdata/good-minimal.yaml", exitOK, ""}, // no messages, which it says as a record
+		{"ipfix listen testdata/none", exitFailure, "ctlogd: open testdata/none: no such file or directory\n"},
 		{"ipfix templates -c testdata/good-minimal.yaml", exitFailure,
 			"ctlogd: testdata/good-minimal.yaml has no ipfix output; without -c, all templates are printed\n"},
 		{"check -c", exitUsage, "ctlogd: flag needs an argument: 'c' in -c\nsee ctlogd check --help\n"},
