@@ -46,7 +46,20 @@ func TestExampleLoads(t *testing.T) {
 		t.Errorf("with the outputs that are commented out:\n%v\n%s", err, outputs)
 	}
 
-	// The files that it names, elsewhere.
+	c, err := parseConfig("all set", withFiles(t, allSet))
+	if err != nil {
+		t.Fatalf("with every key set:\n%v\n%s", err, allSet)
+	}
+	least := spool.Config{Path: "/var/lib/ctlogd/spool/flows"}
+	least.Defaults()
+	if diff := cmp.Diff(&least, c.Outputs.JSONL[0].Spool); diff != "" {
+		t.Errorf("the spool (-defaults +example):\n%s", diff)
+	}
+}
+
+// withFiles returns the text with the files that it names elsewhere, where they are.
+func withFiles(t *testing.T, text []byte) []byte {
+	t.Helper()
 	dir := t.TempDir()
 	cert, key := newCertificate(t)
 	for name, content := range map[string][]byte{
@@ -57,15 +70,30 @@ func TestExampleLoads(t *testing.T) {
 		}
 	}
 	t.Setenv("CTLOGD_KAFKA_PASSWORD", "secret")
-	allSet = bytes.ReplaceAll(allSet, []byte("/etc/ctlogd"), []byte(dir))
-	c, err := parseConfig("all set", allSet)
-	if err != nil {
-		t.Fatalf("with every key set:\n%v\n%s", err, allSet)
-	}
-	least := spool.Config{Path: "/var/lib/ctlogd/spool/flows"}
-	least.Defaults()
-	if diff := cmp.Diff(&least, c.Outputs.JSONL[0].Spool); diff != "" {
-		t.Errorf("the spool (-defaults +example):\n%s", diff)
+	return bytes.ReplaceAll(text, []byte("/etc/ctlogd"), []byte(dir))
+}
+
+// The documentation of each network output begins with a configuration, which loads, and names every key.
+func TestDocsOfOutputs(t *testing.T) {
+	for name, typ := range map[string]reflect.Type{
+		"ipfix.md": reflect.TypeFor[IPFIXConfig](), "kafka.md": reflect.TypeFor[KafkaConfig](),
+	} {
+		doc, err := os.ReadFile("../../docs/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		block := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindSubmatch(doc)
+		if block == nil {
+			t.Fatalf("%s has no configuration", name)
+		}
+		if _, err := parseConfig(name, withFiles(t, block[1])); err != nil {
+			t.Errorf("the configuration in %s:\n%v", name, err)
+		}
+		for _, f := range fieldsOf(typ) {
+			if !regexp.MustCompile("(?m)`" + f.name + "`|^[ -]+" + f.name + ":").Match(doc) {
+				t.Errorf("%s does not name %s", name, f.name)
+			}
+		}
 	}
 }
 

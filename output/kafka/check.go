@@ -37,7 +37,7 @@ func (c Config) Check(ctx context.Context) error {
 		return nil
 	}
 	if err := writable(c.DeadLetter); err != nil {
-		return fmt.Errorf("dead_letter %s: %w; let user %d write there", c.DeadLetter, err, os.Geteuid())
+		return fmt.Errorf("dead_letter %s: %w; make the directory if it is not there, and let user %d write to it", c.DeadLetter, err, os.Geteuid())
 	}
 	return nil
 }

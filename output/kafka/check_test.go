@@ -43,7 +43,7 @@ func TestCheckAndReach(t *testing.T) {
 		{"dead letters", Config{Brokers: []string{up}, Topic: "flows", DeadLetter: letters}, "", ""},
 		{"new dead letters", Config{Brokers: []string{up}, Topic: "flows", DeadLetter: letters + "2"}, "", ""},
 		{"dead letters nowhere", Config{Brokers: []string{up}, Topic: "flows", DeadLetter: "/nonexistent/letters"},
-			"dead_letter /nonexistent/letters: no such file or directory; let user ", ""},
+			"dead_letter /nonexistent/letters: no such file or directory; make the directory ", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for what, got := range map[string]struct {

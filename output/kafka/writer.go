@@ -157,6 +157,7 @@ func New(cfg Config, opt Options) (*Writer, error) {
 	if w.log == nil {
 		w.log = zap.NewNop()
 	}
+	w.log = w.log.With(zap.String("output", w.name))
 	if cfg.RequiredAcks == "one" {
 		w.acks = int16(kafka.RequireOne)
 	}
