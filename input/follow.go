@@ -24,7 +24,7 @@ const (
 	goneFor = 5 * time.Second
 
 	// maxGone is how many flows wait so at most; as long as so many do, nobody is asked for.
-	maxGone = 1 << 16
+	maxGone = 1 << 17
 
 	// inferEvery is how many records of inferred ends are made in one turn at most.
 	inferEvery = 64
@@ -69,7 +69,8 @@ type followOptions struct {
 // writes the last record of one that is gone. It is the reader's own.
 //
 // A flow is gone when the kernel says so of its tuple, not when a dump has not shown it: a dump may miss a flow. Asking
-// costs what is followed, whatever the size of the table, and is spread over the interval.
+// costs 4 us a flow, spread over the interval, and a dump 2 us for each in the table, followed or not: so in each
+// interval all are asked for, or there is a dump and those that it has not shown are.
 type follower struct {
 	followOptions
 	stats *FollowStats
@@ -94,6 +95,8 @@ type follower struct {
 	dumping   bool
 	dumped    int64 // when it, or the last one, began
 	taking    bool  // it is the first one
+	table     int   // how many flows it has shown, or the last one
+	shown     int
 	untracked uint64
 
 	gone    []gone // oldest first
@@ -256,7 +259,7 @@ func (f *follower) destroyed(hash uint64, r *flow.Record) {
 
 // dumpBegins takes note that a dump of the whole table begins, all of which saw is going to see.
 func (f *follower) dumpBegins(now time.Time, first bool) {
-	f.dumping, f.taking, f.untracked = true, first, 0
+	f.dumping, f.taking, f.untracked, f.shown = true, first, 0, 0
 	f.began, f.dumped, f.early = now, now.UnixNano(), false
 	f.unsee()
 }
@@ -272,6 +275,7 @@ func (f *follower) saw(hash uint64, r *flow.Record) {
 	if f.err != nil {
 		return
 	}
+	f.shown++
 	slot, pos := f.find(hash, r)
 	if slot != noSlot {
 		if sameFlow(&f.rec, r) {
@@ -306,7 +310,9 @@ func (f *follower) saw(hash uint64, r *flow.Record) {
 // asked for at once.
 func (f *follower) dumpEnds(now time.Time, whole bool) {
 	f.dumping = false
-	if !whole {
+	if whole {
+		f.table = f.shown
+	} else {
 		f.unsee()
 	}
 	f.page, f.hurry = 0, true
@@ -319,7 +325,7 @@ func (f *follower) dumpEnds(now time.Time, whole bool) {
 			zap.Uint64("not_followed", f.untracked), zap.Int("followed", f.index.n))
 		f.gap(f.dumped, 0, f.untracked, true)
 	}
-	if f.count(); f.index.n > 0 {
+	if f.count(); f.taking {
 		f.log.Info("following flows", zap.Int("flows", f.index.n), zap.Bool("all", f.all),
 			zap.Duration("interval", f.interval))
 	}
@@ -403,8 +409,11 @@ func (f *follower) roundEnds(now time.Time) (wantDump bool) {
 			f.log.Info("no flow is left to follow")
 		}
 	}
-	if f.all {
-		f.hurry = false
+	if f.all || f.index.n > f.table/2 {
+		if f.hurry {
+			f.hurry = false
+			f.mark()
+		}
 		return !now.Before(f.dumpDue())
 	}
 	switch next := f.began.Add(f.interval); {

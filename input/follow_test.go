@@ -44,11 +44,13 @@ func (k *fakeTable) set(recs ...flow.Record) {
 type following struct {
 	*follower
 	kernel fakeTable
+	crowd  int // flows in the table that need not be followed
 	now    time.Time
 	recs   []flow.Record
 	t      *testing.T
 }
 
+// joined is when the groups were joined, and flows began to report their end.
 var joined = time.Unix(1_700_000_000, 0)
 
 func newFollowing(t *testing.T, change func(*followOptions)) *following {
@@ -66,7 +68,7 @@ func newFollowing(t *testing.T, change func(*followOptions)) *following {
 		change(&o)
 	}
 	var err error
-	if l.follower, err = newFollower(o, l.now, new(FollowStats), zap.NewNop()); err != nil {
+	if l.follower, err = newFollower(o, l.now.Add(-sinceMargin), new(FollowStats), zap.NewNop()); err != nil {
 		t.Fatal(err)
 	}
 	if l.follower == nil {
@@ -84,6 +86,11 @@ func (l *following) dump(first bool) {
 	for hash, r := range l.kernel.flows {
 		r.Received = l.now.UnixNano()
 		l.saw(hash, &r)
+	}
+	for i := range l.crowd {
+		r := again(old(i), l.now)
+		r.Orig.DstPort, r.Received = 80, l.now.UnixNano()
+		l.saw(hashOf(&r), &r)
 	}
 	l.dumpEnds(l.now, true)
 	l.settle()
@@ -356,19 +363,25 @@ func TestFollow(t *testing.T) {
 			do:     func(l *following) {},
 		},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			l := newFollowing(t, tt.change)
-			tt.do(l)
-			if diff := cmp.Diff(tt.want, l.recs); diff != "" {
-				t.Errorf("records (-want +got):\n%s", diff)
-			}
-			if l.follower == nil {
-				return
-			}
-			if l.index.n != tt.left || l.store.left() != tt.left {
-				t.Errorf("%d followed, %d stored, want %d", l.index.n, l.store.left(), tt.left)
-			}
-		})
+		// In a crowd the few followed flows are asked for, alone the table is read.
+		for where, crowd := range map[string]int{"alone": 0, "in a crowd": 1000} {
+			t.Run(tt.name+"/"+where, func(t *testing.T) {
+				l := newFollowing(t, tt.change)
+				if l.follower != nil && !l.all {
+					l.crowd = crowd
+				}
+				tt.do(l)
+				if diff := cmp.Diff(tt.want, l.recs); diff != "" {
+					t.Errorf("records (-want +got):\n%s", diff)
+				}
+				if l.follower == nil {
+					return
+				}
+				if l.index.n != tt.left || l.store.left() != tt.left {
+					t.Errorf("%d followed, %d stored, want %d", l.index.n, l.store.left(), tt.left)
+				}
+			})
+		}
 	}
 }
 
@@ -377,6 +390,7 @@ func TestFollowRestart(t *testing.T) {
 	dir := t.TempDir()
 	in := func(o *followOptions) { o.dir = dir }
 	l := newFollowing(t, in)
+	l.crowd = 1000
 	for i := range 100 {
 		l.kernel.set(old(i))
 	}
@@ -513,6 +527,7 @@ func TestFollowDiskFails(t *testing.T) {
 func TestFollowPace(t *testing.T) {
 	l := newFollowing(t, func(o *followOptions) { o.max, o.interval = 1<<20, 5*time.Minute })
 	const n = 30_000
+	l.crowd = n + 1
 	for i := range n {
 		l.kernel.set(old(i))
 	}

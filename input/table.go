@@ -155,8 +155,12 @@ func (t *table) stop(now time.Time, err error) {
 	d.close()
 	t.c.Stats.Dumped.Add(d.flows)
 	if err == nil {
-		t.c.log.Info("read the connection tracking table", zap.Stringer("for", d.purpose), zap.Uint64("flows", d.flows),
-			zap.Duration("took", now.Sub(d.opened)))
+		level := zap.InfoLevel
+		if d.purpose&(forHelpers|forOpen) == 0 { // one of many
+			level = zap.DebugLevel
+		}
+		t.c.log.Log(level, "read the connection tracking table", zap.Stringer("for", d.purpose),
+			zap.Uint64("flows", d.flows), zap.Duration("took", now.Sub(d.opened)))
 	}
 	t.end(d.purpose, now, err)
 }
