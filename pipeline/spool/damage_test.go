@@ -104,16 +104,18 @@ func TestBitFlips(t *testing.T) {
 		t.Fatalf("the spool without damage: %+v", l)
 	}
 	damaged := 0
-	for _, name := range segments {
+	for i, name := range segments {
 		info, err := os.Stat(filepath.Join(dir, name))
 		if err != nil {
 			t.Fatal(err)
 		}
 		var bits []int
-		for i := range segmentHeader + frameHeader {
-			bits = append(bits, 8*i+rnd.IntN(8))
+		if i < 2 || i == len(segments)-1 {
+			for i := range segmentHeader + frameHeader {
+				bits = append(bits, 8*i+rnd.IntN(8))
+			}
 		}
-		for range 60 {
+		for range 20 {
 			bits = append(bits, rnd.IntN(8*int(info.Size())))
 		}
 		for _, bit := range bits {
@@ -136,7 +138,7 @@ func TestBitFlips(t *testing.T) {
 			os.RemoveAll(hurt)
 		}
 	}
-	if damaged < 300 {
+	if damaged < 200 {
 		t.Errorf("only %d flips did any harm", damaged)
 	}
 }
@@ -146,7 +148,7 @@ func TestBitFlipsOfState(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(7, 8))
 	told := 0
 	for _, slot := range []int{0, slotSize} {
-		for i := range 150 {
+		for i := range 120 {
 			bit := 8*(slot+i) + rnd.IntN(8)
 			hurt := image(t, dir)
 			flip(t, filepath.Join(hurt, "state"), bit)

@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -104,6 +106,9 @@ func itemOf(t testing.TB, r *flow.Record) item {
 		return item{Gap: Loss{g.Cause, r.Start, r.Stop, g.Lost, g.LostKnown}}
 	}
 	want := record(r.OrigCounters.Packets)
+	if bytes.Equal(flow.AppendBinary(nil, want), flow.AppendBinary(nil, r)) {
+		return item{Serial: r.OrigCounters.Packets} // Diff is slow
+	}
 	if diff := cmp.Diff(want, r); diff != "" {
 		t.Fatalf("a record came back different (-want +got):\n%s", diff)
 	}
@@ -144,6 +149,9 @@ func serials(from, to uint64) (items []item) {
 
 func diffItems(t testing.TB, want, got []item) {
 	t.Helper()
+	if slices.Equal(want, got) {
+		return
+	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Fatalf("(-want +got):\n%s", diff)
 	}
@@ -547,7 +555,10 @@ func TestDiskFull(t *testing.T) {
 		t.Skipf("mount tmpfs: %v", err)
 	}
 	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
-	s := openTest(t, testConfig(dir), 32<<10)
+	if err := os.WriteFile(dir+"/fill", make([]byte, 64<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := openTest(t, testConfig(dir), 1<<20) // one segment, so that a frame is cut short
 	taken := uint64(0)
 	for ; ; taken += 100 {
 		lost, err := s.Append(records(taken, taken+100))
@@ -563,11 +574,15 @@ func TestDiskFull(t *testing.T) {
 			t.Fatalf("error %v", err)
 		}
 	}
+	seg := s.segments[0]
+	if info, err := os.Stat(seg.path); err != nil || info.Size() != seg.size {
+		t.Fatalf("the file has %d bytes, its frames %d; error %v", info.Size(), seg.size, err)
+	}
 	gap := gapRecord(flow.CauseDiskFull, 100, t0+int64(taken+100)*1e9)
 	if _, err := s.Append([]*flow.Record{gap}); err != nil {
 		t.Fatalf("append a gap: %v", err)
 	}
-	killed := openTest(t, testConfig(image(t, dir)), 32<<10)
+	killed := openTest(t, testConfig(image(t, dir)), 1<<20)
 	want := append(serials(0, taken), item{Gap: Loss{flow.CauseDiskFull, gap.Start, gap.Stop, 100, true}})
 	diffItems(t, want, drain(t, killed, 256))
 
@@ -578,6 +593,9 @@ func TestDiskFull(t *testing.T) {
 	}
 	if err := s.Commit(n); err != nil {
 		t.Fatalf("commit on a full disk: %v", err)
+	}
+	if err := os.Truncate(dir+"/fill", 0); err != nil {
+		t.Fatal(err)
 	}
 	appendAll(t, s, taken+100, taken+200, 100)
 	diffItems(t, append(want[taken:], serials(taken+100, taken+200)...), drain(t, s, 256))
