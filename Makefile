@@ -2,6 +2,9 @@
 # each with the reason.
 
 GO          ?= go
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMMIT      ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+LDFLAGS      = -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 FUZZTIME    ?= 30s
 STATICCHECK  = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
@@ -23,7 +26,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 all: build
 
 build:
-	$(GO) build -o bin/ctlogd ./cmd/ctlogd
+	$(GO) build -ldflags "$(LDFLAGS)" -o bin/ctlogd ./cmd/ctlogd
 
 test: unit integration
 
@@ -58,7 +61,7 @@ bench:
 # Standard output carries the records alone, so that "make -s demo | jq" works.
 demo:
 	@./.ci/need $(DEMO_NEEDS) >&2
-	@$(GO) build -o bin/ctlogd ./cmd/ctlogd
+	@$(GO) build -ldflags "$(LDFLAGS)" -o bin/ctlogd ./cmd/ctlogd
 	@$(GO) build -o bin/demo ./demo
 	@bin/demo
 
