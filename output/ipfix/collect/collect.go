@@ -125,8 +125,9 @@ func Nfdump(dir string) ([]Record, error) {
 	for _, o := range objects {
 		m := o.rename(nfdumpNames)
 		for _, k := range []string{"flowStartMilliseconds", "flowEndMilliseconds", "observationTimeMilliseconds"} {
-			if m[k] != "" {
-				m[k] += "Z"
+			if seconds, ms, ok := strings.Cut(m[k], "."); ok {
+				// nfdump 1.7.1 prints the 6 ms of an observationTimeMilliseconds as ".6".
+				m[k] = seconds + "." + ("000" + ms)[min(len(ms), 3):] + "Z"
 			}
 		}
 		kind, _ := strconv.Atoi(o["icmp_type"])
