@@ -64,8 +64,8 @@ type Options struct {
 	// chunk of open records, and must not wait. May be nil: they always have.
 	Room func() bool
 
-	// OpenAtEnd decides, when Run is told to end, whether the flows that are alive get an open record. It is called on a
-	// goroutine of its own. May be nil: they get none.
+	// OpenAtEnd decides, when Run is told to end, whether the flows that are alive get an open record. It must not wait.
+	// May be nil: they get none.
 	OpenAtEnd func() bool
 
 	// EndWithin bounds the time for that; 0 is 10 s.

@@ -121,18 +121,12 @@ func newFollower(o followOptions, joined time.Time, stats *FollowStats, log *zap
 		return nil, nil
 	}
 	f := &follower{followOptions: o, stats: stats, log: log, began: joined, flushed: joined}
-	var err error
-	if f.index, err = newIndex(); err != nil {
-		return nil, err
-	}
-	add := func(slot uint32, r *flow.Record) error { return f.index.add(hashOf(r), slot) }
-	left := false
-	if f.store, left, err = openStore(o.dir, add); err != nil && o.dir != "" {
+	left, err := f.open(o.dir)
+	if err != nil && o.dir != "" {
 		log.Warn("followed flows will not outlast a restart", zap.Error(err))
-		f.store, left, err = openStore("", add)
+		left, err = f.open("")
 	}
 	if err != nil {
-		f.index.close()
 		return nil, err
 	}
 	// With the socket of a predecessor whose list is here, all that was born since it joined reports its end.
@@ -156,6 +150,18 @@ func newFollower(o followOptions, joined time.Time, stats *FollowStats, log *zap
 	return f, nil
 }
 
+// open opens index and store, and says whether a predecessor has left anything there.
+func (f *follower) open(dir string) (left bool, err error) {
+	if f.index, err = newIndex(); err != nil {
+		return false, err
+	}
+	f.store, left, err = openStore(dir, func(slot uint32, r *flow.Record) error { return f.index.add(hashOf(r), slot) })
+	if err != nil {
+		f.index.close()
+	}
+	return left, err
+}
+
 // forgetFollowed removes what a predecessor has followed: nobody may take it up when it is out of date.
 func forgetFollowed(dir string) error {
 	if dir == "" {
@@ -167,10 +173,11 @@ func forgetFollowed(dir string) error {
 	return nil
 }
 
-// silentEvents reports whether flows born while nobody listened never report their end.
+// silentEvents reports whether flows born while nobody listened never report their end. That is the kernel's default,
+// hence the answer where it is hidden.
 func silentEvents() bool {
 	b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_events")
-	return err == nil && strings.TrimSpace(string(b)) == "2"
+	return err != nil || strings.TrimSpace(string(b)) == "2"
 }
 
 var followSeed = maphash.MakeSeed()

@@ -564,10 +564,13 @@ func TestFollowMillion(t *testing.T) {
 	d.look("a dump, taking up flows to follow")
 	d.logged(`"for": "following"`, 1)
 	d.look("the next dump, all are there")
-	must(t, f.Flush())
 	clock := time.Now()
+	must(t, f.Flush())
 	until(t, "all are told of", func() bool { return lines(d, "destroy") >= n })
 	d.look(fmt.Sprintf("all gone, told after %s", time.Since(clock).Round(time.Second)))
+	if k := lines(d, "destroy"); k != n {
+		t.Errorf("%d ends", k)
+	}
 	d.stop()
 	must(t, f.Create(0, n))
 

@@ -166,7 +166,7 @@ func (t *table) stop(now time.Time, err error) {
 }
 
 func (t *table) end(p purpose, now time.Time, err error) {
-	if err != nil {
+	if err != nil && err != context.Canceled {
 		t.c.log.Error("cannot read the whole connection tracking table", zap.Stringer("for", p), zap.Error(err))
 	}
 	if p&forFollow != 0 && t.follow != nil {
@@ -239,6 +239,9 @@ func (t *table) finish(now time.Time, last bool) {
 
 // put adds a copy of r to the batch.
 func (c *Conntrack) put(r *flow.Record) {
+	if c.batch == nil {
+		return // Run has not begun, and there is nobody to tell
+	}
 	if len(c.batch.Records) == 0 {
 		c.oldest = time.Now()
 	}
@@ -258,35 +261,21 @@ func (c *Conntrack) RequestOpen() {
 	_, _ = unix.Write(c.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 }
 
-// openAtEnd writes an open record of every flow in the table if Options.OpenAtEnd says so, while events are read as
-// ever.
+// openAtEnd writes an open record of every flow in the table if Options.OpenAtEnd says so, and brings to its end what
+// RequestOpen has begun, while events are read as ever.
 func (c *Conntrack) openAtEnd() error {
-	if c.opts.OpenAtEnd == nil {
-		return nil
+	t := &c.table
+	if c.opts.OpenAtEnd != nil && c.opts.OpenAtEnd() {
+		if t.dump != nil {
+			t.stop(time.Now(), context.Canceled)
+		}
+		t.want = forOpen
 	}
-	decided := make(chan bool, 1)
-	go func() { decided <- c.opts.OpenAtEnd() }()
 	within := c.opts.EndWithin
 	if within == 0 {
 		within = endWithin
 	}
-	t := &c.table
-	begun := false
-	for deadline := time.Now().Add(within); ; {
-		select {
-		case yes := <-decided:
-			if !yes {
-				return nil
-			}
-			if t.dump != nil {
-				t.stop(time.Now(), context.Canceled)
-			}
-			t.want, begun = forOpen, true
-		default:
-		}
-		if begun && t.want&forOpen == 0 && (t.dump == nil || t.dump.purpose&forOpen == 0) {
-			return nil
-		}
+	for deadline := time.Now().Add(within); t.requested.Load() || t.purposes()&forOpen != 0; {
 		n, now, busy, err := c.round()
 		if err != nil {
 			return err
@@ -299,4 +288,13 @@ func (c *Conntrack) openAtEnd() error {
 			time.Sleep(minNap)
 		}
 	}
+	return nil
+}
+
+// purposes are those of the dump under way and of the next one.
+func (t *table) purposes() purpose {
+	if t.dump == nil {
+		return t.want
+	}
+	return t.want | t.dump.purpose
 }

@@ -95,7 +95,7 @@ func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 
 	opts := input.Options{Log: log.Named("input"), Drop: pushdown(cfg, a.outputs), Remember: a.helpers.Remember,
 		Kept: m.take(), Handover: m.managed(), StateDir: cfg.StateDirectory, Room: a.pipeline.Room,
-		OpenAtEnd: openAtEnd(in.OpenAtShutdown, log), EndWithin: cfg.ShutdownTimeout}
+		OpenAtEnd: openAtEnd(in.OpenAtShutdown), EndWithin: cfg.ShutdownTimeout}
 	if m.watchdog > 0 {
 		opts.Alive = m.pet
 	}

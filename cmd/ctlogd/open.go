@@ -1,14 +1,10 @@
 package main
 
 import (
-	"context"
 	"os"
-	"os/exec"
 	"os/signal"
-	"strings"
-	"time"
+	"slices"
 
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/input"
@@ -34,47 +30,26 @@ func (a *app) openOnRequest() (stop func()) {
 }
 
 // openAtEnd returns the answer to whether the flows that are alive get an open record as the process ends.
-func openAtEnd(when string, log *zap.Logger) func() bool {
+func openAtEnd(when string) func() bool {
 	switch when {
 	case input.OpenNever:
 		return nil
 	case input.OpenAlways:
 		return func() bool { return true }
 	}
-	return func() bool {
-		down, err := goingDown()
-		if err != nil {
-			log.Warn("cannot tell whether the system goes down, so no open records are written; "+
-				"open_at_shutdown: always does without", zap.Error(err))
-		}
-		return down
-	}
+	return func() bool { return goingDown(shutdownFiles) }
 }
 
-// goingDown reports whether the system goes down. Where systemd does not run, nobody can be asked.
-func goingDown() (bool, error) {
-	if _, err := os.Stat("/run/systemd/system"); err != nil { // sd_booted(3)
-		return false, nil
-	}
-	return askSystemd("systemctl")
-}
-
-// askSystemd asks systemd whether the system goes down.
+// shutdownFiles are there when the system goes down, or is about to.
 //
-// There is no file that tells: /run/systemd/shutdown/scheduled is there only for shutdowns that were announced, and
-// /run/nologin comes when it may be too late. The answer to is-system-running is "stopping" from the moment at which
-// the job of shutdown.target is queued, hence before any service is told to end.
-func askSystemd(systemctl string) (bool, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, systemctl, "is-system-running")
-	cmd.WaitDelay = time.Second
-	state, err := cmd.Output()
-	switch s := strings.TrimSpace(string(state)); s {
-	case "stopping":
-		return true, nil
-	case "", "unknown", "offline":
-		return false, err
-	}
-	return false, nil // whatever is not "running" has an exit code, too
+// systemd-user-sessions.service writes nologin(5) as it is stopped, which is before network.target is and therefore
+// before a ctlogd that is ordered Before=network-pre.target; sysvinit's shutdown(8) writes it, too. The other one is
+// that of a shutdown which was announced. PID 1 could be asked, but over a bus that ends earlier than ctlogd does.
+var shutdownFiles = []string{"/run/nologin", "/etc/nologin", "/run/systemd/shutdown/scheduled"}
+
+func goingDown(files []string) bool {
+	return slices.ContainsFunc(files, func(file string) bool {
+		_, err := os.Stat(file)
+		return err == nil
+	})
 }

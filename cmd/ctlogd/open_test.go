@@ -5,38 +5,31 @@ import (
 	"path/filepath"
 	"testing"
 
-	"go.uber.org/zap"
-
 	"github.com/ctlogd/ctlogd/input"
 )
 
-func TestAskSystemd(t *testing.T) {
-	for _, tt := range []struct {
-		name, script string
-		down, fails  bool
-	}{
-		{"going down", "echo stopping; exit 1", true, false},
-		{"up", "echo running", false, false},
-		{"a unit has failed", "echo degraded; exit 1", false, false},
-		{"no bus", "exit 1", false, true},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			file := filepath.Join(t.TempDir(), "systemctl")
-			if err := os.WriteFile(file, []byte("#!/bin/sh\n"+tt.script+"\n"), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			if down, err := askSystemd(file); down != tt.down || (err != nil) != tt.fails {
-				t.Errorf("got %v, %v", down, err)
-			}
-		})
+func TestGoingDown(t *testing.T) {
+	dir := t.TempDir()
+	files := []string{filepath.Join(dir, "nologin"), filepath.Join(dir, "scheduled")}
+	if goingDown(files) {
+		t.Error("without a file")
+	}
+	if err := os.WriteFile(files[1], nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if !goingDown(files) {
+		t.Error("not with one")
 	}
 }
 
 func TestOpenAtEnd(t *testing.T) {
-	if openAtEnd(input.OpenNever, zap.NewNop()) != nil {
+	if openAtEnd(input.OpenNever) != nil {
 		t.Error("never asks")
 	}
-	if !openAtEnd(input.OpenAlways, zap.NewNop())() {
+	if !openAtEnd(input.OpenAlways)() {
 		t.Error("always does not")
+	}
+	if got, want := openAtEnd(input.OpenAtReboot)(), goingDown(shutdownFiles); got != want {
+		t.Errorf("reboot says %v, want %v", got, want)
 	}
 }
