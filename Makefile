@@ -10,7 +10,9 @@ STATICCHECK  = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # command:package, for what the integration tests, the demo and the benchmark call
 DEMO_NEEDS   = ip:iproute2 nft:nftables
-TEST_NEEDS   = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack unshare:util-linux vsftpd:vsftpd in.tftpd:tftpd-hpa
+TEST_NEEDS   = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack unshare:util-linux vsftpd:vsftpd in.tftpd:tftpd-hpa \
+    nfcapd:nfdump nfacctd:pmacct tshark:tshark dumpcap:wireshark-common ipfixDump:libfixbuf-tools socat:socat \
+    $$(/usr/bin/python3 -c 'import ipfix' 2>/dev/null || echo :python3-ipfix)
 BENCH_NEEDS  = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack ulogd:ulogd2 sysctl:procps
 
 # The packages with tests of that kind, which run one after another: they share the machine's conntrack table.

@@ -47,14 +47,14 @@ func TestIPFIXFlows(t *testing.T) {
 	path := func(name string) string { return filepath.Join(dir, name) }
 
 	must(t, os.Mkdir(path("nfcapd"), 0o755))
-	nfcapd := startCollector(t, g.NS, "nfcapd", "-w", path("nfcapd"), "-b", "127.0.0.1", "-p", fmt.Sprint(nfcapdPort), "-t", "3600")
-	awaitPort(t, g.NS, "udp", nfcapdPort)
+	nfcapd := startNfcapd(t, g.NS, nfcapdPort, path("nfcapd"))
 	conf, err := collect.ConfigureNfacctd(dir, nfacctdPort, path("nfacctd"))
 	must(t, err)
 	nfacctd := startCollector(t, g.NS, "nfacctd", "-f", conf)
 	awaitPort(t, g.NS, "udp", nfacctdPort)
 	socat := startSocat(t, g.NS, tcpPort, path("messages"))
-	capture := startCollector(t, g.NS, "dumpcap", "-q", "-i", "lo", "-f", fmt.Sprintf("udp dst port %d", nfcapdPort), "-w", path("pcap"))
+	capture := startCollector(t, g.NS, "dumpcap", "-q", "-i", "lo", "-f", fmt.Sprintf("udp dst port %d", nfcapdPort),
+		"-w", path("pcap"))
 	eventually(t, "dumpcap captures", func() bool { return strings.Contains(capture.stderr.String(), "File: ") })
 
 	d := startDaemon(t, g.NS, buildDaemon(t, true), "{events: [new, destroy], delivery: reliable}", fmt.Sprintf(
@@ -228,7 +228,8 @@ func TestIPFIXMillion(t *testing.T) {
 		must(t, f.Create(0, n))
 		file := filepath.Join(t.TempDir(), "messages")
 		socat := startSocat(t, ns, port, file)
-		d := startDaemon(t, ns, buildDaemon(t, false), "{delivery: reliable}", fmt.Sprintf("ipfix: [{address: tcp://127.0.0.1:%d}]", port))
+		d := startDaemon(t, ns, buildDaemon(t, false), "{delivery: reliable}",
+			fmt.Sprintf("ipfix: [{address: tcp://127.0.0.1:%d}]", port))
 		must(t, f.Flush())
 		d.settle(t, n)
 		socat.endSessions(t)
@@ -247,10 +248,9 @@ func TestIPFIXMillion(t *testing.T) {
 		room(t, 2*n)
 		ns, f := newFloodNS(t)
 		must(t, f.Create(0, n))
-		nfcapd := startCollector(t, ns, "nfcapd", "-w", t.TempDir(), "-b", "127.0.0.1", "-p", fmt.Sprint(port), "-t", "3600",
-			"-B", fmt.Sprint(buffer))
-		awaitPort(t, ns, "udp", port)
-		d := startDaemon(t, ns, buildDaemon(t, false), "{delivery: reliable}", fmt.Sprintf("ipfix: [{address: udp://127.0.0.1:%d}]", port))
+		nfcapd := startNfcapd(t, ns, port, t.TempDir(), "-B", fmt.Sprint(buffer))
+		d := startDaemon(t, ns, buildDaemon(t, false), "{delivery: reliable}",
+			fmt.Sprintf("ipfix: [{address: udp://127.0.0.1:%d}]", port))
 		must(t, f.Flush())
 		d.settle(t, n)
 		awaitEmpty(t, ns, port)
@@ -271,15 +271,18 @@ func TestIPFIXMillion(t *testing.T) {
 // a spool, and one that is fed over UDP.
 //
 // Over TCP, what is missing can only be what the dead collector's kernel had acknowledged: the records that follow
-// those that the collector has read. Over UDP, what arrives can be decoded again within the template interval.
+// those that the collector has read. Every other collector has a small receive buffer and is stopped before it is
+// killed, until that buffer is full and the exporter's send buffer is filling: then it is known how much this is. Over
+// UDP, what arrives can be decoded again within the template interval.
 //
 // CTLOGD_LONG=1 kills them longer apart.
 func TestIPFIXKilled(t *testing.T) {
 	need(t, "socat")
 	const (
-		kills, rate      = 10, 20_000
+		kills, rate      = 10, 20_000 // flows a second
 		tcpPort, udpPort = 4739, 4740
-		interval         = 2 // seconds between templates
+		interval         = 2  // seconds between templates
+		flowSize         = 86 // octets of a record
 	)
 	up, down := time.Second, 500*time.Millisecond
 	if os.Getenv("CTLOGD_LONG") != "" {
@@ -290,7 +293,14 @@ func TestIPFIXKilled(t *testing.T) {
 	dir := t.TempDir()
 	file := func(kind string, life int) string { return filepath.Join(dir, fmt.Sprint(kind, life)) }
 	var tcp, udp *process
+	buffers, err := ns.ReadSysctl("net.ipv4.tcp_rmem")
+	must(t, err)
 	begin := func(life int) {
+		if life%2 == 1 {
+			must(t, ns.Sysctl("net.ipv4.tcp_rmem", "4096 65536 65536"))
+		} else {
+			must(t, ns.Sysctl("net.ipv4.tcp_rmem", buffers))
+		}
 		tcp = startSocat(t, ns, tcpPort, file("tcp", life))
 		out, err := os.Create(file("udp", life))
 		must(t, err)
@@ -339,12 +349,18 @@ func TestIPFIXKilled(t *testing.T) {
 		}
 	}
 	var slowest time.Duration
+	var unread []int // octets that each collector's kernel held when it was killed; -1: not known
 	for life := range kills {
 		eventually(t, fmt.Sprintf("collectors of life %d get records", life), hears(life))
 		time.Sleep(up)
-		if life == kills-1 { // one that reads nothing any more when it is killed: its kernel goes on acknowledging
+		unread = append(unread, -1)
+		if life%2 == 1 {
 			must(t, syscall.Kill(-tcp.Process.Pid, syscall.SIGSTOP))
-			time.Sleep(time.Second)
+			eventually(t, "the exporter's send buffer is filling", func() bool {
+				waiting, acked := tcpQueues(t, ns, tcpPort)
+				unread[life] = acked
+				return waiting > 400<<10
+			})
 		}
 		must(t, syscall.Kill(-tcp.Process.Pid, syscall.SIGKILL))
 		must(t, udp.Process.Kill())
@@ -381,9 +397,15 @@ func TestIPFIXKilled(t *testing.T) {
 			t.Errorf("the collector of life %d or %d got no records", life, life+1)
 			continue
 		}
-		lost = append(lost, max(0, b.flows[0]-a.flows[len(a.flows)-1]-1))
+		k := max(0, b.flows[0]-a.flows[len(a.flows)-1]-1)
+		lost = append(lost, k)
+		// What socat had read and not written, and a message that it had in part, are gone as well.
+		if most := unread[life] + socatBuffer + 16<<10; unread[life] >= 0 && k*flowSize > most {
+			t.Errorf("%d records, %d octets, are missing after collector %d, whose kernel held %d octets",
+				k, k*flowSize, life, unread[life])
+		}
 	}
-	t.Logf("missing at each kill: %d", lost)
+	t.Logf("missing at each kill: %d, with octets unread: %d", lost, unread)
 	sum := 0
 	for _, k := range lost {
 		sum += k
@@ -552,6 +574,14 @@ func startCollector(t *testing.T, ns *lab.NS, name string, args ...string) *proc
 	return start(t, ns, cmd)
 }
 
+func startNfcapd(t *testing.T, ns *lab.NS, port int, dir string, more ...string) *process {
+	t.Helper()
+	p := startCollector(t, ns, "nfcapd", append([]string{"-w", dir, "-b", "127.0.0.1", "-p", fmt.Sprint(port),
+		"-t", "3600"}, more...)...)
+	awaitPort(t, ns, "udp", port)
+	return p
+}
+
 // end ends a collector as from the keyboard: nfacctd takes no notice of SIGTERM.
 func (p *process) end(t *testing.T) {
 	t.Helper()
@@ -559,10 +589,12 @@ func (p *process) end(t *testing.T) {
 	eventually(t, p.Path+" has ended", func() bool { return p.ended() })
 }
 
+const socatBuffer = 64 << 10
+
 // startSocat starts a collector that appends what it gets over TCP to a file, each session in a process of its own.
 func startSocat(t *testing.T, ns *lab.NS, port int, file string) *process {
 	t.Helper()
-	cmd := exec.Command("socat", "-u", "-b", "65536", fmt.Sprintf("TCP-LISTEN:%d,bind=127.0.0.1,reuseaddr,fork", port),
+	cmd := exec.Command("socat", "-u", "-b", fmt.Sprint(socatBuffer), fmt.Sprintf("TCP-LISTEN:%d,bind=127.0.0.1,reuseaddr,fork", port),
 		"OPEN:"+file+",creat,append")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	p := start(t, ns, cmd)
@@ -602,6 +634,33 @@ func sockets(t *testing.T, ns *lab.NS, network string, port int) (list []string)
 		return err
 	}))
 	return list
+}
+
+// tcpQueues returns how many octets wait at the two ends of the session with a collector: those that the exporter's
+// kernel holds until they are acknowledged, and those that the collector's kernel has acknowledged and nobody has read.
+func tcpQueues(t *testing.T, ns *lab.NS, port int) (waiting, unread int) {
+	t.Helper()
+	must(t, ns.Do(func() error {
+		table, err := os.ReadFile("/proc/thread-self/net/tcp")
+		for line := range strings.Lines(string(table)) {
+			f, end := strings.Fields(line), fmt.Sprintf("0100007F:%04X", port)
+			if len(f) < 5 || f[3] != "01" {
+				continue
+			}
+			var tx, rx int
+			if _, err := fmt.Sscanf(f[4], "%X:%X", &tx, &rx); err != nil {
+				return err
+			}
+			switch end {
+			case f[1]:
+				unread += rx
+			case f[2]:
+				waiting += tx
+			}
+		}
+		return err
+	}))
+	return waiting, unread
 }
 
 // awaitEmpty waits until the UDP socket on a port has nothing unread.
