@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -24,6 +25,8 @@ import (
 	"time"
 
 	"github.com/segmentio/kafka-go"
+
+	"github.com/ctlogd/ctlogd/integration/lab"
 )
 
 // The users that a SASL listener knows. Admin may do everything; User nothing until it is granted.
@@ -39,6 +42,7 @@ type Options struct {
 	Nodes  int               // brokers, each a controller as well; 0 means 1
 	Secure bool              // add the listeners with TLS, SASL and access control; User:ANONYMOUS, plain text, may do all
 	Config map[string]string // further lines of server.properties
+	NS     *lab.NS           // where it runs, on that namespace's loopback; nil: where the test does
 }
 
 // Cluster is a running Kafka.
@@ -52,11 +56,13 @@ type Cluster struct {
 	Other  string   // file: an authority that signed nothing
 	nodes  []*node
 	client *kafka.Client
+	ns     *lab.NS
 }
 
 type node struct {
 	dir  string
 	jars string
+	ns   *lab.NS
 	cmd  *exec.Cmd
 	done chan struct{} // closed when cmd has ended
 }
@@ -65,10 +71,10 @@ type node struct {
 func Start(t testing.TB, o Options) *Cluster {
 	t.Helper()
 	if addr := os.Getenv("CTLOGD_TEST_KAFKA"); addr != "" {
-		if o.Secure || o.Nodes > 1 || len(o.Config) > 0 {
+		if o.Secure || o.Nodes > 1 || len(o.Config) > 0 || o.NS != nil {
 			t.Skip("CTLOGD_TEST_KAFKA names a plain broker, and this test needs one of its own")
 		}
-		return newCluster([]string{addr})
+		return newCluster([]string{addr}, nil)
 	}
 	if o.Nodes == 0 {
 		o.Nodes = 1
@@ -77,7 +83,7 @@ func Start(t testing.TB, o Options) *Cluster {
 	dir := t.TempDir()
 
 	// Four ports for each node. They are free now; should another process take one meanwhile, Kafka says so.
-	ports := freePorts(t, 4*o.Nodes)
+	ports := freePorts(t, o.NS, 4*o.Nodes)
 	var plain, mtls, sasl, voters []string
 	for i := range o.Nodes {
 		p := ports[4*i:]
@@ -86,13 +92,13 @@ func Start(t testing.TB, o Options) *Cluster {
 		sasl = append(sasl, "127.0.0.1:"+p[2])
 		voters = append(voters, fmt.Sprintf("%d@127.0.0.1:%s", i+1, p[3]))
 	}
-	c := newCluster(plain)
+	c := newCluster(plain, o.NS)
 	if o.Secure {
 		c.MTLS, c.SASL = mtls, sasl
 		c.writeCertificates(t, dir)
 	}
 	for i := range o.Nodes {
-		n := &node{dir: filepath.Join(dir, strconv.Itoa(i+1)), jars: jars}
+		n := &node{dir: filepath.Join(dir, strconv.Itoa(i+1)), jars: jars, ns: o.NS}
 		if err := os.Mkdir(n.dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -119,31 +125,69 @@ func Start(t testing.TB, o Options) *Cluster {
 	return c
 }
 
-func newCluster(addrs []string) *Cluster {
-	return &Cluster{Addrs: addrs, client: &kafka.Client{Addr: kafka.TCP(addrs...), Timeout: 20 * time.Second}}
+func newCluster(addrs []string, ns *lab.NS) *Cluster {
+	client := &kafka.Client{Addr: kafka.TCP(addrs...), Timeout: 20 * time.Second}
+	if ns != nil {
+		client.Transport = &kafka.Transport{Dial: ns.DialContext}
+	}
+	return &Cluster{Addrs: addrs, client: client, ns: ns}
+}
+
+// startIn starts a command in a namespace, or where the test runs if that is nil.
+func startIn(ns *lab.NS, cmd *exec.Cmd) error {
+	if ns != nil {
+		return ns.Start(cmd)
+	}
+	return cmd.Start()
+}
+
+// kcat runs kcat, which must be short, and returns what it writes to standard output; to standard error, as the error.
+func (c *Cluster) kcat(ctx context.Context, stdin io.Reader, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second) // it may wait for ever for a broker that was killed
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "kcat", append([]string{"-b", strings.Join(c.Addrs, ",")}, args...)...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
+	err := startIn(c.ns, cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
+		err = fmt.Errorf("kcat: %w: %s", err, &stderr)
+	}
+	return stdout.Bytes(), err
 }
 
 var fetchOnce = sync.OnceValues(func() (string, error) {
 	_, file, _, _ := runtime.Caller(0)
 	cmd := exec.Command(filepath.Join(filepath.Dir(file), "fetch.sh"))
-	cmd.Stderr = os.Stderr
+	var why bytes.Buffer
+	cmd.Stderr = io.MultiWriter(os.Stderr, &why)
 	out, err := cmd.Output()
-	return strings.TrimSpace(string(out)), err
+	if err != nil {
+		lines := strings.Split(strings.TrimSpace(why.String()), "\n")
+		return "", fmt.Errorf("%w: %s", err, lines[len(lines)-1])
+	}
+	return strings.TrimSpace(string(out)), nil
 })
 
 func fetch(t testing.TB) string {
 	t.Helper()
 	jars, err := fetchOnce()
 	if err != nil {
-		t.Fatalf("fetch Kafka: %v", err)
+		t.Skipf("needs Apache Kafka's jars, java and kcat (make test fetches them on Debian, as root): %v", err)
 	}
 	return jars
 }
 
-func freePorts(t testing.TB, n int) (ports []string) {
+func freePorts(t testing.TB, ns *lab.NS, n int) (ports []string) {
 	t.Helper()
+	listen := net.Listen
+	if ns != nil {
+		listen = ns.Listen
+	}
 	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -251,7 +295,8 @@ func (n *node) start(t testing.TB) {
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		err := cmd.Start()
+		defer runtime.UnlockOSThread() // a thread that ends would take what others have started on it along
+		err := startIn(n.ns, cmd)
 		started <- err
 		if err == nil {
 			_ = cmd.Wait()
@@ -295,12 +340,12 @@ func (c *Cluster) await(t testing.TB) {
 	defer cancel()
 	for _, addr := range c.Addrs {
 		for {
-			out, err := exec.CommandContext(ctx, "kcat", "-L", "-m", "2", "-b", addr).CombinedOutput()
+			out, err := c.kcat(ctx, nil, "-L", "-m", "2", "-b", addr)
 			if err == nil && bytes.Contains(out, fmt.Appendf(nil, " %d brokers:", len(c.Addrs))) {
 				break
 			}
 			if ctx.Err() != nil {
-				t.Fatalf("no answer of %s: %s", addr, out)
+				t.Fatalf("no answer of %s: %s %v", addr, out, err)
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
@@ -323,18 +368,40 @@ func (c *Cluster) CreateTopic(t testing.TB, topic string, partitions, replicatio
 	}
 	c.AwaitISR(t, topic, replication)
 	// A broker names itself the leader shortly before it knows: asking for offsets tells.
-	query := []string{"-Q", "-b", strings.Join(c.Addrs, ",")}
-	for p := range partitions {
-		query = append(query, "-t", fmt.Sprintf("%s:%d:-1", topic, p))
-	}
 	for t.Context().Err() == nil {
-		out, err := exec.CommandContext(t.Context(), "kcat", query...).CombinedOutput()
-		if err == nil && bytes.Count(out, []byte("offset 0")) == partitions {
+		if n, err := c.Messages(t, topic, partitions); err == nil && n == 0 {
 			return
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
 }
+
+// Messages returns how many messages there are on a topic of so many partitions, duplicates included.
+func (c *Cluster) Messages(t testing.TB, topic string, partitions int) (n int, err error) {
+	t.Helper()
+	query := []string{"-Q", "-m", "5"}
+	for p := range partitions {
+		query = append(query, "-t", fmt.Sprintf("%s:%d:-1", topic, p))
+	}
+	out, err := c.kcat(t.Context(), nil, query...)
+	if err != nil {
+		return 0, err
+	}
+	answers := offset.FindAllSubmatch(out, -1)
+	if len(answers) != partitions {
+		return 0, fmt.Errorf("kcat: %s", out)
+	}
+	for _, a := range answers {
+		end, err := strconv.Atoi(string(a[1]))
+		if err != nil {
+			return 0, err
+		}
+		n += end
+	}
+	return n, nil
+}
+
+var offset = regexp.MustCompile(`offset ([0-9]+)`)
 
 // Allow lets a user do something to a topic.
 func (c *Cluster) Allow(t testing.TB, user, topic string, what kafka.ACLOperationType) {
@@ -360,25 +427,36 @@ func (c *Cluster) Allow(t testing.TB, user, topic string, what kafka.ACLOperatio
 // message ("%p %o %k %s": partition, offset, key, value; see kcat(1)).
 func (c *Cluster) Consume(t testing.TB, topic, format string) []byte {
 	t.Helper()
-	var stderr bytes.Buffer
-	cmd := exec.CommandContext(t.Context(), "kcat", "-C", "-q", "-e", "-o", "beginning", "-X", "check.crcs=true",
-		"-b", strings.Join(c.Addrs, ","), "-t", topic, "-f", format+"\n")
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("kcat: %v: %s", err, stderr.Bytes())
+	var out bytes.Buffer
+	if err := c.ConsumeTo(t, topic, format, &out); err != nil {
+		t.Fatal(err)
 	}
-	return out
+	return out.Bytes()
+}
+
+// ConsumeTo is Consume for topics that memory is too dear for, with further options of kcat.
+func (c *Cluster) ConsumeTo(t testing.TB, topic, format string, w io.Writer, options ...string) error {
+	var stderr bytes.Buffer
+	args := []string{"-C", "-q", "-e", "-o", "beginning", "-X", "check.crcs=true",
+		"-b", strings.Join(c.Addrs, ","), "-t", topic, "-f", format + "\n"}
+	cmd := exec.CommandContext(t.Context(), "kcat", append(args, options...)...)
+	cmd.Stdout, cmd.Stderr = w, &stderr
+	err := startIn(c.ns, cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
+		return fmt.Errorf("kcat: %w: %s", err, &stderr)
+	}
+	return nil
 }
 
 // Produce lets kcat write input, one message a line, with further options (-K: the separator of key and value).
 func (c *Cluster) Produce(t testing.TB, topic, input string, options ...string) {
 	t.Helper()
-	args := append([]string{"-P", "-b", strings.Join(c.Addrs, ","), "-t", topic}, options...)
-	cmd := exec.CommandContext(t.Context(), "kcat", args...)
-	cmd.Stdin = strings.NewReader(input)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("kcat: %v: %s", err, out)
+	args := append([]string{"-P", "-t", topic}, options...)
+	if _, err := c.kcat(t.Context(), strings.NewReader(input), args...); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -389,8 +467,7 @@ func (c *Cluster) AwaitISR(t testing.TB, topic string, n int) {
 	defer cancel()
 	isr := regexp.MustCompile(`isrs: ([0-9,]*)`)
 	for {
-		out, err := exec.CommandContext(ctx, "kcat", "-L", "-m", "2", "-b", strings.Join(c.Addrs, ","), "-t", topic).
-			CombinedOutput()
+		out, err := c.kcat(ctx, nil, "-L", "-m", "2", "-t", topic)
 		partitions := isr.FindAllSubmatch(out, -1)
 		if err == nil && len(partitions) > 0 && !slices.ContainsFunc(partitions, func(m [][]byte) bool {
 			return bytes.Count(m[1], []byte(",")) != n-1
@@ -398,7 +475,7 @@ func (c *Cluster) AwaitISR(t testing.TB, topic string, n int) {
 			return
 		}
 		if ctx.Err() != nil {
-			t.Fatalf("not in sync: %s", out)
+			t.Fatalf("not in sync: %s %v", out, err)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
