@@ -14,7 +14,8 @@
 #   burst: FLOWS entries are created, then the whole table is flushed while the consumer listens.
 #   churn: FLOWS entries are created and deleted, RATE a second or as fast as the kernel goes, while it listens.
 # Rows: nobody, drain, drain-nap (1 ms naps), ulogd-json, ulogd-ipfix (Debian packages ulogd2, ulogd2-json), ctlogd-json,
-# ctlogd-ipfix; -o selects some. A COMMAND makes one more row: it runs in a scratch folder, and the lines that it
+# ctlogd-ipfix, ctlogd-kafka and ctlogd-both, which has a file of JSON lines as well (where Kafka's jars are in the cache,
+# see integration/broker/fetch.sh; the broker runs in the namespace, and its CPU time is not counted); -o selects some. A COMMAND makes one more row: it runs in a scratch folder, and the lines that it
 # writes there to standard output and *.json* files are its records. $BENCH_DIR (default /var/tmp) is where the scratch
 # folder is made, so it says which disk is measured.
 #
@@ -34,9 +35,9 @@ work=$(mktemp -d "${BENCH_DIR:-/var/tmp}/ctlogd-bench.XXXXXX") ns=ctlogd-bench-$
 exec 9</proc/sys/net/netfilter/nf_conntrack_max
 flock 9
 max=$(sysctl -n net.netfilter.nf_conntrack_max) buckets=$(sysctl -n net.netfilter.nf_conntrack_buckets)
-pid= sink=
+pid= sink= kafka=
 cleanup() {
-    for p in $pid $sink; do kill -9 "$p" 2>/dev/null || true; done
+    for p in $pid $sink $kafka; do kill -9 "$p" 2>/dev/null || true; done
     ip netns del "$ns" 2>/dev/null || true
     sysctl -qw net.netfilter.nf_conntrack_max="$max" net.netfilter.nf_conntrack_buckets="$buckets" || true
     rm -rf "$work"
@@ -103,6 +104,7 @@ row() {
     pid= sink=
     case $name in
         drain*) records=$(sed -n 's/^events=\([0-9]*\).*/\1/p' "$dir/out/stdout") ;;
+        ctlogd-kafka | ctlogd-both) records=$(in_ns kcat -C -e -q -b 127.0.0.1:9092 -t "$name" -f '\n' | wc -l) ;;
         *-ipfix) records=$(sed -n 's/^records=\([0-9]*\).*/\1/p' "$dir/sink") ;;
         *) records=$(find "$dir/out" -type f \( -name '*.json*' -o -name stdout \) -exec cat {} + | wc -l) ;;
     esac
@@ -131,6 +133,32 @@ END
     row "ctlogd-$1" "$work/ctlogd" run -c "$work/ctlogd-$1.yaml"
 }
 
+# Kafka is there for these rows alone: a fresh one for each run.
+kafka() {
+    if [[ -n $only && $only != *,ctlogd-kafka,* && $only != *,ctlogd-both,* ]]; then return; fi
+    if ! command -v java >/dev/null || ! command -v kcat >/dev/null || [[ -z $jars ]]; then
+        if [[ $run == 1 ]]; then echo "ctlogd-kafka left out: install java and kcat, and run integration/broker/fetch.sh" >&2; fi
+        return
+    fi
+    rm -rf "$work/kafka"
+    (exec ip netns exec "$ns" "$here/kafka.sh" "$work/kafka" 9092 "$jars" >"$work/kafka.log" 2>&1) & kafka=$!
+    local out="brokers: ['127.0.0.1:9092'], create_topic: {partitions: 12, replication: 1}"
+    out="$out, spool: {path: $work/spool}"
+    for _ in $(seq 60); do
+        if in_ns kcat -L -m 1 -b 127.0.0.1:9092 >/dev/null 2>&1; then break; fi
+        sleep 1
+    done
+    for row in kafka both; do
+        rm -rf "$work/spool"
+        ctlogd "$row" "kafka: [{topic: ctlogd-$row, $out}]
+  $([[ $row == kafka ]] || echo "jsonl: [{path: $work/run/ctlogd-both/out/flows.jsonl}]")"
+    done
+    kill -9 "$kafka" 2>/dev/null || true
+    wait "$kafka" 2>/dev/null || true
+    kafka=
+}
+jars=$(find "${XDG_CACHE_HOME:-$HOME/.cache}/ctlogd" -maxdepth 1 -name 'kafka-*' 2>/dev/null | head -n 1)
+
 echo "$n flows, $pattern, median of $runs; $(nproc) CPUs, Linux $(uname -r)"
 for run in $(seq "$runs"); do
     echo "run $run of $runs" >&2
@@ -141,6 +169,7 @@ for run in $(seq "$runs"); do
     ulogd ipfix
     ctlogd json "jsonl: [{path: $work/run/ctlogd-json/out/flows.json}]"
     ctlogd ipfix 'ipfix: [{address: "udp://127.0.0.1:4739"}]'
+    kafka
     for consumer in "$@"; do row "${consumer%%=*}" "${consumer#*=}"; done
 done
 
