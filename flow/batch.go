@@ -8,6 +8,10 @@ import "sync/atomic"
 type Batch struct {
 	Records []Record
 
+	// Since is a time (ns since 1970) before which no flow ended that has a record here or in a later batch, or 0. What
+	// the kernel holds back comes late, and in no order.
+	Since int64
+
 	extras []*[extraChunk]Extra
 	used   int
 	refs   atomic.Int32
@@ -53,6 +57,7 @@ func (b *Batch) Extra(r *Record) *Extra {
 // Reset empties the batch for its next use.
 func (b *Batch) Reset() {
 	b.Records = b.Records[:0]
+	b.Since = 0
 	b.used = 0
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -94,6 +95,8 @@ type Conntrack struct {
 	dropsAt   time.Time // when lastDrops was read
 	rose      time.Time // when lastDrops was last seen to have risen
 	heldSince time.Time // when it first had, of the risings that belong together
+	caught    time.Time // all flows that ended before are read
+	readUntil atomic.Int64
 	aliveAt   time.Time // when Alive was called
 }
 
@@ -110,6 +113,8 @@ func Open(cfg Config, opts Options) (*Conntrack, error) {
 	c := &Conntrack{cfg: cfg, opts: opts, log: opts.Log, sock: sock, wake: -1, block: newBlock(), dropsAt: time.Now(),
 		calls: make(chan func(), 1)}
 	joined := c.dropsAt
+	c.caught = joined
+	c.readUntil.Store(joined.UnixNano())
 	defer func() {
 		if err != nil {
 			_ = sock.abandon() // the keeper of a kept one has it open still
@@ -133,6 +138,11 @@ func Open(cfg Config, opts Options) (*Conntrack, error) {
 	}
 	return c, nil
 }
+
+// ReadUntil returns a time such that all flows that ended before it have been handed over. It lags by the age of a batch,
+// and by what the kernel holds back; when Run has returned it is the time at which no more events were asked for. It may
+// be called from any goroutine.
+func (c *Conntrack) ReadUntil() time.Time { return time.Unix(0, c.readUntil.Load()) }
 
 // FD returns the socket, for somebody to keep for a successor. It is valid until Close.
 func (c *Conntrack) FD() int { return c.sock.fd }
@@ -193,7 +203,8 @@ func (c *Conntrack) Run(ctx context.Context, batch *flow.Batch, emit func(*flow.
 // how many messages were read.
 func (c *Conntrack) round() (n int, now time.Time, busy bool, err error) {
 	c.answer()
-	busy = c.table.turn(time.Now())
+	began := time.Now()
+	busy = c.table.turn(began)
 	if n, err = c.read(); err != nil {
 		return n, now, busy, err
 	}
@@ -207,6 +218,15 @@ func (c *Conntrack) round() (n int, now time.Time, busy bool, err error) {
 	if now.Sub(c.dropsAt) >= dropsEvery {
 		c.countDrops(now)
 		c.recordShed(now, false)
+	}
+	if n < blockSlots && !c.heldBack(now) {
+		c.caught = began
+		if c.dropsAt.Before(began) { // since then, something may be held back
+			c.caught = c.dropsAt
+		}
+		if len(c.batch.Records) == 0 {
+			c.readUntil.Store(c.caught.UnixNano())
+		}
 	}
 	if c.opts.Alive != nil && now.Sub(c.aliveAt) >= aliveEvery {
 		c.aliveAt = now
@@ -259,6 +279,7 @@ func (c *Conntrack) drain() error {
 	var leaveErr error
 	if !c.opts.Handover {
 		leaveErr = c.sock.leaveAll()
+	c.caught = time.Now()
 	}
 	for !c.opts.Handover {
 		n, err := c.read()
@@ -275,6 +296,7 @@ func (c *Conntrack) drain() error {
 	c.flush()
 	return leaveErr
 }
+	c.readUntil.Store(c.caught.UnixNano())
 
 // read reads one block and decodes it, and returns how many messages it held.
 func (c *Conntrack) read() (int, error) {
@@ -330,7 +352,9 @@ func (c *Conntrack) flush() {
 		c.batch = c.emit(c.batch)
 	}
 }
+		c.batch.Since = c.readUntil.Load()
 
+		c.readUntil.Store(c.caught.UnixNano())
 // countDrops reads the kernel's count of drops. Under best-effort delivery what it has grown by is lost, and a gap says
 // so in the batch, from the last look to this one.
 func (c *Conntrack) countDrops(now time.Time) {

@@ -24,9 +24,10 @@ type Gap struct {
 	From, To int64 // ns since 1970
 }
 
-// join makes g cover h as well, if both are of one cause and one output.
+// join makes g cover h as well, if both are of one cause and one output, and nothing lies between them that was not lost.
 func (g *Gap) join(h *Gap) bool {
-	if g.Cause != h.Cause || g.Output != h.Output {
+	apart := int64(gapPause)
+	if g.Cause != h.Cause || g.Output != h.Output || h.From > g.To+apart || g.From > h.To+apart {
 		return false
 	}
 	g.cover(h)

@@ -16,10 +16,6 @@ import (
 const (
 	markName    = "mark.json"
 	markVersion = 1
-
-	// inHand is how long a record may be in the reader's hands before an output's queue has it: the age of a batch, and
-	// a nap.
-	inHand = 100 * time.Millisecond
 )
 
 // Mark is what a process leaves on disk, about once a second, for the one that comes after it: until when it lived, and
@@ -30,7 +26,7 @@ const (
 type Mark struct {
 	Version int          `json:"version"`
 	BootID  string       `json:"boot_id"` // tells a restart of ctlogd from one of the machine
-	Time    int64        `json:"time"`    // ns since 1970
+	Time    int64        `json:"time"`    // ns since 1970; where Clean, when the process left the events
 	Clean   bool         `json:"clean"`   // the process ended in order: what it had read is delivered, or in a gap
 	Outputs []OutputMark `json:"outputs"`
 }
@@ -39,19 +35,22 @@ type Mark struct {
 type OutputMark struct {
 	Name string `json:"name"`
 
-	// Safe is the time before which every record read is delivered, in the spool, or in a gap.
+	// Safe is a time such that each flow that ended before it is delivered, in the spool, or in a gap.
 	Safe int64 `json:"safe"`
 
 	// Gaps are those that the output has not taken yet.
 	Gaps []Gap `json:"gaps,omitempty"`
 }
 
-// NewMark returns the mark of this moment. clean says that the pipeline is closed.
-func (p *Pipeline) NewMark(bootID string, clean bool) Mark {
-	now := time.Now()
-	m := Mark{Version: markVersion, BootID: bootID, Time: now.UnixNano(), Clean: clean}
+// NewMark returns the mark of this moment. All flows that ended before read have been ingested; it is taken before the
+// call. clean says that the pipeline is closed, and that after read no events were taken from the kernel.
+func (p *Pipeline) NewMark(bootID string, read time.Time, clean bool) Mark {
+	m := Mark{Version: markVersion, BootID: bootID, Time: time.Now().UnixNano(), Clean: clean}
+	if clean {
+		m.Time = read.UnixNano()
+	}
 	for _, q := range p.Queues() {
-		m.Outputs = append(m.Outputs, OutputMark{Name: q.name, Safe: q.safe(now), Gaps: q.Unrecorded()})
+		m.Outputs = append(m.Outputs, OutputMark{Name: q.name, Safe: q.safe(read), Gaps: q.Unrecorded()})
 	}
 	return m
 }

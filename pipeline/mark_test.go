@@ -91,10 +91,10 @@ func TestMarkIsSafe(t *testing.T) {
 			return len(recs), nil
 		}}, nil, 0, zap.NewNop())
 		p := New(nil, []*Queue{q})
-		safe := func() int64 { return p.NewMark("", false).Outputs[0].Safe }
-		idle := func() int64 { return time.Now().Add(-inHand).UnixNano() }
-		if got := safe(); got != idle() {
-			t.Errorf("empty queue: safe until %d, want %d", got, idle())
+		const read = 5000
+		safe := func() int64 { return p.NewMark("", time.Unix(0, read), false).Outputs[0].Safe }
+		if got := safe(); got != read {
+			t.Errorf("empty queue: safe until %d, want %d", got, read)
 		}
 		send(p, 1000, 5)
 		if got := safe(); got != 1000 {
@@ -113,9 +113,28 @@ func TestMarkIsSafe(t *testing.T) {
 		}
 		hold <- struct{}{}
 		synctest.Wait()
-		if got := safe(); got != idle() {
-			t.Errorf("delivered: safe until %d, want %d", got, idle())
+		if got := safe(); got != read {
+			t.Errorf("delivered: safe until %d, want %d", got, read)
+		}
+		// The kernel has held them back: they came late, and are older than others that came before.
+		for _, n := range []int{5, batchRecords} { // in a batch of its size, and not
+			b := p.Batch()
+			b.Since = 700
+			for range n {
+				r := b.Next()
+				r.Event, r.Received = flow.EventDestroy, 3000
+			}
+			p.Ingest(b)
+			synctest.Wait()
+			if got := safe(); got != 700 {
+				t.Errorf("held back: safe until %d, want 700", got)
+			}
+			hold <- struct{}{}
+			synctest.Wait()
 		}
 		p.Close(t.Context())
+		if got := p.NewMark("", time.Unix(0, read), true).Time; got != read {
+			t.Errorf("ended in order: the mark is of %d, want %d, when no more events came", got, read)
+		}
 	})
 }

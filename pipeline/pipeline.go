@@ -75,6 +75,7 @@ func (p *Pipeline) Ingest(b *flow.Batch) *flow.Batch {
 		// spent on room: the few records move into a batch of their size, and the large one is filled again.
 		offered = p.pool.get(smallBatch)
 		offered.Append(b.Records)
+		offered.Since = b.Since
 		b.Reset()
 	}
 	offered.Hold(1)

@@ -60,7 +60,7 @@ type Queue struct {
 	room    int    // of the batches here and in the worker's hands
 	losses  losses // not on record yet
 	failing error  // the last Write's error, until one succeeds
-	inWrite int64  // when the oldest record in the worker's hands was read; 0 if it has none
+	inWrite int64  // since of what is in the worker's hands; 0 if that is nothing
 	closed  bool
 	ready   chan struct{} // holds a token when there is something for the worker to see
 
@@ -72,6 +72,7 @@ type Queue struct {
 	// The worker's own.
 	taken  []*flow.Batch
 	recs   []*flow.Record
+	failed bool // the last Write has failed
 	errLog throttle
 
 	dropLog throttle // the reader's own
@@ -125,8 +126,9 @@ func (q *Queue) Lose(g Gap) {
 	q.wakeUp()
 }
 
-// safe returns the time before which every record read has left the queue, delivered or lost in a gap.
-func (q *Queue) safe(now time.Time) int64 {
+// safe returns a time such that each flow that ended before it, and before read, has left the queue: delivered, on disk,
+// or lost in a gap. read is the time before which all ends have been read.
+func (q *Queue) safe(read time.Time) int64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.inWrite != 0 {
@@ -136,9 +138,17 @@ func (q *Queue) safe(now time.Time) int64 {
 		return q.spill.moving
 	}
 	if len(q.batches) > 0 {
-		return q.batches[0].Records[0].Received
+		return since(q.batches[0])
 	}
-	return now.Add(-inHand).UnixNano()
+	return read.UnixNano()
+}
+
+// since returns the time before which no flow ended that has a record in b or in a later batch.
+func since(b *flow.Batch) int64 {
+	if b.Since == 0 {
+		return b.Records[0].Received
+	}
+	return min(b.Since, b.Records[0].Received)
 }
 
 // Unrecorded returns the gaps that wait to be put on record.
@@ -256,7 +266,7 @@ func (q *Queue) take() bool {
 		clear(q.batches[rest:])
 		q.batches = q.batches[:rest]
 		if n > 0 {
-			q.inWrite = q.taken[len(q.taken)-n].Records[0].Received
+			q.inWrite = since(q.taken[len(q.taken)-n])
 		}
 		closed := q.closed
 		q.mu.Unlock()
@@ -405,7 +415,7 @@ func (q *Queue) handle() {
 	if filtered > 0 {
 		q.Stats.Filtered.Add(uint64(filtered))
 	}
-	left := q.deliver(q.recs)
+	left := q.deliver(q.recs, true)
 	if len(left) > 0 {
 		q.leave(left)
 	}
@@ -414,15 +424,17 @@ func (q *Queue) handle() {
 }
 
 // deliver writes recs, trying again with backoff until they are delivered or the queue is aborted, and returns what was
-// not delivered.
-func (q *Queue) deliver(recs []*flow.Record) (left []*flow.Record) {
+// not delivered. Records from memory go to the spool, if there is one, rather than wait here: from there a process that
+// is killed does not take them with it.
+func (q *Queue) deliver(recs []*flow.Record, fromMemory bool) (left []*flow.Record) {
 	retry := firstRetry
 	for len(recs) > 0 {
 		n, err := q.out.Write(q.ctx, recs)
 		q.Stats.Written.Add(uint64(n))
 		recs = recs[n:]
 		if err == nil {
-			if retry != firstRetry {
+			if q.failed {
+				q.failed = false
 				q.log.Info("output accepts records again")
 				q.setFailing(nil)
 			}
@@ -436,9 +448,17 @@ func (q *Queue) deliver(recs []*flow.Record) (left []*flow.Record) {
 			recs = q.reject(recs, refused)
 			continue
 		}
+		// First, so that what waits behind these records is not moved before them.
+		if fromMemory && q.spill != nil && q.appendSpool(recs) {
+			recs = nil
+		}
+		q.failed = true
 		q.setFailing(err)
 		if times, ok := q.errLog.add(1); ok {
 			q.log.Error("write to output", zap.Error(err), zap.Uint64("errors", times))
+		}
+		if len(recs) == 0 {
+			return nil
 		}
 		if n > 0 {
 			retry = firstRetry

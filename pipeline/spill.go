@@ -16,14 +16,14 @@ const spoolAgain = time.Second
 // own moves what waits in memory to the disk, oldest first, and the worker reads the disk before the memory: the order
 // holds. So an output that hangs in a write, with its worker, does not keep records from the disk.
 //
-// What the worker has taken from memory when the output begins to fail stays in its hands; when ctlogd ends, it follows
-// in the spool behind what came later.
+// What the worker has taken from memory when the output begins to fail it puts into the spool itself. As long as the spool
+// takes nothing, that stays in its hands, and when ctlogd ends, it follows behind what came later.
 type spill struct {
 	spool *spool.Spool
 	ready chan struct{} // holds a token when there is something to see
 
 	// The queue's lock guards these.
-	moving int64     // when the oldest record on its way to the disk was read; 0 if there is none
+	moving int64     // since of what is on its way to the disk; 0 if that is nothing
 	err    error     // of the last Append, nil once one succeeds
 	again  time.Time // when to try again behind err
 
@@ -79,7 +79,7 @@ func (q *Queue) deliverSpool() {
 	for i := range s.batch.Records {
 		s.recs = append(s.recs, &s.batch.Records[i])
 	}
-	left := q.deliver(s.recs)
+	left := q.deliver(s.recs, false)
 	if done := len(s.recs) - len(left); done > 0 {
 		if err := s.spool.Commit(done); err != nil {
 			q.log.Error("spool: what is delivered may be delivered again", zap.Error(err))
@@ -145,7 +145,7 @@ func (q *Queue) moveOne() {
 	// They stay at the head of the queue while they are written: the worker, which would take them, does not take from
 	// memory as long as something is on its way to the disk.
 	batches := q.batches[:n:n]
-	s.moving = batches[0].Records[0].Received
+	s.moving = since(batches[0])
 	q.mu.Unlock()
 
 	filter := *q.filter.Load()

@@ -165,6 +165,32 @@ func TestSpillKeepsOrder(t *testing.T) {
 	}
 }
 
+// TestSpillFromTheWorker breaks the output while the worker is at the last records there are: they do not wait in its
+// hands, where a process that is killed would lose them.
+func TestSpillFromTheWorker(t *testing.T) {
+	out := newSwitched(true)
+	q := NewQueue(out, nil, 0, zap.NewNop())
+	q.Spill(openSpool(t, t.TempDir(), 0))
+	p := New(nil, []*Queue{q})
+	p.Start()
+	next := send(p, 0, 7)
+	eventually(t, "the records are on the disk", func() bool {
+		n, _ := q.Spool().Len()
+		return n == 7 && q.Stats.Depth.Load() == 0
+	})
+	if got := p.NewMark("", time.Unix(0, 5000), false).Outputs[0].Safe; got != 5000 {
+		t.Errorf("safe until %d, want 5000: nothing is in memory", got)
+	}
+	out.broken.Store(false)
+	eventually(t, "everything is delivered", func() bool { return len(out.got()) >= int(next) })
+	eventually(t, "the queue knows that the output works", func() bool {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return q.failing == nil
+	})
+	p.Close(t.Context())
+}
+
 // TestSpillBesideAHangingOutput has the output hang in one write: what comes meanwhile goes to the disk, nothing is lost.
 func TestSpillBesideAHangingOutput(t *testing.T) {
 	hold := make(chan struct{})

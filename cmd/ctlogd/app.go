@@ -43,7 +43,7 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 	a.pipeline.Start()
 	marking, stopMarking := context.WithCancel(context.Background())
 	var background sync.WaitGroup
-	background.Go(func() { st.keep(marking, a.pipeline) })
+	background.Go(func() { st.keep(marking, a.pipeline, a.reader.ReadUntil) })
 	background.Go(func() { logChecks(marking, cfg, log.Named("check")) }) // an output's check may wait for its destination
 	stopReloading := a.reloadOnHangup(ctx)
 	stopOpening := a.openOnRequest()
@@ -62,7 +62,7 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 	a.close(cfg.ShutdownTimeout)
 	stopMarking()
 	background.Wait()
-	st.finish(a.pipeline)
+	st.finish(a.pipeline, a.reader.ReadUntil())
 	a.report(time.Since(started))
 	return err
 }

@@ -62,7 +62,7 @@ func (s *state) restore(queues []*pipeline.Queue, kept bool) {
 }
 
 // keep writes the pipeline's mark until ctx ends. A mark that cannot be written is told once, until one can.
-func (s *state) keep(ctx context.Context, p *pipeline.Pipeline) {
+func (s *state) keep(ctx context.Context, p *pipeline.Pipeline, read func() time.Time) {
 	if s == nil {
 		return
 	}
@@ -70,7 +70,7 @@ func (s *state) keep(ctx context.Context, p *pipeline.Pipeline) {
 	defer tick.Stop()
 	failing := false
 	for {
-		m := p.NewMark(s.bootID, false)
+		m := p.NewMark(s.bootID, read(), false)
 		err := m.Save(s.dir)
 		if err != nil && !failing {
 			s.log.Error("a crash now would make a longer gap than it need be", zap.Error(err))
@@ -85,11 +85,11 @@ func (s *state) keep(ctx context.Context, p *pipeline.Pipeline) {
 }
 
 // finish writes the last mark of a process that ends in order, after the pipeline is closed.
-func (s *state) finish(p *pipeline.Pipeline) {
+func (s *state) finish(p *pipeline.Pipeline, read time.Time) {
 	if s == nil {
 		return
 	}
-	m := p.NewMark(s.bootID, true)
+	m := p.NewMark(s.bootID, read, true)
 	if err := m.Save(s.dir); err != nil {
 		s.log.Error("the next process will take this end for a crash", zap.Error(err))
 	}

@@ -35,7 +35,8 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// span is a stretch of time that contains the receipt of some records, in ns since 1970; zero if there are none.
+// span is a stretch of time that contains the times and the receipt of some records, in ns since 1970; zero if there are
+// none.
 type span struct{ from, to int64 }
 
 func (s *span) add(o span) {

@@ -361,10 +361,8 @@ func (s *Spool) encode(recs []*flow.Record) (n int, times span) {
 			continue
 		}
 		s.buf = flow.AppendBinary(s.buf, r)
-		if n == 0 {
-			times = span{r.Received, r.Received}
-		}
-		times.from, times.to = min(times.from, r.Received), max(times.to, r.Received)
+		at, _ := r.Time() // before its receipt, by seconds if the kernel has held it back
+		times.add(span{min(at, r.Received), max(at, r.Received)})
 		n++
 	}
 	return n, times

@@ -168,7 +168,7 @@ func TestOrder(t *testing.T) {
 			if n, bytes := s.Len(); n != 1000 || bytes < 50000 {
 				t.Errorf("Len: %d records, %d bytes", n, bytes)
 			}
-			if got, want := s.Oldest(), time.Unix(0, t0); !got.Equal(want) {
+			if got, want := s.Oldest(), time.Unix(0, t0-5); !got.Equal(want) {
 				t.Errorf("Oldest: %v, want %v", got, want)
 			}
 			diffItems(t, serials(0, 1000), drain(t, s, per))
@@ -348,7 +348,7 @@ func TestDropNewest(t *testing.T) {
 			t.Fatal(err)
 		}
 		if lost != (Loss{}) {
-			want := Loss{flow.CauseSpoolFull, t0 + int64(taken)*1e9, t0 + int64(taken+9)*1e9, 10, true}
+			want := Loss{flow.CauseSpoolFull, t0 + int64(taken)*1e9 - 5, t0 + int64(taken+9)*1e9, 10, true}
 			if lost != want {
 				t.Fatalf("lost %+v, want %+v", lost, want)
 			}
@@ -375,7 +375,7 @@ func TestDropNewest(t *testing.T) {
 	}
 	appendAll(t, s, taken+25, taken+30, 5) // there is room again
 	want := append(serials(taken/2, taken),
-		item{Gap: Loss{flow.CauseSpoolFull, t0 + int64(taken)*1e9, t0 + int64(taken+24)*1e9, 25, true}})
+		item{Gap: Loss{flow.CauseSpoolFull, t0 + int64(taken)*1e9 - 5, t0 + int64(taken+24)*1e9, 25, true}})
 	diffItems(t, append(want, serials(taken+25, taken+30)...), drain(t, s, 100))
 }
 
@@ -523,8 +523,8 @@ func TestTornTail(t *testing.T) {
 		switch at := cut - ends[whole]; {
 		case at <= 0:
 		case at >= frameHeader:
-			from := t0 + int64(5*whole)*1e9
-			want = append(want, item{Gap: Loss{flow.CauseCrash, from, from + 4e9, 5, true}})
+			from := t0 + int64(5*whole)*1e9 - 5 // when the first flow ended
+			want = append(want, item{Gap: Loss{flow.CauseCrash, from, from + 5 + 4e9, 5, true}})
 		default:
 			want = append(want, item{Gap: Loss{Cause: flow.CauseCrash}})
 		}
