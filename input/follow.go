@@ -100,6 +100,7 @@ type follower struct {
 	untracked uint64
 
 	gone    []gone // oldest first
+	told    int    // of gone, from its begin
 	flushed time.Time
 
 	flows   [pageSlots]flow.Record
@@ -367,6 +368,10 @@ func (f *follower) lost(slot uint32, start, now int64) {
 		if start > p.asked && start < now {
 			before = start
 		}
+		if len(f.gone) == cap(f.gone) && f.told >= len(f.gone)/2 {
+			f.gone = f.gone[:copy(f.gone, f.gone[f.told:])]
+			f.told = 0
+		}
 		f.gone = append(f.gone, gone{slot, p.asked, before, now})
 	}
 }
@@ -392,7 +397,7 @@ func (f *follower) turn(now, emptied time.Time) (wantDump, more bool) {
 	}
 	asked := 0
 	for f.page < len(f.store.pages) && f.err == nil && (f.hurry || !now.Before(f.pageDue())) {
-		if len(f.gone) >= maxGone {
+		if f.waiting() >= maxGone {
 			return false, more
 		}
 		if asked == pagesEvery {
@@ -407,7 +412,7 @@ func (f *follower) turn(now, emptied time.Time) (wantDump, more bool) {
 
 // roundEnds begins the next round when it is time, or asks for the dump that begins it.
 func (f *follower) roundEnds(now time.Time) (wantDump bool) {
-	if f.index.n == 0 && len(f.gone) == 0 && len(f.store.pages) > 0 {
+	if f.index.n == 0 && f.waiting() == 0 && len(f.store.pages) > 0 {
 		f.page = 0
 		if err := f.store.reset(); err != nil {
 			f.fail(err)
@@ -447,7 +452,7 @@ func (f *follower) mark() {
 			asked = min(asked, p.asked)
 		}
 	}
-	for _, g := range f.gone {
+	for _, g := range f.gone[f.told:] {
 		asked = min(asked, g.after)
 	}
 	if len(f.store.pages) > 0 {
@@ -478,8 +483,8 @@ func (f *follower) due(now time.Time) time.Duration {
 	if f.page < len(f.store.pages) && !f.dumping {
 		wait = max(f.pageDue().Sub(now), pagesWait)
 	}
-	if len(f.gone) > 0 {
-		wait = min(wait, time.Unix(0, f.gone[0].noticed).Add(goneFor).Sub(now))
+	if f.waiting() > 0 {
+		wait = min(wait, time.Unix(0, f.gone[f.told].noticed).Add(goneFor).Sub(now))
 	}
 	return max(wait, 0)
 }
@@ -538,20 +543,24 @@ func (f *follower) askPage(now time.Time) (asked bool) {
 // infer writes the records of flows that have been gone for long enough; more says that others have, too.
 func (f *follower) infer(now, emptied time.Time) (more bool) {
 	for i := range inferEvery {
-		if len(f.gone) == 0 {
+		if f.told == len(f.gone) {
+			f.gone, f.told = f.gone[:0], 0
 			break
 		}
-		g := f.gone[0]
+		g := f.gone[f.told]
 		noticed := time.Unix(0, g.noticed)
 		if now.Sub(noticed) < goneFor || emptied.Before(noticed) {
 			break
 		}
-		f.gone = f.gone[1:]
+		f.told++
 		f.end(g, now)
 		more = i == inferEvery-1
 	}
 	return more
 }
+
+// waiting returns how many flows are gone whose record is due.
+func (f *follower) waiting() int { return len(f.gone) - f.told }
 
 // end writes the record of a flow that is gone, unless its DESTROY came after all.
 func (f *follower) end(g gone, now time.Time) {
@@ -609,7 +618,7 @@ func (f *follower) fail(err error) {
 	f.stats.Untracked.Add(lost)
 	f.gap(time.Now().UnixNano(), 0, lost, true)
 	f.index.close()
-	f.gone = nil
+	f.gone, f.told = nil, 0
 	f.count()
 }
 
@@ -617,10 +626,10 @@ func (f *follower) fail(err error) {
 // are left to a successor.
 func (f *follower) finish(now time.Time, last bool) {
 	if f.err == nil && last {
-		for _, g := range f.gone {
+		for _, g := range f.gone[f.told:] {
 			f.end(g, now)
 		}
-		f.gone = nil
+		f.gone, f.told = nil, 0
 	}
 	if f.err == nil {
 		f.mark()

@@ -512,7 +512,8 @@ func TestFollowDiskFails(t *testing.T) {
 	l.dump(true)
 	l.store.file.Close()
 	l.wait(2 * time.Minute)
-	want := []flow.Record{{Event: flow.EventGap, Extra: &flow.Extra{Gap: flow.Gap{Cause: flow.CauseUntracked, Lost: 70, LostKnown: true}}}}
+	want := []flow.Record{{Event: flow.EventGap,
+		Extra: &flow.Extra{Gap: flow.Gap{Cause: flow.CauseUntracked, Lost: 70, LostKnown: true}}}}
 	for i := range l.recs {
 		l.recs[i].Start = 0
 	}
