@@ -82,6 +82,7 @@ func changed(want, got Config) (keys []string) {
 	note("follow_interval", want.FollowInterval != got.FollowInterval)
 	note("reconcile", want.Reconcile != got.Reconcile)
 	note("interim", want.Interim != got.Interim)
+	note("open_at_shutdown", want.OpenAtShutdown != got.OpenAtShutdown)
 	note("table_guard", *want.TableGuard != *got.TableGuard)
 	return keys
 }
