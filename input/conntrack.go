@@ -277,9 +277,9 @@ func (c *Conntrack) drain() error {
 		c.gap(now, c.heldSince, now, flow.Gap{Cause: flow.CauseDowntime})
 	}
 	var leaveErr error
+	c.caught = time.Now()
 	if !c.opts.Handover {
 		leaveErr = c.sock.leaveAll()
-	c.caught = time.Now()
 	}
 	for !c.opts.Handover {
 		n, err := c.read()
@@ -294,9 +294,9 @@ func (c *Conntrack) drain() error {
 	c.recordShed(time.Now(), true)
 	c.table.finish(time.Now(), !c.opts.Handover)
 	c.flush()
+	c.readUntil.Store(c.caught.UnixNano())
 	return leaveErr
 }
-	c.readUntil.Store(c.caught.UnixNano())
 
 // read reads one block and decodes it, and returns how many messages it held.
 func (c *Conntrack) read() (int, error) {
@@ -349,12 +349,12 @@ func (c *Conntrack) read() (int, error) {
 
 func (c *Conntrack) flush() {
 	if len(c.batch.Records) > 0 {
+		c.batch.Since = c.readUntil.Load()
 		c.batch = c.emit(c.batch)
+		c.readUntil.Store(c.caught.UnixNano())
 	}
 }
-		c.batch.Since = c.readUntil.Load()
 
-		c.readUntil.Store(c.caught.UnixNano())
 // countDrops reads the kernel's count of drops. Under best-effort delivery what it has grown by is lost, and a gap says
 // so in the batch, from the last look to this one.
 func (c *Conntrack) countDrops(now time.Time) {
