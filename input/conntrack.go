@@ -242,8 +242,10 @@ func (c *Conntrack) wait(now time.Time) error {
 		timeout = min(timeout, max(batchAge-now.Sub(c.oldest), 0))
 	}
 	fds := [...]unix.PollFd{{Fd: int32(c.sock.fd), Events: unix.POLLIN}, {Fd: int32(c.wake), Events: unix.POLLIN}}
+	c.guard.waits(now)
 	// Rounded up, so that the wait for a due batch does not end just before it is due.
 	_, err := unix.Poll(fds[:], int((timeout+time.Millisecond-1)/time.Millisecond))
+	c.guard.works()
 	if err != nil && err != unix.EINTR {
 		return fmt.Errorf("wait for conntrack events: %w", err)
 	}
@@ -304,6 +306,7 @@ func (c *Conntrack) read() (int, error) {
 	if n == 0 || err != nil {
 		return n, err
 	}
+	c.guard.alert()
 	now := time.Now()
 	received := now.UnixNano()
 	if len(c.batch.Records) == 0 {

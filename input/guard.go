@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	// guardIdle is how often the guard looks at the socket; guardBusy is how often while the socket fills.
+	// guardIdle is how often the guard looks at the socket while events come; guardBusy is how often while it fills.
 	guardIdle = 500 * time.Millisecond
 	guardBusy = 10 * time.Millisecond
 
@@ -84,6 +84,13 @@ type guard struct {
 	untold    uint64
 	blind     bool // the table cannot be read, which was said
 
+	// While the reader waits for events, the guard need not look: it is woken at the first, before anything can hold the
+	// reader up. waiting and dormant are set in opposite order of being read, so that one side sees the other.
+	waiting  atomic.Bool    // the reader waits
+	dormant  atomic.Bool    // the guard wants to be woken
+	wake     chan time.Time // tells when the reader began to wait
+	waitedAt time.Time      // the reader's own
+
 	members sync.Mutex // held by who changes sock's groups or filter, or sheds
 
 	due atomic.Bool // gap is for the reader to take
@@ -102,7 +109,8 @@ type guardGap struct {
 
 // newGuard prepares everything that shedding needs: it must not fail for want of memory or descriptors then.
 func newGuard(sock *socket, mark int, in interest, stats *Stats, log *zap.Logger) (g *guard, err error) {
-	g = &guard{sock: sock, mark: mark, stats: stats, log: log, barrier: -1, looked: time.Now()}
+	g = &guard{sock: sock, mark: mark, stats: stats, log: log, barrier: -1, looked: time.Now(),
+		wake: make(chan time.Time, 1)}
 	defer func() {
 		if err != nil {
 			g.close()
@@ -168,7 +176,55 @@ func (g *guard) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
-			timer.Reset(g.look(time.Now()))
+		}
+		again := g.look(time.Now())
+		if again == guardIdle && g.calm() {
+			g.dormant.Store(true)
+			if g.waiting.Load() {
+				select {
+				case <-ctx.Done():
+					return
+				case g.looked = <-g.wake: // nothing was held back then: the socket was empty
+				}
+			}
+			g.dormant.Store(false)
+			select {
+			case <-g.wake: // too late
+			default:
+			}
+		}
+		timer.Reset(again)
+	}
+}
+
+// calm reports whether nothing is under way that only the guard would bring to its end.
+func (g *guard) calm() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.heldSince.IsZero() && g.untold == 0 && (!g.gap.any || g.due.Load())
+}
+
+// waits is called by the reader before it waits for events; the socket is empty. The guard may be nil.
+func (g *guard) waits(now time.Time) {
+	if g != nil {
+		g.waitedAt = now
+		g.waiting.Store(true)
+	}
+}
+
+// works is called by the reader after it has waited. The guard may be nil.
+func (g *guard) works() {
+	if g != nil {
+		g.waiting.Store(false)
+	}
+}
+
+// alert is called by the reader when it has read something. The guard may be nil.
+func (g *guard) alert() {
+	if g != nil && g.dormant.Load() {
+		select {
+		case g.wake <- g.waitedAt:
+		default:
 		}
 	}
 }
@@ -224,8 +280,8 @@ func (g *guard) look(now time.Time) time.Duration {
 	return guardBusy
 }
 
-// openTable opens what tells of the table. The files stay those of the network namespace in which they were opened. They
-// are not there before the module nf_conntrack is, which may be loaded because of our socket, a moment after.
+// openTable opens what tells of the table. The files stay those of the network namespace in which they were opened.
+// They are not there before the module nf_conntrack is, which may be loaded because of our socket, a moment after.
 func (g *guard) openTable() (err error) {
 	if g.max != nil {
 		return nil

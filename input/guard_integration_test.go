@@ -3,10 +3,13 @@
 package input
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"os/signal"
 	"strconv"
 	"syscall"
 	"testing"
@@ -63,13 +66,9 @@ func newGuarded(t *testing.T, mark int) *guarded {
 		t.Skip("needs root: network namespaces and conntrack events")
 	}
 	smallTable(t)
-	ns, err := lab.New("guard")
-	must(t, err)
-	t.Cleanup(func() { ns.Close() })
-	for _, key := range []string{"timestamp", "events"} {
-		must(t, ns.Sysctl("net.netfilter.nf_conntrack_"+key, "1"))
-	}
+	ns := newFloodNS(t)
 	g := &guarded{ns: ns, stuck: make(chan struct{}), release: make(chan struct{}), ends: map[int]int{}}
+	var err error
 	g.flood, err = ns.NewFlood()
 	must(t, err)
 	t.Cleanup(func() { _ = g.flood.Flush(); g.flood.Close() })
@@ -89,6 +88,17 @@ func newGuarded(t *testing.T, mark int) *guarded {
 		must(t, g.Close())
 	}
 	return g
+}
+
+func newFloodNS(t *testing.T) *lab.NS {
+	t.Helper()
+	ns, err := lab.New("guard")
+	must(t, err)
+	t.Cleanup(func() { ns.Close() })
+	for _, key := range []string{"timestamp", "events"} {
+		must(t, ns.Sysctl("net.netfilter.nf_conntrack_"+key, "1"))
+	}
+	return ns
 }
 
 func (g *guarded) emit(b *flow.Batch) *flow.Batch {
@@ -175,20 +185,134 @@ func TestGuardKeepsTheTableOpen(t *testing.T) {
 // Ends go on to come, at 20,000 a second, while the guard sheds: what it counts is exact all the same.
 func TestGuardCountsExactlyUnderChurn(t *testing.T) {
 	const dead, churn, step = 46_000, 60_000, 100
-	g := newGuarded(t, 80)
+	g := newGuarded(t, 60)
 	from := g.fill(t, dead)
+	g.settle(t, guardTable*60/100)
 	next := time.Now()
 	for i := dead; i < dead+churn; i += step {
 		must(t, g.flood.Churn(i, i+step))
 		next = next.Add(step * time.Second / 20_000)
 		time.Sleep(time.Until(next))
 	}
-	t.Logf("slices: %d; ends given up: %d; table: %d", g.Stats.GuardSheds.Load(), g.Stats.GuardLost.Load(), g.tableCount(t))
+	t.Logf("slices: %d; ends given up: %d; table: %d", g.Stats.GuardSheds.Load(), g.Stats.GuardLost.Load(),
+		g.tableCount(t))
 	close(g.release)
 	g.settle(t, 0)
 	to := time.Now()
 	g.stop()
 	g.ledger(t, dead+churn, from, to)
+}
+
+// A process that gets next to no CPU guards the table nevertheless.
+func TestGuardStarvedOfCPU(t *testing.T) {
+	const dead, fresh = 49_000, 20_000
+	if os.Getenv("CTLOGD_TEST_STARVED") != "" {
+		runStarved(dead)
+		return
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: network namespaces, cgroups and conntrack events")
+	}
+	smallTable(t)
+	g := &guarded{ns: newFloodNS(t)}
+	var err error
+	g.flood, err = g.ns.NewFlood()
+	must(t, err)
+	t.Cleanup(func() { _ = g.flood.Flush(); g.flood.Close() })
+
+	cmd := exec.Command(os.Args[0], "-test.run=^TestGuardStarvedOfCPU$")
+	cmd.Env = append(os.Environ(), "CTLOGD_TEST_STARVED=1")
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, os.Stderr
+	must(t, g.ns.Start(cmd))
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	for deadline := time.Now().Add(time.Minute); !lab.Listens(cmd.Process.Pid, lab.GroupDestroy); {
+		if time.Now().After(deadline) {
+			t.Fatal("the reader does not come to listen")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	feed := starve(t, cmd.Process.Pid)
+	must(t, g.flood.Create(0, dead))
+	must(t, g.flood.Delete(0, dead))
+	g.settle(t, guardTable*90/100)
+	in := g.connect(t, 100_000, 100_000+fresh)
+	if in != fresh {
+		t.Errorf("of %d new connections %d got in", fresh, in)
+	}
+	feed()
+	g.settle(t, in)
+	must(t, cmd.Process.Signal(unix.SIGTERM))
+	must(t, cmd.Wait())
+	var missing, again, inexact int
+	var lost, sheds uint64
+	if _, err := fmt.Fscan(&out, &missing, &again, &lost, &inexact, &sheds); err != nil {
+		t.Fatalf("%v: %s", err, &out)
+	}
+	t.Logf("new connections: %d of %d; of %d ends %d are missing, %d were read twice; %d slices", in, fresh, dead,
+		missing, again, sheds)
+	if uint64(missing) != lost || inexact > 0 || lost == 0 {
+		t.Errorf("%d ends are missing, and the gaps say %d (%d of them not known)", missing, lost, inexact)
+	}
+}
+
+// runStarved is the reader that gets no CPU. It reads until it is told to end, and writes down what it has read of the
+// flows 0 <= i < n.
+func runStarved(n int) {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	closed := make(chan struct{})
+	close(closed)
+	g := &guarded{stuck: closed, release: closed, ends: map[int]int{}}
+	cfg := Config{ReceiveBuffer: minBuffer}
+	cfg.Defaults()
+	var err error
+	if g.Conntrack, err = Open(cfg, Options{}); err == nil {
+		err = g.Run(ctx, flow.NewBatch(256, nil), g.emit)
+	}
+	if err != nil {
+		panic(err)
+	}
+	missing, again, inexact, lost := 0, 0, 0, uint64(0)
+	for i := range n {
+		if k := g.ends[i]; k == 0 {
+			missing++
+		} else {
+			again += k - 1
+		}
+	}
+	for _, l := range g.lost {
+		lost += l.Lost
+		if !l.LostKnown {
+			inexact++
+		}
+	}
+	fmt.Println(missing, again, lost, inexact, g.Stats.GuardSheds.Load())
+}
+
+// starve gives a process 1 ms of CPU in 100, until feed is called.
+func starve(t *testing.T, pid int) (feed func()) {
+	t.Helper()
+	name := fmt.Sprintf("ctlogd-test-%d", os.Getpid())
+	write := func(file, text string) error { return os.WriteFile(file, []byte(text), 0) }
+	for _, v := range []struct{ root, limit, low, high string }{
+		{"/sys/fs/cgroup/cpu", "cpu.cfs_quota_us", "1000", "-1"}, // version 1, with a period of 100 ms by default
+		{"/sys/fs/cgroup", "cpu.max", "1000 100000", "max"},
+	} {
+		dir := v.root + "/" + name
+		if os.Mkdir(dir, 0o755) != nil {
+			continue
+		}
+		t.Cleanup(func() {
+			_ = write(v.root+"/cgroup.procs", fmt.Sprint(pid))
+			_ = os.Remove(dir)
+		})
+		if write(dir+"/"+v.limit, v.low) == nil && write(dir+"/cgroup.procs", fmt.Sprint(pid)) == nil {
+			return func() { must(t, write(dir+"/"+v.limit, v.high)) }
+		}
+	}
+	t.Skip("needs a cgroup with a limit of CPU")
+	return nil
 }
 
 // Without the guard new connections fail: the test of the guard tests something.

@@ -245,10 +245,12 @@ func becomeSystemd(encoded string) error {
 	if err != nil {
 		return err
 	}
-	if out, err := exec.Command("systemd-sysusers", "--root="+root, "ctlogd.conf").CombinedOutput(); err != nil {
+	out, err := exec.Command("systemd-sysusers", "--root="+root, "ctlogd.conf").CombinedOutput()
+	if err != nil {
 		return fmt.Errorf("make the user: %w: %s", err, out)
 	}
-	if err := errors.Join(unix.Chdir(root), unix.Mount(".", "/", "", unix.MS_MOVE, ""), unix.Chroot("."), unix.Chdir("/")); err != nil {
+	err = errors.Join(unix.Chdir(root), unix.Mount(".", "/", "", unix.MS_MOVE, ""), unix.Chroot("."), unix.Chdir("/"))
+	if err != nil {
 		return fmt.Errorf("enter the machine's file system: %w", err)
 	}
 	return unix.Exec(systemdPath, []string{systemdPath, "--system", "--unit=lab.target", "--log-target=console",
