@@ -61,8 +61,9 @@ type followOptions struct {
 	all      bool          // follow whatever a dump shows, so that overruns can be made good
 	kept     bool          // the socket was a predecessor's
 
-	put func(*flow.Record) // takes a copy
-	gap func(from, to int64, lost uint64, known bool)
+	put  func(*flow.Record) // takes a copy
+	gap  func(from, to int64, lost uint64, known bool)
+	room func() bool // as Options.Room
 }
 
 // follower keeps the flows whose end the kernel does not report, asks for each of them once in every interval, and
@@ -101,6 +102,7 @@ type follower struct {
 
 	gone    []gone // oldest first
 	told    int    // of gone, from its begin
+	toldAt  time.Time
 	flushed time.Time
 
 	flows   [pageSlots]flow.Record
@@ -484,7 +486,7 @@ func (f *follower) due(now time.Time) time.Duration {
 		wait = max(f.pageDue().Sub(now), pagesWait)
 	}
 	if f.waiting() > 0 {
-		wait = min(wait, time.Unix(0, f.gone[f.told].noticed).Add(goneFor).Sub(now))
+		wait = min(wait, max(time.Unix(0, f.gone[f.told].noticed).Add(goneFor).Sub(now), pagesWait))
 	}
 	return max(wait, 0)
 }
@@ -542,6 +544,10 @@ func (f *follower) askPage(now time.Time) (asked bool) {
 
 // infer writes the records of flows that have been gone for long enough; more says that others have, too.
 func (f *follower) infer(now, emptied time.Time) (more bool) {
+	if f.waiting() == 0 || f.room != nil && !f.room() && now.Sub(f.toldAt) < roomWait {
+		return false
+	}
+	f.toldAt = now
 	for i := range inferEvery {
 		if f.told == len(f.gone) {
 			f.gone, f.told = f.gone[:0], 0

@@ -429,6 +429,13 @@ func TestOpenRecords(t *testing.T) {
 		t.Errorf("%d records, want %d", got, n)
 	}
 
+	w = watch(t, ns, Config{Follow: FollowNever}, Options{})
+	w.RequestOpen()
+	w.stop() // a request is brought to its end
+	if got := len(w.records()); got != n {
+		t.Errorf("%d records, want %d", got, n)
+	}
+
 	// An output that has no room holds the dump up, not for ever.
 	room := 0
 	w = watch(t, ns, Config{Follow: FollowNever}, Options{

@@ -524,6 +524,26 @@ func TestFollowDiskFails(t *testing.T) {
 	l.dump(false)
 }
 
+// Outputs without room get a few records at a time, until they have it again.
+func TestFollowRoom(t *testing.T) {
+	room := false
+	l := newFollowing(t, func(o *followOptions) { o.room = func() bool { return room } })
+	for i := range 1000 {
+		l.kernel.set(old(i))
+	}
+	l.dump(true)
+	clear(l.kernel.flows)
+	l.wait(l.interval + goneFor + time.Second)
+	if got := len(l.recs); got == 0 || got > 12*inferEvery {
+		t.Errorf("%d records in a second without room", got)
+	}
+	room = true
+	l.wait(time.Second)
+	if got := len(l.recs); got != 1000 {
+		t.Errorf("%d records, want 1000", got)
+	}
+}
+
 // In each interval everybody is asked for once, and no more than a few at a time.
 func TestFollowPace(t *testing.T) {
 	l := newFollowing(t, func(o *followOptions) { o.max, o.interval = 1<<20, 5*time.Minute })

@@ -64,7 +64,7 @@ func (c *Conntrack) openTable(joined time.Time) (err error) {
 	silent := cfg.Follow == FollowAlways || *cfg.InitialDump && silentEvents()
 	t.follow, err = newFollower(followOptions{
 		dir: o.StateDir, max: *cfg.FollowEntries, interval: cfg.FollowInterval, silent: silent, all: cfg.Reconcile,
-		kept: o.Kept != nil, put: c.put,
+		kept: o.Kept != nil, put: c.put, room: o.Room,
 		gap: func(from, to int64, lost uint64, known bool) {
 			c.put(&flow.Record{Event: flow.EventGap, Start: from, Stop: to, Received: time.Now().UnixNano(),
 				Extra: &flow.Extra{Gap: flow.Gap{Cause: flow.CauseUntracked, Lost: lost, LostKnown: known}}})
