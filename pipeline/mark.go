@@ -125,6 +125,7 @@ func (m *Mark) Gaps(output, bootID string, kept bool, now time.Time) []Gap {
 	if !m.Clean {
 		g.From = safe
 	}
+	g.From, g.To = min(g.From, g.To), max(g.From, g.To) // the clock may have been set back meanwhile
 	g.Output = output
 	return append(gaps, g)
 }

@@ -38,6 +38,8 @@ func TestMarkGaps(t *testing.T) {
 		{"a gap was waiting", mark("boot", true, pending), "a", true, []Gap{pending}},
 		{"a gap was waiting, and time passed", mark("boot", true, pending), "a", false, []Gap{pending, gap(flow.CauseDowntime, 500)}},
 		{"a new output", mark("boot", false), "b", false, nil},
+		{"killed, and the clock was set back", &Mark{Version: 1, BootID: "boot", Time: 3000, Outputs: []OutputMark{{Name: "a",
+			Safe: 2900}}}, "a", false, []Gap{{Gap: flow.Gap{Cause: flow.CauseCrash, Output: "a"}, From: 1000, To: 2900}}},
 		{"an unreadable mark", &Mark{Time: 500}, "a", false, []Gap{gap(flow.CauseReboot, 500)}},
 	}
 	for _, tt := range tests {
