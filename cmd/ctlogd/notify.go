@@ -24,6 +24,7 @@ type manager struct {
 	log  *zap.Logger
 
 	kept    *os.File // the netlink socket of the last process, until somebody takes it
+	stored  bool     // the manager has the socket
 	isReady bool
 
 	watchdog time.Duration // within which the process must show that it is alive; 0 never
@@ -73,7 +74,7 @@ func findManager() *manager {
 // take returns the kept socket, nil if there is none. It is the caller's.
 func (m *manager) take() *os.File {
 	kept := m.kept
-	m.kept = nil
+	m.kept, m.stored = nil, kept != nil
 	return kept
 }
 
@@ -81,7 +82,9 @@ func (m *manager) take() *os.File {
 // manager would drop it at its first error; it has none, but what it reports is for the reader.
 func (m *manager) ready(fd int) {
 	m.isReady = true
-	_ = m.send("FDSTORE=1\nFDNAME="+keptName+"\nFDPOLL=0", 0, fd)
+	if !m.stored { // what the manager has passed on it keeps, and would complain of
+		_ = m.send("FDSTORE=1\nFDNAME="+keptName+"\nFDPOLL=0", 0, fd)
+	}
 	m.serving()
 }
 

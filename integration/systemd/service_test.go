@@ -95,15 +95,7 @@ func TestCrashes(t *testing.T) {
 	n := c.wait(t)
 	l := m.settle(t, n)
 	t.Logf("3 times killed, %d flows: %d missing, %d twice, %d gaps", n, len(l.missing), l.again, len(l.gaps))
-	for _, i := range l.missing {
-		at, within := c.at(i), false
-		for _, g := range l.gaps {
-			within = within || g.Cause == "crash" && !at.Before(g.From) && !at.After(g.To)
-		}
-		if !within {
-			t.Fatalf("flow %d, of %v, is missing, and no gap spans it", i, at)
-		}
-	}
+	l.mustExplain(t, c.at)
 }
 
 // A process that is stopped as a whole is ended by the watchdog, and the next one reads what was held back.
@@ -114,6 +106,7 @@ func TestWatchdog(t *testing.T) {
 	clock := time.Now()
 	pid := m.signal(t, "STOP")
 	must(t, m.flood.Delete(0, n))
+	deleted := time.Now()
 	held := m.entries(t)
 	eventually(t, "the watchdog has ended the process", func() bool { return m.show("MainPID") != pid })
 	ended := time.Since(clock)
@@ -124,7 +117,9 @@ func TestWatchdog(t *testing.T) {
 	if held == 0 {
 		t.Error("nothing was held back: the test has tested nothing")
 	}
-	if len(l.missing) > 0 {
+	// systemd wakes the process for its SIGABRT, so that it may read a few blocks and not come to write them.
+	l.mustExplain(t, func(int) time.Time { return deleted })
+	if len(l.missing) > n/100 {
 		t.Errorf("%d flows are missing", len(l.missing))
 	}
 }
@@ -248,6 +243,20 @@ type ledger struct {
 	found, again int
 	missing      []int
 	gaps         []gap
+}
+
+// mustExplain makes sure that each flow that is missing ended within the gap of a crash.
+func (l *ledger) mustExplain(t *testing.T, at func(i int) time.Time) {
+	t.Helper()
+	for _, i := range l.missing {
+		at, within := at(i), false
+		for _, g := range l.gaps {
+			within = within || g.Cause == "crash" && !at.Before(g.From) && !at.After(g.To)
+		}
+		if !within {
+			t.Fatalf("flow %d, of %v, is missing, and no gap spans it", i, at)
+		}
+	}
 }
 
 func (l *ledger) first() []int { return l.missing[:min(5, len(l.missing))] }
