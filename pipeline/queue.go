@@ -60,6 +60,7 @@ type Queue struct {
 	room    int    // of the batches here and in the worker's hands
 	losses  losses // not on record yet
 	failing error  // the last Write's error, until one succeeds
+	blame   error  // the same, until what had piled up meanwhile is worked off: what is lost till then is lost for it
 	inWrite int64  // since of what is in the worker's hands; 0 if that is nothing
 	closed  bool
 	ready   chan struct{} // holds a token when there is something for the worker to see
@@ -192,7 +193,7 @@ func (q *Queue) cause() flow.Cause {
 	if q.spill != nil && q.spill.err != nil {
 		return causeOf(q.spill.err)
 	}
-	return causeOf(q.failing)
+	return causeOf(q.blame)
 }
 
 // lose makes the loss of recs, as far as the output wanted them, a gap. The lock is held.
@@ -369,6 +370,9 @@ func (q *Queue) release() {
 	q.Stats.Depth.Add(int64(-records))
 	q.mu.Lock()
 	q.room -= room
+	if q.failing == nil && q.room <= q.max/2 {
+		q.blame = nil
+	}
 	q.inWrite = 0
 	q.mu.Unlock()
 }
@@ -475,6 +479,9 @@ func (q *Queue) deliver(recs []*flow.Record, fromMemory bool) (left []*flow.Reco
 func (q *Queue) setFailing(err error) {
 	q.mu.Lock()
 	q.failing = err
+	if err != nil {
+		q.blame = err
+	}
 	if q.closed && q.spill != nil {
 		q.abort() // the spool keeps what the output does not take
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -352,4 +354,55 @@ func TestSwap(t *testing.T) {
 		t.Errorf("the output that was replaced has %d records, and %d after it; want all %d in order", len(first.ids),
 			len(second.ids), next)
 	}
+}
+
+// TestBlame fills the queue of an output whose disk is full and mends it: what does not fit while the backlog is worked
+// off is lost for the disk, what does not fit later because the output is slow is not.
+func TestBlame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var full atomic.Bool
+		full.Store(true)
+		hold := make(chan struct{})
+		out := &stub{write: func(_ context.Context, _ int, recs []*flow.Record) (int, error) {
+			if full.Load() {
+				return 0, syscall.ENOSPC
+			}
+			<-hold
+			return len(recs), nil
+		}}
+		const bound = 4 * batchRecords
+		q := NewQueue(out, nil, bound, zap.NewNop())
+		p := New(nil, []*Queue{q})
+		p.Start()
+		overfill := func(first uint32) (next uint32) {
+			for range 6 {
+				first = send(p, first, batchRecords)
+			}
+			return first
+		}
+		next := overfill(0)
+		full.Store(false)
+		time.Sleep(time.Minute) // a write is under way, the queue is as full as before
+		next = overfill(next)
+		for range 5 {
+			select {
+			case hold <- struct{}{}:
+			case <-time.After(time.Minute):
+			}
+		}
+		synctest.Wait()
+		next = overfill(next)
+		close(hold)
+		p.Close(t.Context())
+		var causes []string
+		for _, g := range out.gaps {
+			causes = append(causes, g.Cause.String())
+		}
+		if want := []string{"disk_full", "queue_full"}; !slices.Equal(causes, want) {
+			t.Errorf("gaps for %v, want %v: %+v", causes, want, out.gaps)
+		}
+		if len(out.ids)+int(lostIn(out.gaps)) != int(next) {
+			t.Errorf("%d delivered and %d in gaps, want %d in all", len(out.ids), lostIn(out.gaps), next)
+		}
+	})
 }
