@@ -94,7 +94,9 @@ func testDiskFull(t *testing.T, full bool) {
 	r.during(full, 3*time.Second, 39*time.Second)
 	r.settle(t)
 	bare, spooled := r.books[0], r.books[1]
-	if bare.missing == 0 || !slices.Equal(bare.causes(), []string{"disk_full"}) {
+	// When there is room again, the queue is full for a moment yet.
+	causes := slices.DeleteFunc(bare.causes(), func(c string) bool { return c == "queue_full" })
+	if bare.missing == 0 || !slices.Equal(causes, []string{"disk_full"}) {
 		t.Errorf("%s: %d flows are missing, for %v, want some, for [disk_full]", bare.name, bare.missing, bare.causes())
 	}
 	if spooled.missing+len(spooled.gaps) != 0 {
@@ -176,7 +178,6 @@ func testKilledAtCursor(t *testing.T, full bool) {
 	r.start(t)
 	r.settle(t)
 	r.expect(t, "crash")
-	r.cost(t, book)
 	if book.again == 0 {
 		t.Error("no flow came twice: no process was killed between delivery and cursor")
 	}
@@ -394,39 +395,38 @@ func (r *trial) kill(t *testing.T) {
 	r.kills = append(r.kills, k)
 }
 
-// cost tells what the kills cost an output: what a process had read and not written, of which the gap knows the time
+// cost tells what the kills cost an output: what a process had read and not written, of which a gap knows that it was
 // since the last mark, and what ended while there was none.
 func (r *trial) cost(t *testing.T, b *book) {
 	t.Helper()
 	held, away := 0, 0
-	var window, down int64
-	for _, k := range r.kills {
-		from := k.from
-		for _, g := range b.gaps {
-			if g.cause == "crash" && g.from < k.from && g.to > k.from {
-				from = max(min(from, g.from), k.from-10e9)
-			}
-		}
-		window += k.from - from
-		down += k.to - k.from
-		for _, s := range r.churn.steps {
-			if s.from < from-nearby || s.from > k.to {
-				continue
-			}
-			for i := s.first; i < s.end; i++ {
-				switch {
-				case b.seen[i] > 0:
-				case s.to < k.from:
-					held++
-				default:
-					away++
-				}
+	for _, s := range r.churn.steps {
+		k := slices.IndexFunc(r.kills, func(k outage) bool { return s.from <= k.to })
+		for i := s.first; i < s.end && k >= 0; i++ {
+			switch {
+			case b.seen[i] > 0:
+			case s.to < r.kills[k].from:
+				held++
+			default:
+				away++
 			}
 		}
 	}
-	n := int64(len(r.kills))
+	var windows, downs []int64
+	for _, k := range r.kills {
+		window := int64(0)
+		for _, g := range b.gaps {
+			if g.from < k.from && k.from < g.to {
+				window = max(window, k.from-g.from)
+			}
+		}
+		windows, downs = append(windows, window/1e6), append(downs, (k.to-k.from)/1e6)
+	}
+	slices.Sort(windows)
+	slices.Sort(downs)
+	n := len(r.kills)
 	t.Logf("%s: %d kills; each cost %d flows that had ended before it, in a window of %d ms, and %d in the %d ms "+
-		"until the next process listened", b.name, n, int64(held)/n, window/n/1e6, int64(away)/n, down/n/1e6)
+		"until the next process logged flows (times are medians)", b.name, n, held/n, windows[n/2], away/n, downs[n/2])
 }
 
 // reload changes the configuration and has the daemon take it.

@@ -2,6 +2,7 @@ package ipfix
 
 import (
 	"bufio"
+	"encoding/binary"
 	"encoding/hex"
 	"os"
 	"path/filepath"
@@ -244,4 +245,13 @@ func dump(messages [][]byte) (lines []string) {
 		lines = append(lines, hex.EncodeToString(m))
 	}
 	return lines
+}
+
+// A gap that is not over yet has lost its last flow when it was told, and not in 1970.
+func TestOpenGap(t *testing.T) {
+	r := flow.Record{Event: flow.EventGap, Start: 1_000e6, Received: 3_000e6}
+	got := appendReliability(nil, 1, 5, &r)
+	if first, last := binary.BigEndian.Uint64(got[len(got)-16:]), binary.BigEndian.Uint64(got[len(got)-8:]); first != 1000 || last != 3000 {
+		t.Errorf("loss from %d to %d ms, want 1000 to 3000", first, last)
+	}
 }

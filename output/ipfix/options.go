@@ -22,7 +22,11 @@ func appendReliability(dst []byte, process uint32, notSent uint64, r *flow.Recor
 	dst = binary.BigEndian.AppendUint64(dst, 0)
 	dst = binary.BigEndian.AppendUint64(dst, 0)
 	dst = binary.BigEndian.AppendUint64(dst, millis(r.Start))
-	return binary.BigEndian.AppendUint64(dst, millis(r.Stop))
+	last := r.Stop
+	if last == 0 {
+		last = r.Received // a gap that is not over yet
+	}
+	return binary.BigEndian.AppendUint64(dst, millis(last))
 }
 
 // appendElementType appends a record of template 403, which describes an enterprise element (RFC 5610, section 3.9).
