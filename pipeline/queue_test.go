@@ -380,7 +380,9 @@ func TestBlame(t *testing.T) {
 			}
 			return first
 		}
-		next := overfill(0)
+		next := send(p, 0, batchRecords)
+		synctest.Wait() // the first write has failed
+		next = overfill(next)
 		full.Store(false)
 		time.Sleep(time.Minute) // a write is under way, the queue is as full as before
 		next = overfill(next)
