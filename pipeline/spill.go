@@ -23,15 +23,14 @@ type spill struct {
 	ready chan struct{} // holds a token when there is something to see
 
 	// The queue's lock guards these.
-	moving int64     // since of what is on its way to the disk; 0 if that is nothing
-	err    error     // of the last Append, nil once one succeeds
-	again  time.Time // when to try again behind err
+	moving  int64     // since of what is on its way to the disk; 0 if that is nothing
+	err     error     // of the last Append, nil once one succeeds
+	again   time.Time // when to try again behind err
+	fullLog throttle  // of whoever appends, the mover or the worker
 
 	batch *flow.Batch    // the worker's: what it has read
 	recs  []*flow.Record // the worker's: the same
 	moved []*flow.Record // the mover's
-
-	fullLog throttle // of whoever appends: the mover, and the worker when the mover has ended
 }
 
 // Spill makes the queue keep in s what its output does not take, and deliver first what s has kept. It is called before
@@ -192,14 +191,14 @@ func (q *Queue) appendSpool(recs []*flow.Record) bool {
 		return true
 	}
 	lost, err := s.spool.Append(recs)
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	if lost.Lost > 0 {
 		q.Stats.Dropped.Add(lost.Lost) // the spool puts it on record
 		if n, ok := s.fullLog.add(lost.Lost); ok {
 			q.log.Warn(recordsLost, zap.Uint64("records", n), zap.Stringer("cause", lost.Cause))
 		}
 	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
 	if err != nil {
 		if s.err == nil {
 			q.log.Error("the spool takes no records; they wait in memory", zap.Error(err))
