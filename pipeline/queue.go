@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"iter"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -198,14 +199,24 @@ func (q *Queue) cause() flow.Cause {
 
 // lose makes the loss of recs, as far as the output wanted them, a gap. The lock is held.
 func (q *Queue) lose(recs []flow.Record, cause flow.Cause) uint64 {
+	filter := *q.filter.Load()
+	return q.note(cause, func(yield func(*flow.Record) bool) {
+		for i := range recs {
+			r := &recs[i]
+			if (r.Event == flow.EventGap || filter == nil || filter(r)) && !yield(r) {
+				return
+			}
+		}
+	})
+}
+
+// note makes one gap of recs, which are lost for the cause, and returns how many they are. What gap records among them
+// say is kept. The lock is held.
+func (q *Queue) note(cause flow.Cause, recs iter.Seq[*flow.Record]) uint64 {
 	now := time.Now()
 	g := Gap{Gap: flow.Gap{Cause: cause, Output: q.name, LostKnown: true}}
-	filter := *q.filter.Load()
-	for i := range recs {
-		r := &recs[i]
-		if r.Event == flow.EventGap || filter == nil || filter(r) {
-			g.lose(r, func(kept Gap) { q.losses.add(kept, now) })
-		}
+	for r := range recs {
+		g.lose(r, func(kept Gap) { q.losses.add(kept, now) })
 	}
 	if g.Lost > 0 {
 		q.losses.add(g, now)
@@ -494,18 +505,15 @@ func (q *Queue) reject(recs []*flow.Record, refused rejecter) []*flow.Record {
 	lost := min(max(refused.Rejected(), 1), len(recs))
 	q.Stats.Rejected.Add(uint64(lost))
 	q.log.Error("output refuses records for good", zap.Int("records", lost), zap.Error(refused))
-	now := time.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	g := Gap{Gap: flow.Gap{Cause: flow.CauseOutputDown, Output: q.name, LostKnown: true}}
-	for _, r := range recs[:lost] {
-		if r.Event != flow.EventGap { // a gap that is refused would be refused again
-			g.lose(r, nil)
+	q.note(flow.CauseOutputDown, func(yield func(*flow.Record) bool) {
+		for _, r := range recs[:lost] {
+			if r.Event != flow.EventGap && !yield(r) { // a gap that is refused would be refused again
+				return
+			}
 		}
-	}
-	if g.Lost > 0 {
-		q.losses.add(g, now)
-	}
+	})
 	return recs[lost:]
 }
 
@@ -514,17 +522,9 @@ func (q *Queue) leave(recs []*flow.Record) {
 	if q.spill != nil && q.appendSpool(recs) {
 		return
 	}
-	now := time.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	g := Gap{Gap: flow.Gap{Cause: q.cause(), Output: q.name, LostKnown: true}}
-	for _, r := range recs {
-		g.lose(r, func(kept Gap) { q.losses.add(kept, now) })
-	}
-	if g.Lost > 0 {
-		q.Stats.Left.Add(g.Lost)
-		q.losses.add(g, now)
-	}
+	q.Stats.Left.Add(q.note(q.cause(), slices.Values(recs)))
 }
 
 // Discard gives back what a queue has whose worker was never started.

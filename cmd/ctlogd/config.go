@@ -80,7 +80,6 @@ type LogConfig struct {
 }
 
 const (
-	defaultQueue           = 65536
 	maxQueue               = 1 << 24
 	defaultShutdownTimeout = 10 * time.Second
 )
@@ -117,7 +116,7 @@ func (c *KafkaConfig) Defaults() {
 }
 
 // Defaults sets what every output has before its keys are read.
-func (c *OutputConfig) Defaults() { c.Queue = defaultQueue }
+func (c *OutputConfig) Defaults() { c.Queue = pipeline.DefaultQueue }
 
 // DefaultConfig is the configuration without a file: records go to standard output.
 func DefaultConfig() *Config {

@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"gopkg.in/yaml.v3"
 
+	"github.com/ctlogd/ctlogd/pipeline"
 	"github.com/ctlogd/ctlogd/pipeline/spool"
 )
 
@@ -212,8 +213,8 @@ func TestOutputsHaveDefaults(t *testing.T) {
 			continue
 		}
 		d.Defaults()
-		if got := entry.Elem().FieldByName("Queue").Int(); got != defaultQueue {
-			t.Errorf("outputs.%s[].queue is %d by default, want %d", kind.Tag.Get("yaml"), got, defaultQueue)
+		if got := entry.Elem().FieldByName("Queue").Int(); got != pipeline.DefaultQueue {
+			t.Errorf("outputs.%s[].queue is %d by default, want %d", kind.Tag.Get("yaml"), got, pipeline.DefaultQueue)
 		}
 	}
 }
