@@ -9,6 +9,8 @@ import (
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/live"
+	"github.com/ctlogd/ctlogd/output/format"
 	"github.com/ctlogd/ctlogd/pipeline"
 )
 
@@ -45,6 +47,7 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 	var background sync.WaitGroup
 	background.Go(func() { st.keep(marking, a.pipeline, a.reader.ReadUntil) })
 	background.Go(func() { logChecks(marking, cfg, log.Named("check")) }) // an output's check may wait for its destination
+	closeLive := a.openLive()
 	stopReloading := a.reloadOnHangup(ctx)
 	stopOpening := a.openOnRequest()
 	log.Info("logging flows", zap.Strings("events", cfg.Input.Conntrack.Events),
@@ -60,6 +63,7 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 	stopReloading()
 	stopOpening()
 	a.close(cfg.ShutdownTimeout)
+	closeLive() // behind the last records
 	stopMarking()
 	background.Wait()
 	st.finish(a.pipeline, a.reader.ReadUntil())
@@ -138,6 +142,23 @@ func (a *app) close(within time.Duration) {
 	if err := a.reader.Close(); err != nil {
 		a.log.Error("close netlink socket", zap.Error(err))
 	}
+}
+
+// openLive opens the socket for those who look on. Logging does not depend on it.
+func (a *app) openLive() (close func()) {
+	cfg := a.cfg
+	if cfg.Live.Socket == "" || cfg.Live.Socket == live.NoSocket {
+		return func() {}
+	}
+	log := a.log.Named("live")
+	s := live.NewServer(live.Options{Pipeline: a.pipeline, Log: log,
+		Encoder: func() (format.Encoder, error) {
+			return format.New("", format.FlatOptions{Host: cfg.Host, Observer: cfg.Observer})
+		}})
+	if err := s.Listen(cfg.Live.Socket); err != nil {
+		log.Error("tap, top and status do not work, logging does", zap.Error(err))
+	}
+	return s.Close
 }
 
 // report logs the sums of the whole run.

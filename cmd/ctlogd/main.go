@@ -108,13 +108,13 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return errors.New("no command given; use run, check, ipfix or version")
+			return errors.New("no command given; use run, check, tap, ipfix or version")
 		},
 	}
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(runCmd, checkCmd, newIPFIX(stdout), versionCmd)
+	root.AddCommand(runCmd, checkCmd, newTap(stdout), newIPFIX(stdout), versionCmd)
 	return root
 }
 
