@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -24,6 +25,13 @@ type app struct {
 	pipeline *pipeline.Pipeline
 	reader   *input.Conntrack
 	retiring sync.WaitGroup // queues that a reload has taken out
+
+	// For snapshot.
+	started  time.Time
+	delivery string
+	stopping atomic.Bool
+	reloads  reloads
+	kernel   kernel
 }
 
 // runDaemon logs flows as cfg says until ctx ends, then delivers what is left.
@@ -49,7 +57,6 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 	stopOpening := a.openOnRequest()
 	log.Info("logging flows", zap.Strings("events", cfg.Input.Conntrack.Events),
 		zap.String("delivery", cfg.Input.Conntrack.Delivery), zap.Int("outputs", len(a.outputs)))
-	started := time.Now()
 	err = a.reader.Run(ctx, a.pipeline.Batch(), a.pipeline.Ingest)
 	if err != nil {
 		log.Error("reading ended", zap.Error(err))
@@ -57,20 +64,23 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 		log.Info("told to end, delivering what is left", zap.Duration("at_most", cfg.ShutdownTimeout))
 	}
 	m.stopping()
+	a.stopping.Store(true)
 	stopReloading()
 	stopOpening()
 	a.close(cfg.ShutdownTimeout)
 	stopMarking()
 	background.Wait()
 	st.finish(a.pipeline, a.reader.ReadUntil())
-	a.report(time.Since(started))
+	a.report(time.Since(a.started))
 	return err
 }
 
 // newApp builds the whole daemon. The outputs come before the reader: what cannot work says so before the first event
 // is taken from the kernel.
 func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
-	a := &app{cfg: cfg, log: log, manager: m, outputs: planOutputs(cfg, log)}
+	a := &app{cfg: cfg, log: log, manager: m, outputs: planOutputs(cfg, log),
+		started: time.Now(), delivery: cfg.Input.Conntrack.Delivery}
+	a.reloads.host = cfg.Host
 	var queues []*pipeline.Queue
 	defer func() {
 		if err != nil {

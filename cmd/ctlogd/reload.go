@@ -31,7 +31,9 @@ func (a *app) reloadOnHangup(ctx context.Context) (stop func()) {
 			a.manager.reloading()
 			a.reopen()
 			if a.cfg.file != "" {
-				if err := a.reload(ctx); err != nil {
+				err := a.reload(ctx)
+				a.reloads.note(a.cfg.Host, err)
+				if err != nil {
 					for line := range strings.Lines(err.Error()) {
 						a.log.Error("reload: the old configuration stays", zap.String("error", strings.TrimSpace(line)))
 					}
