@@ -24,6 +24,9 @@ const (
 	queueFull  = 0.8
 )
 
+// alive reports whether the reader makes progress, or what is left is being delivered.
+func (s *Snapshot) alive() bool { return s.Stopping || s.Time.Sub(s.Reader.Round) <= stuckAfter }
+
 // Judge fills in State and Reasons from the rest.
 func (s *Snapshot) Judge() {
 	s.State, s.Reasons = StateOK, []string{}
@@ -33,8 +36,8 @@ func (s *Snapshot) Judge() {
 		}
 		s.Reasons = append(s.Reasons, fmt.Sprintf(format, args...))
 	}
-	if age := s.Time.Sub(s.Reader.Round); age > stuckAfter && !s.Stopping {
-		say(StateDown, "reader: no progress for %s", age.Round(time.Second))
+	if !s.alive() {
+		say(StateDown, "reader: no progress for %s", s.Time.Sub(s.Reader.Round).Round(time.Second))
 	}
 	if s.Stopping {
 		say(StateDown, "ending: no more events are read")

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/monitor"
 	"github.com/ctlogd/ctlogd/pipeline"
 )
 
@@ -32,6 +33,8 @@ type app struct {
 	stopping atomic.Bool
 	reloads  reloads
 	kernel   kernel
+
+	server *monitor.Server // shows it
 }
 
 // runDaemon logs flows as cfg says until ctx ends, then delivers what is left.
@@ -49,6 +52,9 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 	m.ready(a.reader.FD())
 	st.restore(a.pipeline.Queues(), kept)
 	a.pipeline.Start()
+	a.server = monitor.NewServer(monitor.NewMux(a.snapshot), log.Named("metrics"))
+	a.server.Configure(cfg.Metrics)
+	defer a.server.Close()
 	marking, stopMarking := context.WithCancel(context.Background())
 	var background sync.WaitGroup
 	background.Go(func() { st.keep(marking, a.pipeline, a.reader.ReadUntil) })

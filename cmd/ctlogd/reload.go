@@ -139,6 +139,7 @@ func (a *app) reload(ctx context.Context) (err error) {
 		a.log.Warn("reload: takes effect at the next start", zap.String("key", "input.conntrack."+key))
 	}
 	a.outputs, a.cfg = outputs, cfg
+	a.server.Configure(cfg.Metrics)
 	if err := a.level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
 		return errors.Join(errors.New("log.level"), err)
 	}
