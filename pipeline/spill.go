@@ -194,7 +194,10 @@ func (q *Queue) appendSpool(recs []*flow.Record) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if lost.Lost > 0 {
-		q.Stats.Dropped.Add(lost.Lost) // the spool puts it on record
+		q.Stats.Dropped.Add(lost.Lost) // the spool puts it on record, in one gap as long as it goes on
+		now := time.Now()
+		more := now.UnixNano()-q.Stats.Lost[lost.Cause].Last.Load() < int64(gapPause)
+		q.Stats.Lost.Add(flow.Gap{Cause: lost.Cause, Lost: lost.Lost, LostKnown: lost.Known}, more, now)
 		if n, ok := s.fullLog.add(lost.Lost); ok {
 			q.log.Warn(recordsLost, zap.Uint64("records", n), zap.Stringer("cause", lost.Cause))
 		}

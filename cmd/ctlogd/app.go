@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -10,6 +11,7 @@ import (
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/input"
 	"github.com/ctlogd/ctlogd/live"
+	"github.com/ctlogd/ctlogd/monitor"
 	"github.com/ctlogd/ctlogd/output/format"
 	"github.com/ctlogd/ctlogd/pipeline"
 )
@@ -26,6 +28,15 @@ type app struct {
 	pipeline *pipeline.Pipeline
 	reader   *input.Conntrack
 	retiring sync.WaitGroup // queues that a reload has taken out
+
+	// For snapshot.
+	started  time.Time
+	delivery string
+	stopping atomic.Bool
+	reloads  reloads
+	kernel   kernel
+
+	server *monitor.Server // shows it
 }
 
 // runDaemon logs flows as cfg says until ctx ends, then delivers what is left.
@@ -43,6 +54,9 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 	m.ready(a.reader.FD())
 	st.restore(a.pipeline.Queues(), kept)
 	a.pipeline.Start()
+	a.server = monitor.NewServer(monitor.NewMux(a.snapshot), log.Named("metrics"))
+	a.server.Configure(cfg.Metrics)
+	defer a.server.Close()
 	marking, stopMarking := context.WithCancel(context.Background())
 	var background sync.WaitGroup
 	background.Go(func() { st.keep(marking, a.pipeline, a.reader.ReadUntil) })
@@ -52,7 +66,6 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 	stopOpening := a.openOnRequest()
 	log.Info("logging flows", zap.Strings("events", cfg.Input.Conntrack.Events),
 		zap.String("delivery", cfg.Input.Conntrack.Delivery), zap.Int("outputs", len(a.outputs)))
-	started := time.Now()
 	err = a.reader.Run(ctx, a.pipeline.Batch(), a.pipeline.Ingest)
 	if err != nil {
 		log.Error("reading ended", zap.Error(err))
@@ -60,6 +73,7 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 		log.Info("told to end, delivering what is left", zap.Duration("at_most", cfg.ShutdownTimeout))
 	}
 	m.stopping()
+	a.stopping.Store(true)
 	stopReloading()
 	stopOpening()
 	a.close(cfg.ShutdownTimeout)
@@ -67,14 +81,16 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 	stopMarking()
 	background.Wait()
 	st.finish(a.pipeline, a.reader.ReadUntil())
-	a.report(time.Since(started))
+	a.report(time.Since(a.started))
 	return err
 }
 
 // newApp builds the whole daemon. The outputs come before the reader: what cannot work says so before the first event
 // is taken from the kernel.
 func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
-	a := &app{cfg: cfg, log: log, manager: m, outputs: planOutputs(cfg, log)}
+	a := &app{cfg: cfg, log: log, manager: m, outputs: planOutputs(cfg, log),
+		started: time.Now(), delivery: cfg.Input.Conntrack.Delivery}
+	a.reloads.host = cfg.Host
 	var queues []*pipeline.Queue
 	defer func() {
 		if err != nil {
