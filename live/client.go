@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -64,6 +66,8 @@ func (c *Client) why(err error) error {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return err
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%w: the one behind %s is silent for %s", ErrDown, c.path, answerWithin)
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w: there is no socket %s; start it (systemctl start ctlogd), or name its live.socket with --socket",
 			ErrDown, c.path)
@@ -141,3 +145,28 @@ func orEnded(ctx context.Context, err error) error {
 	}
 	return err
 }
+
+// Status returns how the daemon fares.
+func (c *Client) Status(ctx context.Context) (*View, error) { return c.view(ctx, "/status") }
+
+// Top returns that and the top talkers, and has the daemon count them for a minute.
+func (c *Client) Top(ctx context.Context) (*View, error) { return c.view(ctx, "/top") }
+
+func (c *Client) view(ctx context.Context, path string) (*View, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	body, err := c.get(ctx, path, nil, "application/json")
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	v := new(View)
+	if err := json.NewDecoder(body).Decode(v); err != nil {
+		return nil, fmt.Errorf("%s: read the daemon's answer: %w", c.path, err)
+	}
+	_, _ = io.Copy(io.Discard, body) // so that the connection can be used again
+	return v, nil
+}
+
+// answerWithin is how long a daemon may take to answer before it counts as down.
+const answerWithin = 10 * time.Second

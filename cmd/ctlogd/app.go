@@ -54,14 +54,16 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 	m.ready(a.reader.FD())
 	st.restore(a.pipeline.Queues(), kept)
 	a.pipeline.Start()
-	a.server = monitor.NewServer(monitor.NewMux(a.snapshot), log.Named("metrics"))
+	mux := monitor.NewMux(a.snapshot)
+	shown := a.show()
+	mux.HandleFunc("GET /{$}", shown.Page)
+	a.server = monitor.NewServer(mux, log.Named("metrics"))
 	a.server.Configure(cfg.Metrics)
 	defer a.server.Close()
 	marking, stopMarking := context.WithCancel(context.Background())
 	var background sync.WaitGroup
 	background.Go(func() { st.keep(marking, a.pipeline, a.reader.ReadUntil) })
 	background.Go(func() { logChecks(marking, cfg, log.Named("check")) }) // an output's check may wait for its destination
-	closeLive := a.openLive()
 	stopReloading := a.reloadOnHangup(ctx)
 	stopOpening := a.openOnRequest()
 	log.Info("logging flows", zap.Strings("events", cfg.Input.Conntrack.Events),
@@ -77,7 +79,7 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 	stopReloading()
 	stopOpening()
 	a.close(cfg.ShutdownTimeout)
-	closeLive() // behind the last records
+	shown.Close() // behind the last records
 	stopMarking()
 	background.Wait()
 	st.finish(a.pipeline, a.reader.ReadUntil())
@@ -160,21 +162,21 @@ func (a *app) close(within time.Duration) {
 	}
 }
 
-// openLive opens the socket for those who look on. Logging does not depend on it.
-func (a *app) openLive() (close func()) {
-	cfg := a.cfg
-	if cfg.Live.Socket == "" || cfg.Live.Socket == live.NoSocket {
-		return func() {}
-	}
-	log := a.log.Named("live")
-	s := live.NewServer(live.Options{Pipeline: a.pipeline, Log: log,
+// show opens the socket for those who look on. Logging does not depend on it.
+func (a *app) show() *live.Server {
+	cfg, log := a.cfg, a.log.Named("live")
+	s := live.NewServer(live.Options{Pipeline: a.pipeline, Snapshot: a.snapshot, Table: input.ReadTable,
+		Talkers: cfg.Live.Talkers, Log: log,
 		Encoder: func() (format.Encoder, error) {
 			return format.New("", format.FlatOptions{Host: cfg.Host, Observer: cfg.Observer})
 		}})
-	if err := s.Listen(cfg.Live.Socket); err != nil {
-		log.Error("tap, top and status do not work, logging does", zap.Error(err))
+	if cfg.Live.Socket != "" && cfg.Live.Socket != live.NoSocket {
+		if err := s.Listen(cfg.Live.Socket); err != nil {
+			log.Error("tap, top and status do not work, logging does", zap.Error(err))
+		}
 	}
-	return s.Close
+	s.Start()
+	return s
 }
 
 // report logs the sums of the whole run.
