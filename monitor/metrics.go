@@ -67,8 +67,8 @@ var (
 	retries      = counter("ctlogd_delivery_retries_total", "Attempts of the kernel to deliver an event that found the socket's buffer full, under reliable delivery: made good later.")
 	guardSheds   = counter("ctlogd_guard_sheds_total", "Times that ended flows were thrown away lest they fill the connection tracking table.")
 	readerBusy   = counter("ctlogd_reader_busy_seconds_total", "Time in which the reader neither slept nor waited; its rate is the reader's utilisation.")
-	readerRound  = gauge("ctlogd_reader_round_timestamp_seconds", "When the reader went round last; it does so once a second at least.")
-	readUntil    = gauge("ctlogd_read_until_timestamp_seconds", "All flows that ended before have been handed to the outputs' queues.")
+	readerAge    = gauge("ctlogd_reader_round_age_seconds", "How long ago the reader went round last; it does so once a second at least.")
+	readLag      = gauge("ctlogd_read_lag_seconds", "All flows that ended longer ago have been handed to the outputs' queues.")
 	reads        = counter("ctlogd_reads_total", "System calls that read at least one message.")
 	naps         = counter("ctlogd_naps_total", "Naps of the reader between two reads.")
 	filtered     = counter("ctlogd_filtered_records_total", "Records that the global filter dropped; what the kernel drops for it is not among them.")
@@ -85,10 +85,11 @@ var (
 
 	gaps = counter("ctlogd_gaps_total", "Losses put on record, by cause; without an output where every output is concerned.", labelCause, labelOutput)
 	lost = counter("ctlogd_gap_lost_records_total", "Records lost in them, where it is known how many.", labelCause, labelOutput)
+	last = gauge("ctlogd_gap_last_age_seconds", "How long ago the last of them grew last; absent if there was none.", labelCause, labelOutput)
 
 	reloads         = counter("ctlogd_config_reloads_total", "Reloads of the configuration, by result: success or failure.", labelResult)
 	reloadOK        = gauge("ctlogd_config_last_reload_successful", "1 if the last reload succeeded, or there was none.")
-	reloadTimestamp = gauge("ctlogd_config_last_reload_timestamp_seconds", "When the configuration was last reloaded, with success or without; 0 never.")
+	reloadTimestamp = gauge("ctlogd_config_last_reload_timestamp_seconds", "When that was; 0 if there was none.")
 )
 
 // The outputs.
@@ -174,8 +175,8 @@ func (source collector) Collect(ch chan<- prometheus.Metric) {
 	e.put(retries, float64(r.DeliveryRetries))
 	e.put(guardSheds, float64(r.GuardSheds))
 	e.put(readerBusy, r.Busy)
-	e.put(readerRound, timestamp(r.Round))
-	e.put(readUntil, timestamp(r.ReadTo))
+	e.put(readerAge, age(s.Time, r.Round))
+	e.put(readLag, age(s.Time, r.ReadTo))
 	e.put(reads, float64(r.Reads))
 	e.put(naps, float64(r.Naps))
 	e.put(filtered, float64(s.Filtered))
@@ -187,13 +188,13 @@ func (source collector) Collect(ch chan<- prometheus.Metric) {
 	e.put(followed, float64(s.Follow.Followed))
 	e.put(inferred, float64(s.Follow.Inferred))
 	e.put(untracked, float64(s.Follow.Untracked))
-	e.gaps(s.Gaps, "")
+	e.gaps(s.Time, s.Gaps, "")
 	e.put(reloads, float64(s.Reloads.OK), "success")
 	e.put(reloads, float64(s.Reloads.Failed), "failure")
 	e.put(reloadOK, truth(s.Reloads.LastOK || s.Reloads.Failed == 0))
 	e.put(reloadTimestamp, timestamp(s.Reloads.Last))
 	for i := range s.Outputs {
-		e.output(&s.Outputs[i])
+		e.output(s.Time, &s.Outputs[i])
 	}
 	e.kernel(&s.Kernel)
 }
@@ -205,14 +206,17 @@ func (e exposition) put(m *Metric, v float64, labels ...string) {
 	e.ch <- prometheus.MustNewConstMetric(m.desc, m.kind, v, labels...)
 }
 
-func (e exposition) gaps(g []Gap, output string) {
+func (e exposition) gaps(now time.Time, g []Gap, output string) {
 	for _, g := range g {
 		e.put(gaps, float64(g.Gaps), g.Cause, output)
 		e.put(lost, float64(g.Lost), g.Cause, output)
+		if !g.Last.IsZero() {
+			e.put(last, age(now, g.Last), g.Cause, output)
+		}
 	}
 }
 
-func (e exposition) output(o *Output) {
+func (e exposition) output(now time.Time, o *Output) {
 	name := strings.ToValidUTF8(o.Name, "\uFFFD") // a path can be any bytes, a label cannot
 	e.put(outFailing, truth(o.Failing), name)
 	e.put(outRecords, float64(o.Written), name)
@@ -236,7 +240,7 @@ func (e exposition) output(o *Output) {
 		e.put(spoolLimit, float64(p.Max), name)
 		e.put(spoolDamaged, float64(p.Damaged), name)
 	}
-	e.gaps(o.Gaps, name)
+	e.gaps(now, o.Gaps, name)
 
 	buckets, n := map[float64]uint64{}, uint64(0)
 	for i, bound := range o.Lag.Bounds {
@@ -268,6 +272,9 @@ func truth(b bool) float64 {
 	}
 	return 0
 }
+
+// age returns seconds. Ages and not times are exported where an alert looks at them: the clocks of two machines differ.
+func age(now, then time.Time) float64 { return max(now.Sub(then), 0).Seconds() }
 
 // timestamp returns seconds since 1970, 0 for no time.
 func timestamp(t time.Time) float64 {

@@ -48,9 +48,12 @@ func BenchmarkLag(b *testing.B) {
 	}{{"fresh", 30 * time.Millisecond}, {"spooled", time.Hour}} {
 		b.Run(bench.name, func(b *testing.B) {
 			now := time.Now()
-			recs := make([]*flow.Record, batchRecords)
-			for i := range recs {
-				recs[i] = &flow.Record{Event: flow.EventDestroy, Stop: now.Add(-bench.lag).UnixNano(), Received: now.UnixNano()}
+			batch := flow.NewBatch(batchRecords, nil)
+			var recs []*flow.Record
+			for !batch.Full() {
+				r := batch.Next()
+				r.Event, r.Stop, r.Received = flow.EventDestroy, now.Add(-bench.lag).UnixNano(), now.UnixNano()
+				recs = append(recs, r)
 			}
 			var l Lag
 			b.ReportAllocs()

@@ -26,6 +26,7 @@ type spill struct {
 	moving  int64     // since of what is on its way to the disk; 0 if that is nothing
 	err     error     // of the last Append, nil once one succeeds
 	again   time.Time // when to try again behind err
+	damaged uint64    // of the spool's damaged records, those that are counted
 	fullLog throttle  // of whoever appends, the mover or the worker
 
 	batch *flow.Batch    // the worker's: what it has read

@@ -1,6 +1,10 @@
 package pipeline
 
-import "time"
+import (
+	"time"
+
+	"github.com/ctlogd/ctlogd/flow"
+)
 
 // QueueStatus is what a queue's output is doing.
 type QueueStatus struct {
@@ -29,11 +33,20 @@ func (q *Queue) Status() QueueStatus {
 		s.Oldest = time.Unix(0, q.batches[0].Records[0].Received)
 	}
 	if q.spill != nil {
+		q.spill.countDamage(&q.Stats.Lost)
 		if t := q.spill.spool.Oldest(); !t.IsZero() && (s.Oldest.IsZero() || t.Before(s.Oldest)) {
 			s.Oldest = t
 		}
 	}
 	return s
+}
+
+// countDamage counts what the spool has found damaged since it was asked last. The queue's lock is held.
+func (s *spill) countDamage(lost *flow.GapStats) {
+	if n := s.spool.Stats.Damaged.Load(); n > s.damaged {
+		lost.Add(flow.Gap{Cause: flow.CauseCrash, Lost: n - s.damaged, LostKnown: true}, false, time.Now())
+		s.damaged = n
+	}
 }
 
 // failures tell what Write said when it failed. The queue's lock guards them.
