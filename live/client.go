@@ -30,6 +30,7 @@ type Client struct {
 func NewClient(path string) *Client {
 	return &Client{path, http.Client{Transport: &http.Transport{
 		DisableCompression: true,
+		DisableKeepAlives:  true, // the daemon bounds how many there are, and one that asks once a second needs none
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", path)
@@ -164,7 +165,6 @@ func (c *Client) view(ctx context.Context, path string) (*View, error) {
 	if err := json.NewDecoder(body).Decode(v); err != nil {
 		return nil, fmt.Errorf("%s: read the daemon's answer: %w", c.path, err)
 	}
-	_, _ = io.Copy(io.Discard, body) // so that the connection can be used again
 	return v, nil
 }
 

@@ -84,26 +84,36 @@ func (l List) First() []Talker { return l.Top[:min(len(l.Top), 10)] }
 func (t Talker) TCPUsed() string { return portsUsed(t.TCP) }
 func (t Talker) UDPUsed() string { return portsUsed(t.UDP) }
 
-type port struct {
-	proto  flow.Proto
-	number uint16
+// portKey is the key of a protocol's port.
+func portKey(p flow.Proto, port uint16) key { return key{byte(p), byte(port >> 8), byte(port)} }
+
+func portName(k key) string {
+	p := flow.Proto(k[0])
+	if !p.HasPorts() {
+		return p.String()
+	}
+	return p.String() + "/" + strconv.Itoa(int(k[1])<<8|int(k[2]))
 }
+
+func addrName(k key) string { return netip.AddrFrom16(k).Unmap().String() }
 
 // sums counts by all kinds of key.
-type sums struct {
-	sources, public, destinations *sketch[flow.Addr]
-	ports                         *sketch[port]
-}
+type sums [kinds]*sketch
 
-func newSums() *sums {
-	return &sums{newSketch[flow.Addr](), newSketch[flow.Addr](), newSketch[flow.Addr](), newSketch[port]()}
-}
+const (
+	bySource = iota
+	byPublic
+	byDestination
+	byPort
+	kinds
+)
+
+func newSums() *sums { return &sums{newSketch(), newSketch(), newSketch(), newSketch()} }
 
 func (s *sums) reset() {
-	s.sources.reset()
-	s.public.reset()
-	s.destinations.reset()
-	s.ports.reset()
+	for _, k := range s {
+		k.reset()
+	}
 }
 
 func (s *sums) add(r *flow.Record) {
@@ -111,16 +121,16 @@ func (s *sums) add(r *flow.Record) {
 		return
 	}
 	c := counts{1, r.OrigCounters.Bytes + r.ReplyCounters.Bytes}
-	s.sources.add(r.Orig.Src, c)
-	s.destinations.add(r.Orig.Dst, c)
+	s[bySource].add(&r.Orig.Src, c)
+	s[byDestination].add(&r.Orig.Dst, c)
 	if r.NAT()&flow.NATSrc != 0 {
-		s.public.add(r.Reply.Dst, c)
+		s[byPublic].add(&r.Reply.Dst, c)
 	}
+	port := portKey(r.Orig.Proto, 0)
 	if r.Orig.Proto.HasPorts() {
-		s.ports.add(port{r.Orig.Proto, r.Orig.DstPort}, c)
-	} else {
-		s.ports.add(port{r.Orig.Proto, 0}, c)
+		port = portKey(r.Orig.Proto, r.Orig.DstPort)
 	}
+	s[byPort].add(&port, c)
 }
 
 // portSet is the ports of one address that flows have, one bit for each.
@@ -267,8 +277,8 @@ func (t *talkers) readTable(ctx context.Context) {
 		in := &inTable{sums: newSums(), ports: map[flow.Addr]*portSet{}}
 		if before != nil {
 			// Addresses with many flows come first.
-			top := slices.Clone(before.public.entries)
-			slices.SortFunc(top, func(a, b entry[flow.Addr]) int { return cmp.Compare(b.flows, a.flows) })
+			top := slices.Clone(before.sums[byPublic].entries)
+			slices.SortFunc(top, func(a, b entry) int { return cmp.Compare(b.flows, a.flows) })
 			for _, e := range top[:min(len(top), maxPublic)] {
 				in.ports[e.key] = new(portSet)
 			}
@@ -330,51 +340,41 @@ func (t *talkers) lists(now time.Time) *Talkers {
 	} else {
 		table = &inTable{sums: newSums()}
 	}
-	addr := func(a flow.Addr) string { return netip.AddrFrom16(a).Unmap().String() }
-	l.Sources = list(t.each(func(s *sums) *sketch[flow.Addr] { return s.sources }), table.sources, addr)
-	l.Public = list(t.each(func(s *sums) *sketch[flow.Addr] { return s.public }), table.public, addr)
-	l.Destinations = list(t.each(func(s *sums) *sketch[flow.Addr] { return s.destinations }), table.destinations, addr)
-	var ports []*sketch[port]
-	for _, s := range t.slices {
-		ports = append(ports, s.sums.ports)
-	}
-	l.Ports = list(ports, table.sums.ports, func(p port) string {
-		if !p.proto.HasPorts() {
-			return p.proto.String()
+	for kind, to := range []*List{&l.Sources, &l.Public, &l.Destinations, &l.Ports} {
+		var ended []*sketch
+		for _, s := range t.slices {
+			ended = append(ended, s.sums[kind])
 		}
-		return p.proto.String() + "/" + strconv.Itoa(int(p.number))
-	})
+		name := addrName
+		if kind == byPort {
+			name = portName
+		}
+		*to = list(ended, table.sums[kind], name)
+	}
 	for i := range l.Public.Top {
 		top := &l.Public.Top[i]
-		if set := table.ports[flow.AddrFrom(netip.MustParseAddr(top.Key))]; set != nil {
+		set := table.ports[flow.AddrFrom(netip.MustParseAddr(top.Key))]
+		switch {
+		case set != nil:
 			top.TCP, top.UDP = new(ones(&set.tcp)), new(ones(&set.udp))
+		case l.TableRead && len(table.ports) < maxPublic: // all there are were told apart
+			top.TCP, top.UDP = new(0), new(0)
 		}
 	}
 	return l
 }
 
-func (t *talkers) each(of func(*sums) *sketch[flow.Addr]) (s []*sketch[flow.Addr]) {
-	for _, slice := range t.slices {
-		s = append(s, of(slice.sums))
-	}
-	return s
-}
-
 // list returns those who come first by flows, by bytes or by the flows that they have now.
-func list[K comparable](ended []*sketch[K], now *sketch[K], name func(K) string) List {
+func list(ended []*sketch, now *sketch, name func(key) string) List {
 	type sum struct {
-		key   K
+		key   key
 		ended counts
 		now   uint64
 	}
 	sums, off := merged(ended)
 	all := make([]sum, 0, len(sums))
 	for key, c := range sums {
-		s := sum{key: key, ended: c}
-		if i, ok := now.index[key]; ok {
-			s.now = now.entries[i].flows
-		}
-		all = append(all, s)
+		all = append(all, sum{key, c, now.get(&key).flows})
 	}
 	for i := range now.entries {
 		if e := &now.entries[i]; sums[e.key] == (counts{}) {
@@ -382,7 +382,7 @@ func list[K comparable](ended []*sketch[K], now *sketch[K], name func(K) string)
 		}
 	}
 	l := List{Top: []Talker{}, LowFlows: off.flows, LowBytes: off.bytes, LowNow: now.off.flows}
-	taken := map[K]bool{}
+	taken := map[key]bool{}
 	for _, by := range []func(*sum) uint64{
 		func(s *sum) uint64 { return s.ended.flows },
 		func(s *sum) uint64 { return s.ended.bytes },

@@ -172,6 +172,9 @@ func rate(r float64) string {
 }
 
 func percent(part float64) string {
+	if part > 0 && part < 0.0005 {
+		return "<0.1%"
+	}
 	if part > 0 && part < 0.0995 {
 		return strconv.FormatFloat(100*part, 'f', 1, 64) + "%"
 	}

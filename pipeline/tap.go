@@ -54,6 +54,15 @@ func (p *Pipeline) changeTaps(change func([]*Tap) []*Tap) {
 	p.taps.Store(&taps)
 }
 
+// Taps returns how many taps there are.
+func (p *Pipeline) Taps() int {
+	taps := p.taps.Load()
+	if taps == nil {
+		return 0
+	}
+	return len(*taps)
+}
+
 // offer shows b to the tap. The reader's goroutine calls it.
 func (t *Tap) offer(b *flow.Batch) {
 	b.Hold(1)

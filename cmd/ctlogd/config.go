@@ -27,8 +27,8 @@ type Config struct {
 	Filter          pipeline.FilterConfig `yaml:"filter"` // of all outputs; each may have its own behind it
 	Outputs         OutputsConfig         `yaml:"outputs"`
 	Metrics         monitor.Config        `yaml:"metrics"`
+	Live            live.Config           `yaml:"live"` // for those who look on
 	Log             LogConfig             `yaml:"log"`
-	Live            live.Config           `yaml:"live"`     // for those who look on
 	Observer        string                `yaml:"observer"` // enters every flow_id; unset: the machine id
 	Host            string                `yaml:"host"`     // stands in every record; unset: the host name
 	ShutdownTimeout time.Duration         `yaml:"shutdown_timeout"`
