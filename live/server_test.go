@@ -30,7 +30,8 @@ type fixture struct {
 	table    []flow.Record
 }
 
-func newFixture(t *testing.T) *fixture {
+// newFixture starts a server, of a daemon that change may alter before.
+func newFixture(t *testing.T, change ...func(*fixture)) *fixture {
 	t.Helper()
 	f := &fixture{p: pipeline.New(nil, nil), socket: filepath.Join(t.TempDir(), "s")}
 	f.b = f.p.Batch()
@@ -61,6 +62,9 @@ func newFixture(t *testing.T) *fixture {
 			}
 			return nil
 		}})
+	for _, c := range change {
+		c(f)
+	}
 	if err := f.Listen(f.socket); err != nil {
 		t.Fatal(err)
 	}

@@ -11,10 +11,6 @@ import (
 
 // Nobody looks, so nothing is counted; somebody looks, and the flows that end are, and those in the table.
 func TestTalkers(t *testing.T) {
-	f := newFixture(t)
-	if f.p.Taps() != 0 {
-		t.Fatal("somebody taps already")
-	}
 	flows := []flow.Record{
 		ended("10.0.0.1", "203.0.113.1", "198.51.100.1", 443, 2000, 100),
 		ended("10.0.0.1", "203.0.113.1", "198.51.100.2", 443, 2001, 100),
@@ -25,7 +21,10 @@ func TestTalkers(t *testing.T) {
 	gre.Orig.Proto, gre.Reply.Proto = flow.GRE, flow.GRE
 	news := flows[0]
 	news.Event = flow.EventNew
-	f.table = flows[:3]
+	f := newFixture(t, func(f *fixture) { f.table = flows[:3] })
+	if f.p.Taps() != 0 {
+		t.Fatal("somebody taps already")
+	}
 	v, err := NewClient(f.socket).Top(t.Context())
 	if err != nil {
 		t.Fatal(err)
