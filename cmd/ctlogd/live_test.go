@@ -52,7 +52,9 @@ func TestStatus(t *testing.T) {
 		says   string
 	}{
 		{func(*monitor.Snapshot) {}, monitor.StateOK, statusOK, "ctlogd 1.2.3 on gw1: ok\n"},
-		{func(s *monitor.Snapshot) { s.Outputs[0].Failing, s.Outputs[0].Error, s.Outputs[0].ErrorAt = true, "disk full", now },
+		{func(s *monitor.Snapshot) {
+			s.Outputs[0].Failing, s.Outputs[0].Error, s.Outputs[0].ErrorAt = true, "disk full", now
+		},
 			monitor.StateDegraded, statusDegraded, "  jsonl:/f: failing for "},
 		{func(s *monitor.Snapshot) { s.Reader.Round = now.Add(-time.Minute) }, monitor.StateDown, statusDown, "  reader: no progress for 1m0s\n"},
 		{func(s *monitor.Snapshot) { s.Stopping = true }, monitor.StateDown, statusDown, "  ending: no more events are read\n"},
