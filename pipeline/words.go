@@ -26,7 +26,7 @@ func Words(words []string) (Filter, error) {
 		}
 		v, ok := matcher(match, name)
 		if !ok {
-			return nil, fmt.Errorf("%q: unknown word %q; use %s, each also behind not:", word, name, orList(MatcherNames()))
+			return nil, fmt.Errorf("%q: unknown word %q; use %s, or one of them behind not: for none of these", word, name, orList(MatcherNames()))
 		}
 		if err := setMatcher(v, value); err != nil {
 			return nil, fmt.Errorf("%q: %w", word, err)

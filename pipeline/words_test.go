@@ -17,8 +17,8 @@ func TestWords(t *testing.T) {
 		{"min_bytes=1GiB min_packets=5 min_duration=30s src=::1,192.0.2.1 mark=0x10/0xff", ""},
 		{"dst_port=1 dst_port=2 not:dst_port=3", ""},
 		{"ftp", `"ftp" is no WORD=VALUE; write one such as dst_port=443 or not:src=10.0.0.0/8`},
-		{"nta=snat", `"nta=snat": unknown word "nta"; use ` + names + `, each also behind not:`},
-		{"not:not:nat=snat", `"not:not:nat=snat": unknown word "not:nat"; use ` + names + `, each also behind not:`},
+		{"nta=snat", `"nta=snat": unknown word "nta"; use ` + names + `, or one of them behind not: for none of these`},
+		{"not:not:nat=snat", `"not:not:nat=snat": unknown word "not:nat"; use ` + names + `, or one of them behind not: for none of these`},
 		{"nat=full", `"nat=full": unknown NAT type "full"; use none, snat, dnat or both`},
 		{"proto=tcp not:src=10.0.0.1/8", `"not:src=10.0.0.1/8": 10.0.0.1/8 is not a network, bits behind its length are set; ` +
 			`write 10.0.0.0/8 or 10.0.0.1`},

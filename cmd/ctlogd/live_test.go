@@ -88,3 +88,16 @@ func TestStatus(t *testing.T) {
 		}
 	}
 }
+
+func TestSocketOfRuntimeDirectory(t *testing.T) {
+	t.Setenv("RUNTIME_DIRECTORY", "/run/ctlogd:/run/other")
+	for configured, want := range map[string]string{
+		"": live.DefaultSocket, live.NoSocket: live.NoSocket, "/run/x.sock": "/run/x.sock",
+	} {
+		cfg := DefaultConfig()
+		cfg.Live.Socket = configured
+		if err := cfg.Resolve(); err != nil || cfg.Live.Socket != want {
+			t.Errorf("live.socket %q: %q, %v, want %q", configured, cfg.Live.Socket, err, want)
+		}
+	}
+}
