@@ -98,15 +98,19 @@ func Retire(ctx context.Context, queues []*Queue) {
 	for _, q := range queues {
 		q.close()
 	}
+	var finished sync.WaitGroup
 	for _, q := range queues {
-		select {
-		case <-q.done:
-		case <-ctx.Done():
-			q.abort()
-			<-q.done
-		}
-		q.finish(ctx)
+		finished.Go(func() {
+			select {
+			case <-q.done:
+			case <-ctx.Done():
+				q.abort()
+				<-q.done
+			}
+			q.finish(ctx)
+		})
 	}
+	finished.Wait()
 }
 
 const (

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -63,6 +64,8 @@ type Queue struct {
 	failing error  // the last Write's error, until one succeeds
 	blame   error  // the same, until what had piled up meanwhile is worked off: what is lost till then is lost for it
 	inWrite int64  // since of what is in the worker's hands; 0 if that is nothing
+	handed  []Gap  // the queue's own gaps in the worker's hands
+	flight  flight
 	closed  bool
 	ready   chan struct{} // holds a token when there is something for the worker to see
 
@@ -70,6 +73,9 @@ type Queue struct {
 
 	ctx   context.Context // ends when the worker must give up
 	abort context.CancelFunc
+
+	closing chan struct{} // closed with the queue
+	ender   *time.Timer   // under the lock: gives up an output that fails while the queue is closed; nil if it does not
 
 	// The worker's own.
 	taken  []*flow.Batch
@@ -84,7 +90,7 @@ type Queue struct {
 // queue has room for, 0 for DefaultQueue.
 func NewQueue(out Output, filter Filter, max int, log *zap.Logger) *Queue {
 	q := &Queue{name: out.Name(), out: out, log: log.With(zap.String("output", out.Name())),
-		ready: make(chan struct{}, 1), done: make(chan struct{})}
+		ready: make(chan struct{}, 1), done: make(chan struct{}), closing: make(chan struct{})}
 	q.ctx, q.abort = context.WithCancel(context.Background())
 	q.Adjust(filter, max)
 	return q
@@ -128,11 +134,14 @@ func (q *Queue) Lose(g Gap) {
 	q.wakeUp()
 }
 
-// safe returns a time such that each flow that ended before it, and before read, has left the queue: delivered, on disk,
-// or lost in a gap. read is the time before which all ends have been read.
+// safe returns a time such that each flow that ended before it, and before read, has left the queue: delivered and, if
+// the output says so, acknowledged, on disk, or lost in a gap. read is the time before which all ends have been read.
 func (q *Queue) safe(read time.Time) int64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if since := oldest(q.flying()); since != 0 {
+		return since // older than what is here
+	}
 	if q.inWrite != 0 {
 		return q.inWrite // older than what waits, also than what is moved to the spool behind it
 	}
@@ -153,11 +162,15 @@ func since(b *flow.Batch) int64 {
 	return min(b.Since, b.Records[0].Received)
 }
 
-// Unrecorded returns the gaps that wait to be put on record.
-func (q *Queue) Unrecorded() []Gap {
+// Unrecorded returns the gaps that wait to be put on record, those that the output is being given included.
+func (q *Queue) Unrecorded() (gaps []Gap) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return slices.Clone(q.losses.gaps)
+	for _, p := range q.flying() {
+		gaps = append(gaps, p.gaps...)
+	}
+	gaps = append(gaps, q.handed...)
+	return append(gaps, q.losses.gaps...)
 }
 
 // offer puts b into the queue, holding it, or loses its records if there is no room. It never waits.
@@ -235,17 +248,37 @@ func (q *Queue) wakeUp() {
 func (q *Queue) close() {
 	q.mu.Lock()
 	q.closed = true
-	if q.spill != nil && q.failing != nil {
-		q.abort() // the spool keeps what the output does not take
-	}
+	close(q.closing)
+	q.lastTries()
 	q.mu.Unlock()
 	q.wakeUp()
+}
+
+// giveUp is for how long an output that fails is tried again when ctlogd ends. While it is, ctlogd reads no events any
+// more, and without a manager who keeps the socket the other outputs lose what ends meanwhile.
+const giveUp = 2 * time.Second
+
+// lastTries gives up an output that fails, after a little while, if the queue is closed. The lock is held.
+func (q *Queue) lastTries() {
+	switch {
+	case !q.closed:
+	case q.failing == nil:
+		if q.ender != nil {
+			q.ender.Stop()
+			q.ender = nil
+		}
+	case q.spill != nil:
+		q.abort() // the spool keeps what the output does not take
+	case q.ender == nil:
+		q.ender = time.AfterFunc(giveUp, q.abort)
+	}
 }
 
 // take moves as many batches as one write takes into q.taken, behind a batch of gaps if any are due; false if the queue
 // is closed and empty.
 func (q *Queue) take() bool {
 	for {
+		q.land()
 		now := time.Now()
 		q.mu.Lock()
 		q.taken = q.taken[:0]
@@ -265,11 +298,12 @@ func (q *Queue) take() bool {
 			if q.spill.read() {
 				return true
 			}
-			<-q.ready
+			q.await(0)
 			continue
 		}
 		due, in := q.losses.due(now)
 		if due || q.closed && len(q.losses.gaps) > 0 {
+			q.handed = append(q.handed, q.losses.gaps...)
 			q.taken = append(q.taken, q.gapBatch(now))
 		}
 		n := q.first()
@@ -287,14 +321,23 @@ func (q *Queue) take() bool {
 			return true
 		case closed:
 			return false
-		case in > 0:
-			select {
-			case <-q.ready:
-			case <-time.After(in):
-			}
-		default:
-			<-q.ready
 		}
+		q.await(in)
+	}
+}
+
+// await waits until there is something to see, at most for so long, or without end if that is 0.
+func (q *Queue) await(in time.Duration) {
+	if len(q.flight.parts) > 0 && (in == 0 || in > lookEvery) {
+		in = lookEvery
+	}
+	var timer <-chan time.Time
+	if in > 0 {
+		timer = time.After(in)
+	}
+	select {
+	case <-q.ready:
+	case <-timer:
 	}
 }
 
@@ -313,11 +356,17 @@ func (q *Queue) first() (n int) {
 	return n
 }
 
+// closeWithin bounds the end of an output that another one replaces.
+const closeWithin = 10 * time.Second
+
 // exchange closes the output, bounded by the queue's own end, and puts the new one in its place.
 func (q *Queue) exchange(build func() (Output, error)) {
-	if err := q.out.Close(q.ctx); err != nil {
+	ctx, cancel := context.WithTimeout(q.ctx, closeWithin)
+	defer cancel()
+	if err := q.out.Close(ctx); err != nil {
 		q.log.Error("close output", zap.Error(err))
 	}
+	q.crash()
 	out, err := build()
 	if err != nil {
 		q.log.Error("replace output", zap.Error(err))
@@ -332,19 +381,33 @@ func (q *Queue) exchange(build func() (Output, error)) {
 type unbuilt struct {
 	name  string
 	build func() (Output, error)
-	out   Output // nil until built
+
+	mu  sync.Mutex // against Acknowledged
+	out Output     // nil until built
 }
 
 func (u *unbuilt) Name() string { return u.name }
 
 func (u *unbuilt) Write(ctx context.Context, recs []*flow.Record) (n int, err error) {
 	if u.out == nil {
-		if u.out, err = u.build(); err != nil {
-			u.out = nil
+		out, err := u.build()
+		if err != nil {
 			return 0, err
 		}
+		u.mu.Lock()
+		u.out = out
+		u.mu.Unlock()
 	}
 	return u.out.Write(ctx, recs)
+}
+
+func (u *unbuilt) Acknowledged() uint64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if a, ok := u.out.(Acknowledger); ok {
+		return a.Acknowledged()
+	}
+	return math.MaxUint64
 }
 
 func (u *unbuilt) Close(ctx context.Context) error {
@@ -358,7 +421,11 @@ func (u *unbuilt) Close(ctx context.Context) error {
 func (q *Queue) gapBatch(now time.Time) *flow.Batch {
 	b := flow.NewBatch(len(q.losses.gaps), nil)
 	for i := range q.losses.gaps {
-		q.losses.gaps[i].fill(b, b.Next(), now)
+		g := &q.losses.gaps[i]
+		g.fill(b, b.Next(), now)
+		if b.Since == 0 || g.From < b.Since {
+			b.Since = g.From
+		}
 	}
 	q.Stats.Gaps.Add(uint64(len(b.Records)))
 	q.Stats.Depth.Add(int64(len(b.Records)))
@@ -385,6 +452,7 @@ func (q *Queue) release() {
 		q.blame = nil
 	}
 	q.inWrite = 0
+	q.handed = nil
 	q.mu.Unlock()
 }
 
@@ -430,9 +498,13 @@ func (q *Queue) handle() {
 	if filtered > 0 {
 		q.Stats.Filtered.Add(uint64(filtered))
 	}
+	sent := q.flight.sent
 	left := q.deliver(q.recs, true)
 	if len(left) > 0 {
 		q.leave(left)
+	}
+	if n := q.flight.sent - sent; n > 0 {
+		q.takeOff(part{since: q.inWrite, gaps: q.handed[:min(n, uint64(len(q.handed)))]}) // the gaps come first
 	}
 	clear(q.recs)
 	q.release()
@@ -442,10 +514,11 @@ func (q *Queue) handle() {
 // not delivered. Records from memory go to the spool, if there is one, rather than wait here: from there a process that
 // is killed does not take them with it.
 func (q *Queue) deliver(recs []*flow.Record, fromMemory bool) (left []*flow.Record) {
-	retry := firstRetry
+	retry, closing := firstRetry, q.closing
 	for len(recs) > 0 {
 		n, err := q.out.Write(q.ctx, recs)
 		q.Stats.Written.Add(uint64(n))
+		q.flight.sent += uint64(n)
 		recs = recs[n:]
 		if err == nil {
 			if q.failed {
@@ -480,6 +553,8 @@ func (q *Queue) deliver(recs []*flow.Record, fromMemory bool) (left []*flow.Reco
 		}
 		select {
 		case <-q.ctx.Done():
+		case <-closing:
+			closing, retry = nil, firstRetry/2
 		case <-time.After(retry/2 + rand.N(retry/2)): // jitter: many firewalls lose one collector at the same moment
 		}
 		retry = min(2*retry, lastRetry)
@@ -493,9 +568,7 @@ func (q *Queue) setFailing(err error) {
 	if err != nil {
 		q.blame = err
 	}
-	if q.closed && q.spill != nil {
-		q.abort() // the spool keeps what the output does not take
-	}
+	q.lastTries()
 	q.mu.Unlock()
 	q.spill.look()
 }
@@ -545,11 +618,20 @@ func (q *Queue) finish(ctx context.Context) {
 	for _, b := range q.taken {
 		q.Stats.Left.Add(q.lose(b.Records, q.cause()))
 	}
+	if q.ender != nil {
+		q.ender.Stop()
+	}
 	q.mu.Unlock()
 	q.release()
+	if q.ctx.Err() != nil { // it was given up
+		brief, cancel := context.WithTimeout(ctx, giveUp/2)
+		defer cancel()
+		ctx = brief
+	}
 	if err := q.out.Close(ctx); err != nil {
 		q.log.Error("close output", zap.Error(err))
 	}
+	q.crash()
 	if q.spill != nil {
 		q.spill.close(q.log)
 	}

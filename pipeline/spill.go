@@ -60,8 +60,7 @@ func (s *spill) look() {
 
 // comesFirst reports whether there are records that are older than those in memory. The queue's lock is held.
 func (s *spill) comesFirst() bool {
-	n, _ := s.spool.Len()
-	return n > 0 || s.moving != 0
+	return s.spool.Unread() || s.moving != 0
 }
 
 // read reads what one write takes; false if there is nothing to read yet.
@@ -71,21 +70,16 @@ func (s *spill) read() bool {
 	return n > 0 || err != nil
 }
 
-// deliverSpool delivers what was read from the spool, and removes it from there as far as it is delivered.
+// deliverSpool delivers what was read from the spool, and removes it from there as far as it has arrived.
 func (q *Queue) deliverSpool() {
 	s := q.spill
 	s.recs = s.recs[:0]
 	for i := range s.batch.Records {
 		s.recs = append(s.recs, &s.batch.Records[i])
 	}
-	left := q.deliver(s.recs, false)
+	left := q.deliver(s.recs, false) // what is left is not committed, and the worker ends
 	if done := len(s.recs) - len(left); done > 0 {
-		if err := s.spool.Commit(done); err != nil {
-			q.log.Error("spool: what is delivered may be delivered again", zap.Error(err))
-		}
-	}
-	if len(left) > 0 {
-		s.spool.Rewind()
+		q.takeOff(part{spooled: done})
 	}
 	if len(s.recs) == 0 {
 		// A file could not be read. It is tried again, and what waits in memory stays behind it.

@@ -609,6 +609,13 @@ func (s *Spool) Len() (records uint64, bytes int64) {
 	return records, s.size
 }
 
+// Unread reports whether there is something that was not read yet, or is to be read again.
+func (s *Spool) Unread() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pos < s.next || s.state.gaps.next() != nil
+}
+
 // Oldest returns when the first record that waits was received, or somewhat earlier; zero if there is none.
 func (s *Spool) Oldest() time.Time {
 	s.mu.Lock()
