@@ -30,7 +30,7 @@ func TestMarkKnowsWhatIsOnItsWay(t *testing.T) {
 		q := NewQueue(out, nil, 0, zap.NewNop())
 		p := New(nil, []*Queue{q})
 		p.Start()
-		mark := func() OutputMark { return p.NewMark("", time.Unix(0, 5000), false).Outputs[0] }
+		mark := func() OutputMark { return NewMark(p.Queues(), "", time.Unix(0, 5000), false).Outputs[0] }
 		want := func(what string, safe int64, gaps ...Gap) {
 			t.Helper()
 			synctest.Wait()

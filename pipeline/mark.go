@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,6 +30,20 @@ type Mark struct {
 	Time    int64        `json:"time"`    // ns since 1970; where Clean, when the process left the events
 	Clean   bool         `json:"clean"`   // the process ended in order: what it had read is delivered, or in a gap
 	Outputs []OutputMark `json:"outputs"`
+
+	// Socket is the one that the process has left to the next, where Clean; nil if it has not.
+	Socket *Socket `json:"socket,omitempty"`
+
+	// Gone are outputs that were taken out of the configuration with gaps that they have not taken. They are kept until
+	// there is an output of the name again.
+	Gone []OutputMark `json:"gone,omitempty"`
+}
+
+// Socket is the netlink socket at the end of a process, or at the start of the next.
+type Socket struct {
+	Cookie uint64 `json:"cookie"` // tells it from others
+	Drops  uint32 `json:"drops"`  // the kernel's count, as far as it is accounted for
+	Lossy  bool   `json:"lossy"`  // delivery is best_effort: what is dropped is lost
 }
 
 // OutputMark is a Mark's part for one output.
@@ -42,14 +57,14 @@ type OutputMark struct {
 	Gaps []Gap `json:"gaps,omitempty"`
 }
 
-// NewMark returns the mark of this moment. All flows that ended before read have been ingested; it is taken before the
-// call. clean says that the pipeline is closed, and that after read no events were taken from the kernel.
-func (p *Pipeline) NewMark(bootID string, read time.Time, clean bool) Mark {
+// NewMark returns the mark of this moment, of these queues. All flows that ended before read have been ingested; it is
+// taken before the call. clean says that the queues are closed, and that after read no events were taken from the kernel.
+func NewMark(queues []*Queue, bootID string, read time.Time, clean bool) Mark {
 	m := Mark{Version: markVersion, BootID: bootID, Time: time.Now().UnixNano(), Clean: clean}
 	if clean {
 		m.Time = read.UnixNano()
 	}
-	for _, q := range p.Queues() {
+	for _, q := range queues {
 		m.Outputs = append(m.Outputs, OutputMark{Name: q.name, Safe: q.safe(read), Gaps: q.Unrecorded()})
 	}
 	return m
@@ -97,28 +112,34 @@ func LoadMark(dir string) (*Mark, error) {
 }
 
 // Gaps returns what the output has lost between the mark and now, when this process joined the events: the gaps that it
-// had not taken yet, and the one that the end of the last process and the time since have made. kept says that the
-// socket outlived that process, so that the kernel has kept the events meanwhile. An output that the mark does not know
-// has lost nothing; it is new.
-func (m *Mark) Gaps(output, bootID string, kept bool, now time.Time) []Gap {
+// had not taken yet, and the one that the end of the last process and the time since have made. kept is the socket that
+// outlived that process, in which the kernel has kept the events meanwhile; nil if there is none. An output that the mark
+// does not know has lost what came since the last process, too, but nothing before.
+func (m *Mark) Gaps(output, bootID string, kept *Socket, now time.Time) []Gap {
 	var gaps []Gap
-	safe, known := m.Time, len(m.Outputs) == 0 // a mark that could not be read stands for all outputs
+	safe := m.Time
 	for _, o := range m.Outputs {
 		if o.Name == output {
-			gaps, safe, known = o.Gaps, o.Safe, true
+			gaps, safe = o.Gaps, o.Safe
 		}
 	}
-	if !known {
-		return nil
+	for _, o := range m.Gone {
+		if o.Name == output {
+			gaps = append(gaps, o.Gaps...)
+		}
 	}
 	g := Gap{From: m.Time, To: now.UnixNano()}
+	g.Output = output
 	switch {
 	case m.BootID != bootID:
 		g.Cause = flow.CauseReboot
 	case !m.Clean:
 		g.Cause = flow.CauseCrash
-	case !kept:
+	case kept == nil || m.Socket != nil && m.Socket.Cookie != kept.Cookie:
 		g.Cause = flow.CauseDowntime
+	case m.Socket != nil && m.Socket.Lossy && m.Socket.Drops != kept.Drops:
+		// The difference is right across the wrap of the counter.
+		g.Gap = flow.Gap{Cause: flow.CauseOverrun, Lost: uint64(kept.Drops - m.Socket.Drops), LostKnown: true}
 	default:
 		return gaps
 	}
@@ -126,8 +147,29 @@ func (m *Mark) Gaps(output, bootID string, kept bool, now time.Time) []Gap {
 		g.From = safe
 	}
 	g.From, g.To = min(g.From, g.To), max(g.From, g.To) // the clock may have been set back meanwhile
-	g.Output = output
 	return append(gaps, g)
+}
+
+// Orphans returns the outputs of the mark that are not among those that there are now, and their gaps.
+func (m *Mark) Orphans(outputs []string) (orphans []OutputMark) {
+	for _, o := range m.Gone {
+		if !slices.Contains(outputs, o.Name) {
+			orphans = append(orphans, o)
+		}
+	}
+	for _, o := range m.Outputs {
+		if slices.Contains(outputs, o.Name) {
+			continue
+		}
+		if !m.Clean { // it may not have got what was read before
+			g := Gap{Gap: flow.Gap{Cause: flow.CauseCrash, Output: o.Name}, From: min(o.Safe, m.Time), To: m.Time}
+			o.Gaps = append(o.Gaps, g)
+		}
+		if len(o.Gaps) > 0 {
+			orphans = append(orphans, OutputMark{Name: o.Name, Gaps: o.Gaps})
+		}
+	}
+	return orphans
 }
 
 // BootID returns what the kernel calls this boot; "" if it does not tell.

@@ -178,7 +178,7 @@ func TestSpillFromTheWorker(t *testing.T) {
 		n, _ := q.Spool().Len()
 		return n == 7 && q.Stats.Depth.Load() == 0
 	})
-	if got := p.NewMark("", time.Unix(0, 5000), false).Outputs[0].Safe; got != 5000 {
+	if got := NewMark(p.Queues(), "", time.Unix(0, 5000), false).Outputs[0].Safe; got != 5000 {
 		t.Errorf("safe until %d, want 5000: nothing is in memory", got)
 	}
 	out.broken.Store(false)
