@@ -34,7 +34,7 @@ func TestMarkKnowsWhatIsOnItsWay(t *testing.T) {
 		want := func(what string, safe int64, gaps ...Gap) {
 			t.Helper()
 			synctest.Wait()
-			if diff := cmp.Diff(OutputMark{Name: "stub", Safe: safe, Gaps: gaps}, mark()); diff != "" {
+			if diff := cmp.Diff(OutputMark{Name: "stub", Safe: safe, Synced: safe, Gaps: gaps}, mark()); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", what, diff)
 			}
 		}

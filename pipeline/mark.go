@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,7 +24,8 @@ const (
 // what each output had delivered by then. From it the next process tells what the time between has cost.
 //
 // It is replaced by renaming, without fsync: a process that is killed loses nothing of it, and after a power failure an
-// older mark makes the gap longer than it was, which is the safe side.
+// older mark makes the gap longer than it was, which is the safe side. One that a file system has torn is not read; the
+// gap begins at the time of its file.
 type Mark struct {
 	Version int          `json:"version"`
 	BootID  string       `json:"boot_id"` // tells a restart of ctlogd from one of the machine
@@ -53,6 +55,9 @@ type OutputMark struct {
 	// Safe is a time such that each flow that ended before it is delivered, in the spool, or in a gap.
 	Safe int64 `json:"safe"`
 
+	// Synced is the same for an end of the machine, which takes with it what is not on the disk yet; never later.
+	Synced int64 `json:"synced"`
+
 	// Gaps are those that the output has not taken yet.
 	Gaps []Gap `json:"gaps,omitempty"`
 }
@@ -65,9 +70,46 @@ func NewMark(queues []*Queue, bootID string, read time.Time, clean bool) Mark {
 		m.Time = read.UnixNano()
 	}
 	for _, q := range queues {
-		m.Outputs = append(m.Outputs, OutputMark{Name: q.name, Safe: q.safe(read), Gaps: q.Unrecorded()})
+		safe := q.safe(read)
+		m.Outputs = append(m.Outputs, OutputMark{Name: q.name, Safe: safe, Synced: q.synced(safe), Gaps: q.Unrecorded()})
 	}
 	return m
+}
+
+// synced returns a time such that no flow that ended before it is missing when the machine ends at once. safe is that for
+// the end of the process.
+func (q *Queue) synced(safe int64) int64 {
+	unsynced := false
+	if u, ok := q.Output().(Unsyncer); ok {
+		unsynced = u.Unsynced()
+	}
+	if q.spill != nil {
+		since, never := q.spill.spool.Unsynced()
+		if since != 0 {
+			safe = min(safe, since)
+		}
+		unsynced = unsynced || never
+	}
+	if unsynced {
+		safe = min(safe, time.Now().Add(-writeback()).UnixNano())
+	}
+	return safe
+}
+
+// writeback returns within what time the kernel has on the disk what was written, as it is set (proc_sys_vm(5)), with the
+// 5 s in which file systems commit.
+func writeback() time.Duration {
+	total := 5 * time.Second
+	for key, usual := range map[string]int{"dirty_expire_centisecs": 3000, "dirty_writeback_centisecs": 500} {
+		n := usual
+		if text, err := os.ReadFile("/proc/sys/vm/" + key); err == nil {
+			if set, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
+				n = set
+			}
+		}
+		total += time.Duration(n) * 10 * time.Millisecond
+	}
+	return total
 }
 
 // Save replaces the mark in the directory.
@@ -117,11 +159,14 @@ func LoadMark(dir string) (*Mark, error) {
 // does not know has lost what came since the last process, too, but nothing before.
 func (m *Mark) Gaps(output, bootID string, kept *Socket, now time.Time) []Gap {
 	var gaps []Gap
-	safe := m.Time
+	safe, synced := m.Time, m.Time
 	for _, o := range m.Outputs {
 		if o.Name == output {
-			gaps, safe = o.Gaps, o.Safe
+			gaps, safe, synced = o.Gaps, o.Safe, o.Synced
 		}
+	}
+	if len(m.Outputs) == 0 { // it could not be read
+		synced -= int64(writeback())
 	}
 	for _, o := range m.Gone {
 		if o.Name == output {
@@ -143,7 +188,11 @@ func (m *Mark) Gaps(output, bootID string, kept *Socket, now time.Time) []Gap {
 	default:
 		return gaps
 	}
-	if !m.Clean {
+	switch {
+	case m.Clean:
+	case g.Cause == flow.CauseReboot:
+		g.From = synced
+	default:
 		g.From = safe
 	}
 	g.From, g.To = min(g.From, g.To), max(g.From, g.To) // the clock may have been set back meanwhile

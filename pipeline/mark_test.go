@@ -20,7 +20,8 @@ func TestMarkGaps(t *testing.T) {
 		return Gap{Gap: flow.Gap{Cause: c, Output: "a"}, From: from, To: 1000}
 	}
 	mark := func(boot string, clean bool, gaps ...Gap) *Mark {
-		return &Mark{Version: 1, BootID: boot, Time: 500, Clean: clean, Outputs: []OutputMark{{Name: "a", Safe: 400, Gaps: gaps}}}
+		return &Mark{Version: 1, BootID: boot, Time: 500, Clean: clean, Outputs: []OutputMark{{Name: "a", Safe: 400,
+			Synced: 300, Gaps: gaps}}}
 	}
 	left := func(s Socket) *Mark {
 		m := mark("boot", true)
@@ -41,7 +42,7 @@ func TestMarkGaps(t *testing.T) {
 		{"restarted with its socket", mark("boot", true), "a", true, nil},
 		{"killed", mark("boot", false), "a", false, []Gap{gap(flow.CauseCrash, 400)}},
 		{"killed, its socket kept", mark("boot", false), "a", true, []Gap{gap(flow.CauseCrash, 400)}},
-		{"power failed", mark("other", false), "a", false, []Gap{gap(flow.CauseReboot, 400)}},
+		{"power failed", mark("other", false), "a", false, []Gap{gap(flow.CauseReboot, 300)}},
 		{"rebooted in order", mark("other", true), "a", false, []Gap{gap(flow.CauseReboot, 500)}},
 		{"a gap was waiting", mark("boot", true, pending), "a", true, []Gap{pending}},
 		{"a gap was waiting, and time passed", mark("boot", true, pending), "a", false, []Gap{pending, gap(flow.CauseDowntime, 500)}},
@@ -60,7 +61,7 @@ func TestMarkGaps(t *testing.T) {
 		{"not kept", left(Socket{Cookie: 7, Drops: 1, Lossy: true}), "a", false, []Gap{gap(flow.CauseDowntime, 500)}},
 		{"killed, and the clock was set back", &Mark{Version: 1, BootID: "boot", Time: 3000, Outputs: []OutputMark{{Name: "a",
 			Safe: 2900}}}, "a", false, []Gap{{Gap: flow.Gap{Cause: flow.CauseCrash, Output: "a"}, From: 1000, To: 2900}}},
-		{"an unreadable mark", &Mark{Time: 500}, "a", false, []Gap{gap(flow.CauseReboot, 500)}},
+		{"an unreadable mark", &Mark{Time: 500}, "a", false, []Gap{gap(flow.CauseReboot, 500-int64(writeback()))}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -195,4 +196,37 @@ func TestMarkIsSafe(t *testing.T) {
 			t.Errorf("ended in order: the mark is of %d, want %d, when no more events came", got, read)
 		}
 	})
+}
+
+// unsynced is an output that leaves the disk to the kernel.
+type unsynced struct {
+	stub
+	is bool
+}
+
+func (u *unsynced) Unsynced() bool { return u.is }
+
+// What the end of the machine takes with it is more than what that of the process does.
+func TestMarkIsSynced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := time.Now()
+		for is, want := range map[bool]time.Duration{false: 0, true: writeback()} {
+			q := NewQueue(&unsynced{is: is}, nil, 0, zap.NewNop())
+			if o := NewMark([]*Queue{q}, "", now, false).Outputs[0]; o.Safe != now.UnixNano() || o.Safe-o.Synced != int64(want) {
+				t.Errorf("unsynced %v: safe until %d, synced %v before, want %v", is, o.Safe, time.Duration(o.Safe-o.Synced), want)
+			}
+		}
+	})
+	if w := writeback(); w < 5*time.Second || w > time.Hour {
+		t.Errorf("the kernel writes back within %v", w)
+	}
+	q := NewQueue(newSwitched(true), nil, 0, zap.NewNop())
+	q.Spill(openSpool(t, t.TempDir(), 0))
+	p := New(nil, []*Queue{q})
+	p.Start()
+	defer p.Close(t.Context())
+	send(p, 1000, 5)
+	mark := func() OutputMark { return NewMark([]*Queue{q}, "", time.Unix(0, 5000), false).Outputs[0] }
+	eventually(t, "the records are in the spool", func() bool { o := mark(); return o.Safe == 5000 && o.Synced == 1000 })
+	eventually(t, "the spool is synced", func() bool { o := mark(); return o.Synced == 5000 })
 }

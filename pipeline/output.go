@@ -30,6 +30,12 @@ type Acknowledger interface {
 	Acknowledged() uint64
 }
 
+// Unsyncer is an Output that leaves it to the kernel when what it has written comes to the disk.
+type Unsyncer interface {
+	// Unsynced reports whether that is so. Any goroutine may call it.
+	Unsynced() bool
+}
+
 // Reopener is an Output that opens its file again on request, after somebody else has renamed it.
 type Reopener interface {
 	// Reopen may be called from any goroutine at any time; the next Write goes to the file opened anew. On error the

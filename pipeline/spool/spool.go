@@ -56,6 +56,8 @@ type Spool struct {
 	reading  bool   // Read is at work
 	closed   bool
 
+	unsynced [2]int64 // since when records are (ns since 1970) that wait for fdatasync, and that it is at work on; 0 none
+
 	timer       *time.Timer // runs while dirty
 	dirty       bool        // something waits for fdatasync
 	dirtyDir    bool
@@ -343,6 +345,7 @@ func (s *Spool) Append(recs []*flow.Record) (lost Loss, err error) {
 	s.mu.Lock()
 	for _, g := range s.newGaps {
 		s.state.gaps.add(g)
+		s.wrote(g.From)
 	}
 	s.mu.Unlock()
 	clear(s.newGaps)
@@ -468,6 +471,7 @@ func (s *Spool) write(n int, times span) error {
 	s.size += int64(len(s.buf))
 	s.next = seg.end
 	s.touch()
+	s.wrote(times.from)
 	s.mu.Unlock()
 	s.Stats.Appended.Add(uint64(n))
 	return nil
@@ -527,6 +531,25 @@ func (s *Spool) touch() {
 	}
 }
 
+// wrote notes, under mu, since when something is that was written and not forced to the disk.
+func (s *Spool) wrote(since int64) {
+	if s.cfg.Fsync == SyncInterval && (s.unsynced[0] == 0 || since < s.unsynced[0]) {
+		s.unsynced[0] = since
+	}
+}
+
+// Unsynced returns a time such that no record or gap from before it would be missing after a power failure, as far as that
+// is known; 0 if nothing would. never says that it is not, since fsync is never.
+func (s *Spool) Unsynced() (since int64, never bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	since = s.unsynced[0]
+	if since == 0 || s.unsynced[1] != 0 && s.unsynced[1] < since {
+		since = s.unsynced[1]
+	}
+	return since, s.cfg.Fsync == SyncNever
+}
+
 // flush forces to the disk what waits for it. The timer calls it, and Close.
 func (s *Spool) flush() {
 	s.syncMu.Lock()
@@ -534,6 +557,7 @@ func (s *Spool) flush() {
 	s.mu.Lock()
 	dirtyDir, dirtyState := s.dirtyDir, s.dirtyState
 	s.dirty, s.dirtyDir, s.dirtyState = false, false, false
+	s.unsynced = [2]int64{0, s.unsynced[0]}
 	var full []*segment
 	var files []*os.File
 	for i, seg := range s.segments {
@@ -562,6 +586,7 @@ func (s *Spool) flush() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.unsynced[1] = 0 // what could not be written the kernel does not have any more (fsync(2))
 	for _, seg := range full {
 		if seg.f != nil {
 			seg.f.Close()
