@@ -412,7 +412,11 @@ func (c *Conntrack) gap(now, from, to time.Time, gap flow.Gap) {
 		c.oldest = now
 	}
 	r := c.batch.Next()
-	r.Event, r.Start, r.Stop, r.Received = flow.EventGap, from.UnixNano(), to.UnixNano(), now.UnixNano()
+	begin, end := from.UnixNano(), to.UnixNano()
+	if end < begin { // the clock was set back meanwhile
+		begin, end = end, begin
+	}
+	r.Event, r.Start, r.Stop, r.Received = flow.EventGap, begin, end, now.UnixNano()
 	c.batch.Extra(r).Gap = gap
 	if c.batch.Full() {
 		c.flush()

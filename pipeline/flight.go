@@ -87,13 +87,13 @@ func (q *Queue) flying() []part {
 }
 
 // oldest returns since when flows may have ended that are among the parts, and nowhere else; 0 if there are none.
-func oldest(parts []part) int64 {
+func oldest(parts []part) (since int64) {
 	for _, p := range parts {
-		if p.since != 0 {
-			return p.since // the others are later
+		if p.since != 0 && (since == 0 || p.since < since) {
+			since = p.since
 		}
 	}
-	return 0
+	return since
 }
 
 // crash makes a gap of what was on its way when the output was closed: it may have arrived, or not. What is in the spool

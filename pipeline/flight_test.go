@@ -210,3 +210,32 @@ func TestLastTries(t *testing.T) {
 		}
 	})
 }
+
+// An output that does not know that its time is over, on a disk that does not answer, does not hold up the end.
+func TestOutputHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hold := make(chan struct{})
+		q := NewQueue(&stub{write: func(_ context.Context, _ int, recs []*flow.Record) (int, error) {
+			<-hold
+			return len(recs), nil
+		}}, nil, 0, zap.NewNop())
+		p := New(nil, []*Queue{q})
+		p.Start()
+		send(p, 1000, 5)
+		synctest.Wait()
+		send(p, 2000, 7)
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		began := time.Now()
+		p.Close(ctx)
+		if took := time.Since(began); took != 3*time.Second+giveUp {
+			t.Errorf("Close took %v", took)
+		}
+		// What it has in its hands may be written or not: how many are lost is not known.
+		want := []Gap{{Gap: flow.Gap{Cause: flow.CauseOutputDown, Output: "stub", Lost: 7}, From: 1000, To: time.Now().UnixNano()}}
+		if diff := cmp.Diff(want, q.Unrecorded()); diff != "" {
+			t.Errorf("gaps (-want +got):\n%s", diff)
+		}
+		close(hold)
+	})
+}

@@ -195,7 +195,8 @@ func (m *Mark) Gaps(output, bootID string, kept *Socket, now time.Time) []Gap {
 	default:
 		g.From = safe
 	}
-	g.From, g.To = min(g.From, g.To), max(g.From, g.To) // the clock may have been set back meanwhile
+	// The clock may have been set back, between two processes or before: then both its readings are covered.
+	g.From, g.To = min(g.From, m.Time, g.To), max(g.From, m.Time, g.To)
 	return append(gaps, g)
 }
 

@@ -60,7 +60,9 @@ func TestMarkGaps(t *testing.T) {
 			[]Gap{gap(flow.CauseDowntime, 500)}},
 		{"not kept", left(Socket{Cookie: 7, Drops: 1, Lossy: true}), "a", false, []Gap{gap(flow.CauseDowntime, 500)}},
 		{"killed, and the clock was set back", &Mark{Version: 1, BootID: "boot", Time: 3000, Outputs: []OutputMark{{Name: "a",
-			Safe: 2900}}}, "a", false, []Gap{{Gap: flow.Gap{Cause: flow.CauseCrash, Output: "a"}, From: 1000, To: 2900}}},
+			Safe: 2900}}}, "a", false, []Gap{{Gap: flow.Gap{Cause: flow.CauseCrash, Output: "a"}, From: 1000, To: 3000}}},
+		{"the clock was set back, and then it was killed", &Mark{Version: 1, BootID: "boot", Time: 500, Outputs: []OutputMark{{Name: "a",
+			Safe: 9000}}}, "a", false, []Gap{{Gap: flow.Gap{Cause: flow.CauseCrash, Output: "a"}, From: 500, To: 9000}}},
 		{"an unreadable mark", &Mark{Time: 500}, "a", false, []Gap{gap(flow.CauseReboot, 500-int64(writeback()))}},
 	}
 	for _, tt := range tests {
@@ -191,6 +193,17 @@ func TestMarkIsSafe(t *testing.T) {
 			hold <- struct{}{}
 			synctest.Wait()
 		}
+		// The clock is set back.
+		send(p, 4000, 5)
+		synctest.Wait()
+		send(p, 600, 5)
+		send(p, 650, 5)
+		if got := safe(); got != 600 {
+			t.Errorf("the clock was set back: safe until %d, want 600", got)
+		}
+		hold <- struct{}{}
+		hold <- struct{}{}
+		synctest.Wait()
 		p.Close(t.Context())
 		if got := NewMark(p.Queues(), "", time.Unix(0, read), true).Time; got != read {
 			t.Errorf("ended in order: the mark is of %d, want %d, when no more events came", got, read)

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/ctlogd/ctlogd/flow"
 )
@@ -105,7 +106,12 @@ func Retire(ctx context.Context, queues []*Queue) {
 			case <-q.done:
 			case <-ctx.Done():
 				q.abort()
-				<-q.done
+				select {
+				case <-q.done:
+				case <-time.After(giveUp):
+					q.strand()
+					return
+				}
 			}
 			q.finish(ctx)
 		})

@@ -139,27 +139,28 @@ func (q *Queue) Lose(g Gap) {
 func (q *Queue) safe(read time.Time) int64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if since := oldest(q.flying()); since != 0 {
-		return since // older than what is here
+	safe := read.UnixNano()
+	for _, t := range [...]int64{oldest(q.flying()), q.inWrite, since(q.batches)} {
+		if t != 0 {
+			safe = min(safe, t)
+		}
 	}
-	if q.inWrite != 0 {
-		return q.inWrite // older than what waits, also than what is moved to the spool behind it
-	}
-	if q.spill != nil && q.spill.moving != 0 {
-		return q.spill.moving
-	}
-	if len(q.batches) > 0 {
-		return since(q.batches[0])
-	}
-	return read.UnixNano()
+	return safe
 }
 
-// since returns the time before which no flow ended that has a record in b or in a later batch.
-func since(b *flow.Batch) int64 {
-	if b.Since == 0 {
-		return b.Records[0].Received
+// since returns a time before which no flow ended that has a record in the batches; 0 if there are none. All of them are
+// looked at: where the clock was set back, the first is not the oldest.
+func since(batches []*flow.Batch) (oldest int64) {
+	for _, b := range batches {
+		at := b.Records[0].Received
+		if b.Since != 0 {
+			at = min(at, b.Since)
+		}
+		if oldest == 0 || at < oldest {
+			oldest = at
+		}
 	}
-	return min(b.Since, b.Records[0].Received)
+	return oldest
 }
 
 // Unrecorded returns the gaps that wait to be put on record, those that the output is being given included.
@@ -312,7 +313,7 @@ func (q *Queue) take() bool {
 		clear(q.batches[rest:])
 		q.batches = q.batches[:rest]
 		if n > 0 {
-			q.inWrite = since(q.taken[len(q.taken)-n])
+			q.inWrite = since(q.taken[len(q.taken)-n:])
 		}
 		closed := q.closed
 		q.mu.Unlock()
@@ -607,6 +608,21 @@ func (q *Queue) Discard() {
 	q.finish(ctx)
 }
 
+// strand leaves behind a worker that hangs in the output or in the spool: a disk that does not answer cannot be told that
+// the time is over. What it has in its hands may be written yet.
+func (q *Queue) strand() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := time.Now()
+	if q.inWrite != 0 {
+		q.losses.add(Gap{Gap: flow.Gap{Cause: flow.CauseOutputDown, Output: q.name}, From: q.inWrite, To: now.UnixNano()}, now)
+	}
+	for _, b := range q.batches {
+		q.Stats.Left.Add(q.lose(b.Records, flow.CauseOutputDown))
+	}
+	q.log.Error("the output hangs, and is left as it is", zap.Uint64("records", q.Stats.Left.Load()))
+}
+
 // finish closes the output after its worker has ended, and reports what was not delivered.
 func (q *Queue) finish(ctx context.Context) {
 	if q.spill != nil {
@@ -633,7 +649,7 @@ func (q *Queue) finish(ctx context.Context) {
 	}
 	q.crash()
 	if q.spill != nil {
-		q.spill.close(q.log)
+		q.closeSpool()
 	}
 	if left := q.Stats.Left.Load(); left > 0 {
 		q.log.Error("records left behind, the output did not take them in time", zap.Uint64("records", left))

@@ -6,10 +6,13 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/output/jsonl"
 )
 
 // runRun is the daemon from its command line to its end; ctx ends with the first signal.
@@ -31,6 +34,10 @@ func runRun(ctx context.Context, file string, stderr io.Writer) error {
 	}
 	defer log.Sync() //nolint:errcheck // standard error needs no sync, and a terminal refuses it
 	m.log = log.Named("manager")
+	if !slices.ContainsFunc(cfg.Outputs.JSONL, func(o JSONLConfig) bool { return o.Path == jsonl.Stdout }) {
+		// Whoever reads this log may go, and the flows' log goes on. Without the reader of standard output it would not.
+		signal.Ignore(unix.SIGPIPE)
+	}
 	return runDaemon(ctx, cfg, m, log, level, signals)
 }
 

@@ -449,6 +449,14 @@ func (s *Spool) remove(seg *segment) {
 // write appends the frame in s.buf, which has n records, to the last segment or to a new one.
 func (s *Spool) write(n int, times span) error {
 	seg := s.open()
+	if seg != nil && removed(seg.f) {
+		s.mu.Lock()
+		seg.f.Close()
+		seg.f = nil // what is in it is read as a loss
+		s.mu.Unlock()
+		s.log.Error("somebody has removed files of the spool; if its directory is gone, it takes records again after a restart")
+		seg = nil
+	}
 	if seg == nil || seg.size > segmentHeader && seg.size+int64(len(s.buf)) > s.segSize {
 		var err error
 		if seg, err = s.newSegment(); err != nil {
@@ -475,6 +483,19 @@ func (s *Spool) write(n int, times span) error {
 	s.mu.Unlock()
 	s.Stats.Appended.Add(uint64(n))
 	return nil
+}
+
+// removed reports whether a file has no name any more.
+func removed(f *os.File) bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &st) == nil && st.Nlink == 0
+}
+
+// Removed reports whether somebody has removed the spool's files: then nothing of it will be there at the next start.
+func (s *Spool) Removed() bool {
+	s.syncMu.Lock()
+	defer s.syncMu.Unlock()
+	return removed(s.stateFile.f)
 }
 
 // open returns the segment that is open for appending, or nil.
