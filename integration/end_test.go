@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/integration/lab"
 )
@@ -30,28 +33,25 @@ func TestEndWithDeadOutput(t *testing.T) {
 		"  ipfix:\n    - address: tcp://127.0.0.1:4739\n", dir, log)
 
 	p := start(t, ns, exec.Command(buildDaemon(t, false), "run", "-c", conf))
-	give := func() {
-		pipe, err := os.OpenFile(conf, os.O_WRONLY, 0) // waits until the daemon reads
+	give := func(signals ...os.Signal) {
+		pipe, err := os.OpenFile(conf, os.O_WRONLY, 0) // waits until the daemon reads it
 		must(t, err)
+		for _, s := range signals {
+			must(t, p.Process.Signal(s))
+		}
 		_, err = pipe.WriteString(config)
 		must(t, err)
 		must(t, pipe.Close())
 	}
-	pipe, err := os.OpenFile(conf, os.O_WRONLY, 0)
-	must(t, err)
-	must(t, p.Process.Signal(syscall.SIGHUP)) // the daemon is reading its configuration
-	must(t, p.Process.Signal(syscall.SIGUSR1))
-	_, err = pipe.WriteString(config)
-	must(t, err)
-	must(t, pipe.Close())
-	give() // for the SIGHUP, when it runs
 	logged := func(text string) {
 		t.Helper()
 		eventually(t, "the log has "+text, func() bool { return strings.Contains(p.stderr.String(), text) })
 	}
+	give(syscall.SIGHUP, syscall.SIGUSR1)
+	logged("logging flows")
+	give() // which is what the SIGHUP asks for
 	logged("configuration reloaded")
 	logged("SIGUSR1")
-	p.awaitMember(t, lab.GroupDestroy)
 
 	must(t, f.Churn(0, n))
 	lines := lineCounter{path: log}
@@ -96,4 +96,65 @@ func TestEndWithDeadOutput(t *testing.T) {
 			t.Errorf("the file has a gap of another output's: %s", line)
 		}
 	}
+}
+
+// TestNoDescriptors leaves the daemon no file to open: it logs flows as before, says what it cannot do, and does it again
+// when it can.
+func TestNoDescriptors(t *testing.T) {
+	need(t)
+	const n = 1000
+	ns, f := newFloodNS(t)
+	dir := t.TempDir()
+	conf, log := filepath.Join(dir, "ctlogd.yaml"), filepath.Join(dir, "flows.jsonl")
+	must(t, os.Mkdir(filepath.Join(dir, "state"), 0o700))
+	must(t, os.WriteFile(conf, fmt.Appendf(nil, "state_directory: %s/state\noutputs: {jsonl: [{path: %s}]}\n", dir, log), 0o600))
+	p := start(t, ns, exec.Command(buildDaemon(t, false), "run", "-c", conf))
+	logged := func(text string) {
+		t.Helper()
+		eventually(t, "the log has "+text, func() bool { return strings.Contains(p.stderr.String(), text) })
+	}
+	logged("logging flows")
+	var before unix.Rlimit
+	must(t, unix.Prlimit(p.Process.Pid, unix.RLIMIT_NOFILE, nil, &before))
+	must(t, unix.Prlimit(p.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil))
+	logged("a crash now would make a longer gap")
+	must(t, p.Process.Signal(syscall.SIGHUP))
+	logged("the old configuration stays")
+	must(t, f.Churn(0, n))
+	lines := lineCounter{path: log}
+	eventually(t, "the file has every flow", func() bool { return lines.count(t) == n })
+	must(t, unix.Prlimit(p.Process.Pid, unix.RLIMIT_NOFILE, &before, nil))
+	logged("the mark can be written again")
+	must(t, p.Process.Signal(syscall.SIGHUP))
+	logged("configuration reloaded")
+	p.stop(t)
+}
+
+// TestLogReaderGone ends whoever reads the daemon's own log: the flows' log goes on.
+func TestLogReaderGone(t *testing.T) {
+	need(t)
+	const n = 100
+	ns, f := newFloodNS(t)
+	dir := t.TempDir()
+	conf, log := filepath.Join(dir, "ctlogd.yaml"), filepath.Join(dir, "flows.jsonl")
+	must(t, os.WriteFile(conf, fmt.Appendf(nil, "outputs: {jsonl: [{path: %s}]}\n", log), 0o600))
+	// A shell between the two hands over the pipe, of which nobody has the other end.
+	r, w, err := os.Pipe()
+	must(t, err)
+	p := start(t, ns, exec.Command("sh", "-c", `exec "$0" run -c "$1" 2>&3`, buildDaemon(t, false), conf), w)
+	w.Close()
+	p.awaitMember(t, lab.GroupDestroy)
+	read := bufio.NewReader(r)
+	for line := ""; !strings.Contains(line, "logging flows"); {
+		line, err = read.ReadString('\n')
+		must(t, err)
+	}
+	r.Close()
+	lines := lineCounter{path: log}
+	for i := range 3 {
+		must(t, p.Process.Signal(syscall.SIGHUP)) // has it write to its log
+		must(t, f.Churn(i*n, (i+1)*n))
+		eventually(t, "the file has every flow", func() bool { return p.ended() || lines.count(t) == (i+1)*n })
+	}
+	p.stop(t)
 }

@@ -233,6 +233,14 @@ func testMix(t *testing.T, full bool) {
 			time.Sleep(between(200, 5000))
 			r.signal(t, syscall.SIGCONT)
 		}},
+		{"stop and go", func() {
+			for range 30 {
+				r.signal(t, syscall.SIGSTOP)
+				time.Sleep(between(0, 40))
+				r.signal(t, syscall.SIGCONT)
+				time.Sleep(between(0, 40))
+			}
+		}},
 		{"kill", func() { r.kill(t) }},
 		{"kill while stopped", func() {
 			r.signal(t, syscall.SIGSTOP)

@@ -14,7 +14,8 @@ const lookEvery = 100 * time.Millisecond
 // flight is what the output has taken and has not acknowledged; always empty unless it is an Acknowledger. Only the
 // worker changes it, under the queue's lock.
 type flight struct {
-	sent  uint64 // records that the output has taken
+	sent  uint64 // records that the output has taken, and those before it
+	base  uint64 // sent when the output began
 	parts []part // in their order
 }
 
@@ -45,7 +46,7 @@ func (q *Queue) land() {
 	if len(q.flight.parts) == 0 {
 		return
 	}
-	arrived := q.out.(Acknowledger).Acknowledged()
+	arrived := q.arrived()
 	q.mu.Lock()
 	n, spooled := 0, 0
 	for ; n < len(q.flight.parts) && q.flight.parts[n].end <= arrived; n++ {
@@ -54,6 +55,12 @@ func (q *Queue) land() {
 	q.flight.drop(n)
 	q.mu.Unlock()
 	q.commit(spooled)
+}
+
+// arrived returns up to where what was sent has been acknowledged.
+func (q *Queue) arrived() uint64 {
+	f := &q.flight
+	return f.base + min(q.out.(Acknowledger).Acknowledged(), f.sent-f.base)
 }
 
 func (f *flight) drop(n int) {
@@ -79,7 +86,7 @@ func (q *Queue) flying() []part {
 	if len(parts) == 0 {
 		return nil
 	}
-	arrived := q.out.(Acknowledger).Acknowledged()
+	arrived := q.arrived()
 	for len(parts) > 0 && parts[0].end <= arrived {
 		parts = parts[1:]
 	}
@@ -101,6 +108,9 @@ func oldest(parts []part) (since int64) {
 func (q *Queue) crash() {
 	q.land()
 	parts := q.flight.parts
+	if _, ok := q.out.(Acknowledger); ok && len(parts) == 0 && q.arrived() < q.flight.sent {
+		parts = []part{{since: q.handing()}} // of a delivery that is not over yet
+	}
 	now := time.Now()
 	q.mu.Lock()
 	for _, p := range parts {
@@ -111,9 +121,17 @@ func (q *Queue) crash() {
 	if from := oldest(parts); from != 0 {
 		q.losses.add(Gap{Gap: flow.Gap{Cause: flow.CauseOutputDown, Output: q.name}, From: from, To: now.UnixNano()}, now)
 	}
-	q.flight = flight{}
+	q.flight = flight{sent: q.flight.sent, base: q.flight.sent}
 	q.mu.Unlock()
 	if q.spill != nil && len(parts) > 0 {
 		q.spill.spool.Rewind()
 	}
+}
+
+// handing returns since when flows have ended that are in the worker's hands.
+func (q *Queue) handing() int64 {
+	if q.inWrite == 0 && q.spill != nil && len(q.spill.batch.Records) > 0 {
+		return since([]*flow.Batch{q.spill.batch})
+	}
+	return q.inWrite
 }
