@@ -126,7 +126,7 @@ func Open(cfg Config, opts Options) (*Conntrack, error) {
 	if c.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return nil, fmt.Errorf("open eventfd: %w", err)
 	}
-	// What a kept socket has dropped before is its former reader's to account for.
+	// What a kept socket has dropped before is for whoever knows what its former reader has accounted for (Dropped).
 	if c.lastDrops, err = sock.drops(); err != nil {
 		return nil, err
 	}
@@ -145,6 +145,14 @@ func Open(cfg Config, opts Options) (*Conntrack, error) {
 // and by what the kernel holds back; when Run has returned it is the time at which no more events were asked for. It may
 // be called from any goroutine.
 func (c *Conntrack) ReadUntil() time.Time { return time.Unix(0, c.readUntil.Load()) }
+
+// Dropped returns how many messages the kernel has not put into the socket since it was opened, modulo 2^32, as far as
+// they are accounted for: before Run those that the socket came with, after it also those that Run has made gaps of. The
+// cookie tells the socket from any other of this boot.
+func (c *Conntrack) Dropped() (cookie uint64, drops uint32, err error) {
+	cookie, err = c.sock.cookie()
+	return cookie, c.lastDrops, err
+}
 
 // FD returns the socket, for somebody to keep for a successor. It is valid until Close.
 func (c *Conntrack) FD() int { return c.sock.fd }
@@ -420,7 +428,11 @@ func (c *Conntrack) gap(now, from, to time.Time, gap flow.Gap) {
 		c.oldest = now
 	}
 	r := c.batch.Next()
-	r.Event, r.Start, r.Stop, r.Received = flow.EventGap, from.UnixNano(), to.UnixNano(), now.UnixNano()
+	begin, end := from.UnixNano(), to.UnixNano()
+	if end < begin { // the clock was set back meanwhile
+		begin, end = end, begin
+	}
+	r.Event, r.Start, r.Stop, r.Received = flow.EventGap, begin, end, now.UnixNano()
 	c.batch.Extra(r).Gap = gap
 	if c.batch.Full() {
 		c.flush()

@@ -548,6 +548,12 @@ func (f *follower) infer(now, emptied time.Time) (more bool) {
 		return false
 	}
 	f.toldAt = now
+	if f.gone[f.told].noticed > now.UnixNano() { // the clock was set back: their time begins anew
+		for i := range f.gone[f.told:] {
+			g := &f.gone[f.told+i]
+			g.noticed = min(g.noticed, now.UnixNano())
+		}
+	}
 	for i := range inferEvery {
 		if f.told == len(f.gone) {
 			f.gone, f.told = f.gone[:0], 0

@@ -486,6 +486,27 @@ func TestStoreOfOthers(t *testing.T) {
 	}
 }
 
+// The clock is set back while the end of a flow that is gone is awaited: its record does not wait until it is that late
+// again.
+func TestFollowClockSetBack(t *testing.T) {
+	l := newFollowing(t, nil)
+	l.kernel.set(old(1))
+	l.dump(true)
+	clear(l.kernel.flows)
+	for l.waiting() == 0 {
+		l.wait(time.Second)
+	}
+	l.now = l.now.Add(-3 * time.Hour)
+	if due := l.due(l.now); l.infer(l.now, l.now) || len(l.recs) > 0 {
+		t.Errorf("told at once, due %v: %v", due, l.recs)
+	}
+	l.now = l.now.Add(goneFor)
+	l.infer(l.now, l.now)
+	if len(l.recs) != 1 || l.recs[0].Stamp > l.recs[0].Stop {
+		t.Errorf("got %v, want the record of one that is gone", l.recs)
+	}
+}
+
 // Two processes with one directory: the second one goes without.
 func TestStoreInUse(t *testing.T) {
 	dir := t.TempDir()

@@ -28,6 +28,10 @@ const (
 	sliceWait = 1200 * time.Millisecond
 	sliceStep = time.Millisecond
 
+	// shedPoints is how far below its mark the table is shed, in percent of its room: it may take the kernel a second to
+	// let go of more, and new connections come meanwhile.
+	shedPoints = 10
+
 	// calmAfter is how long no attempt has failed, or nothing was thrown away, when that is said to be over. While the
 	// kernel holds something back it tries once a second at least.
 	calmAfter = 2 * time.Second
@@ -45,7 +49,7 @@ const (
 // guard keeps ended flows from filling the connection tracking table. Under reliable delivery the kernel keeps an ended
 // flow until its end has been delivered, and counts it as an entry of the table; a reader that does not keep up could
 // so fill the table, and new connections would fail. When the table passes its mark while the kernel holds ends back,
-// the guard has them thrown away, in slices of 20 ms, until the table is below the mark, and counts them.
+// the guard has them thrown away, in slices of 20 ms, until the table is well below the mark, and counts them.
 //
 // How they are counted. The counter of drops that a socket has cannot tell an attempt that will be repeated from one
 // that was the last: between reading the counter and turning NETLINK_BROADCAST_ERROR off, attempts go on. So the
@@ -273,7 +277,7 @@ func (g *guard) look(now time.Time) time.Duration {
 	if !behind || !wasBusy || over < 0 || catchingUp {
 		return guardBusy
 	}
-	if err := g.shed(room * g.mark / 100); err != nil {
+	if err := g.shed(room * max(g.mark-shedPoints, 0) / 100); err != nil {
 		g.log.Error("guard of the table: cannot shed ended flows", zap.Error(err))
 		return guardIdle
 	}

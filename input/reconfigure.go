@@ -15,7 +15,8 @@ import (
 // changes with them. Keys that take effect at a start only are returned in fixed, and keep their values. On error
 // nothing that can be undone has changed.
 //
-// It may be called from any goroutine while Run runs, and returns when ctx ends.
+// It may be called from one goroutine at a time while Run runs. When ctx ends it returns, and nothing changes any more
+// unless the change is just being made, which is waited for.
 func (c *Conntrack) Reconfigure(ctx context.Context, cfg Config, drop func(flow.Event, bool, flow.Proto) bool,
 	then func()) (fixed []string, err error) {
 	done := make(chan struct{})
@@ -36,7 +37,12 @@ func (c *Conntrack) Reconfigure(ctx context.Context, cfg Config, drop func(flow.
 	case <-done:
 		return fixed, err
 	case <-ctx.Done():
+	}
+	select {
+	case <-c.calls:
 		return nil, errors.New("the reader has ended")
+	case <-done: // it was at it
+		return fixed, err
 	}
 }
 

@@ -261,6 +261,15 @@ func (s *socket) drops() (uint32, error) {
 	return m.Drops, err
 }
 
+// cookie returns a number that no other socket has until the next boot.
+func (s *socket) cookie() (uint64, error) {
+	n, err := unix.GetsockoptUint64(s.fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil {
+		return 0, fmt.Errorf("get SO_COOKIE: %w", err)
+	}
+	return n, nil
+}
+
 func (s *socket) close() error { return unix.Close(s.fd) }
 
 // mmsghdr is struct mmsghdr of recvmmsg(2).

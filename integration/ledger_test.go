@@ -36,6 +36,7 @@ func TestLedger(t *testing.T) {
 		{"reloaded every second", testReloaded},
 		{"the disk full", testDiskFull},
 		{"a collector down", testCollectorDown},
+		{"killed with records on their way", testKilledOnTheWay},
 		{"the spool full", testSpoolFull},
 		{"killed between delivery and cursor", testKilledAtCursor},
 		{"a random mix", testMix},
@@ -118,6 +119,31 @@ func testCollectorDown(t *testing.T, full bool) {
 	r.during(full, 3*time.Second, 29*time.Second)
 	r.settle(t)
 	r.whole(t)
+}
+
+// A collector is cut off, and the process killed that would have sent again what is on its way: it is in a gap, with what
+// ended until the next process listened.
+func testKilledOnTheWay(t *testing.T, full bool) {
+	r := newTrial(t, jsonlOutput{}, ipfixOutput{unspooled: true})
+	file, collector := r.books[0], r.books[1]
+	for r.goesOn(full, 8*time.Second) {
+		time.Sleep(time.Second)
+		heard := r.collector.count()
+		r.collector.cut(t)
+		time.Sleep(time.Duration(rand.N(1500)) * time.Millisecond)
+		r.kill(t)
+		r.collector.join(t)
+		eventually(t, "the collector hears again", func() bool { return r.collector.count() > heard })
+	}
+	r.settle(t)
+	if !slices.Equal(file.causes(), []string{"crash"}) {
+		t.Errorf("%s: gaps for %v, want [crash]", file.name, file.causes())
+	}
+	if collector.missing <= file.missing {
+		t.Errorf("%d flows are missing, and %d in the file: nothing was on its way", collector.missing, file.missing)
+	}
+	r.cost(t, file)
+	r.cost(t, collector)
 }
 
 // Two logs' disk stays full until their spools are, too.
@@ -207,6 +233,14 @@ func testMix(t *testing.T, full bool) {
 			time.Sleep(between(200, 5000))
 			r.signal(t, syscall.SIGCONT)
 		}},
+		{"stop and go", func() {
+			for range 30 {
+				r.signal(t, syscall.SIGSTOP)
+				time.Sleep(between(0, 40))
+				r.signal(t, syscall.SIGCONT)
+				time.Sleep(between(0, 40))
+			}
+		}},
 		{"kill", func() { r.kill(t) }},
 		{"kill while stopped", func() {
 			r.signal(t, syscall.SIGSTOP)
@@ -230,10 +264,10 @@ func testMix(t *testing.T, full bool) {
 			if random.IntN(2) == 0 {
 				r.reload(t)
 			}
-			heard := r.collector.count()
+			if random.IntN(2) == 0 {
+				r.kill(t)
+			}
 			r.collector.join(t)
-			// Only with the collector can a process that is killed take with it what was in flight to it.
-			eventually(t, "the collector hears again", func() bool { return r.collector.count() > heard })
 		}},
 	}
 	for r.goesOn(full, 16*time.Second) {
@@ -303,14 +337,17 @@ func (o jsonlOutput) book(_ *testing.T, r *trial) *book {
 	return &book{name: "jsonl:" + o.file(r), file: o.file(r), spool: o.spoolDir(r)}
 }
 
-// ipfixOutput is a collector over TCP, with a spool.
-type ipfixOutput struct{}
+// ipfixOutput is a collector over TCP, with a spool unless told otherwise.
+type ipfixOutput struct{ unspooled bool }
 
 func (ipfixOutput) kind() string { return "ipfix" }
 
-func (ipfixOutput) config(r *trial, filter string) string {
-	return fmt.Sprintf("{address: tcp://127.0.0.1:4739, dial_timeout: 1s, filter: %s, "+
-		"spool: {path: %s, max_size: 64MiB}}", filter, filepath.Join(r.dir, "spool-ipfix"))
+func (o ipfixOutput) config(r *trial, filter string) string {
+	c := fmt.Sprintf("{address: tcp://127.0.0.1:4739, dial_timeout: 1s, filter: %s", filter)
+	if !o.unspooled {
+		c += fmt.Sprintf(", spool: {path: %s, max_size: 64MiB}", filepath.Join(r.dir, "spool-ipfix"))
+	}
+	return c + "}"
 }
 
 func (ipfixOutput) book(t *testing.T, r *trial) *book {

@@ -80,9 +80,8 @@ func TestMetrics(t *testing.T) {
 		`ctlogd_gap_lost_records_total{cause="guard",output=""}`: 0,
 	})
 	dropped := m.value(t, label("ctlogd_output_lost_records_total", bad, "reason", "dropped"))
-	here := m.value(t, label("ctlogd_output_records_total", bad)) + m.value(t, label("ctlogd_output_queue_records", bad))
-	if dropped < n-2048-1024 || dropped+here != n {
-		t.Errorf("%v dropped and %v written or waiting, of %d", dropped, here, n)
+	if dropped < n-2048-1024 || dropped >= n { // the queue, and what is being decided on just now
+		t.Errorf("%v dropped of %d, with a queue of 2048", dropped, n)
 	}
 	if lost := m.sum("ctlogd_gap_lost_records_total", bad); lost != dropped {
 		t.Errorf("%v records are lost in gaps, and %v are dropped", lost, dropped)

@@ -74,11 +74,12 @@ type process struct {
 	err    error         // from Wait, valid then
 }
 
-// start starts a command in the namespace, keeps what it writes to standard error, and kills it when the test ends.
-func start(t *testing.T, ns *lab.NS, cmd *exec.Cmd) *process {
+// start starts a command in the namespace, keeps what it writes to standard error, and kills it when the test ends. Files
+// are its descriptors from 3 on.
+func start(t *testing.T, ns *lab.NS, cmd *exec.Cmd, files ...*os.File) *process {
 	t.Helper()
 	p := &process{Cmd: cmd, exited: make(chan struct{})}
-	cmd.Stderr = &p.stderr
+	cmd.Stderr, cmd.ExtraFiles = &p.stderr, files
 	must(t, ns.Start(cmd))
 	go func() {
 		p.err = cmd.Wait()

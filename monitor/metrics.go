@@ -129,7 +129,7 @@ var (
 		{counter("ctlogd_conntrack_invalid_total", "Packets that could not be tracked.", labelCPU), func(c *CPU) uint32 { return c.Invalid }},
 		{counter("ctlogd_conntrack_insert_total", "Entries inserted, of those that are counted: recent kernels count those made over netlink alone.", labelCPU), func(c *CPU) uint32 { return c.Insert }},
 		{counter("ctlogd_conntrack_insert_failed_total", "Entries not inserted, because the same flow was there already or its hash chain was too long: the packet is lost.", labelCPU), func(c *CPU) uint32 { return c.InsertFailed }},
-		{counter("ctlogd_conntrack_drop_total", "Packets dropped because the table was full, or there was no memory.", labelCPU), func(c *CPU) uint32 { return c.Drop }},
+		{counter("ctlogd_conntrack_drop_total", "Packets dropped: the table was full, there was no memory, or their flow was there already.", labelCPU), func(c *CPU) uint32 { return c.Drop }},
 		{counter("ctlogd_conntrack_early_drop_total", "Entries removed before their time because the table was full.", labelCPU), func(c *CPU) uint32 { return c.EarlyDrop }},
 		{counter("ctlogd_conntrack_error_total", "Packets that were refused as erroneous, ICMP errors among them.", labelCPU), func(c *CPU) uint32 { return c.Error }},
 		{counter("ctlogd_conntrack_search_restart_total", "Lookups begun again because the table changed meanwhile.", labelCPU), func(c *CPU) uint32 { return c.SearchRestart }},

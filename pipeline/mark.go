@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,13 +24,28 @@ const (
 // what each output had delivered by then. From it the next process tells what the time between has cost.
 //
 // It is replaced by renaming, without fsync: a process that is killed loses nothing of it, and after a power failure an
-// older mark makes the gap longer than it was, which is the safe side.
+// older mark makes the gap longer than it was, which is the safe side. One that a file system has torn is not read; the
+// gap begins at the time of its file.
 type Mark struct {
 	Version int          `json:"version"`
 	BootID  string       `json:"boot_id"` // tells a restart of ctlogd from one of the machine
 	Time    int64        `json:"time"`    // ns since 1970; where Clean, when the process left the events
 	Clean   bool         `json:"clean"`   // the process ended in order: what it had read is delivered, or in a gap
 	Outputs []OutputMark `json:"outputs"`
+
+	// Socket is the one that the process has left to the next, where Clean; nil if it has not.
+	Socket *Socket `json:"socket,omitempty"`
+
+	// Gone are outputs that were taken out of the configuration with gaps that they have not taken. They are kept until
+	// there is an output of the name again.
+	Gone []OutputMark `json:"gone,omitempty"`
+}
+
+// Socket is the netlink socket at the end of a process, or at the start of the next.
+type Socket struct {
+	Cookie uint64 `json:"cookie"` // tells it from others
+	Drops  uint32 `json:"drops"`  // the kernel's count, as far as it is accounted for
+	Lossy  bool   `json:"lossy"`  // delivery is best_effort: what is dropped is lost
 }
 
 // OutputMark is a Mark's part for one output.
@@ -38,21 +55,61 @@ type OutputMark struct {
 	// Safe is a time such that each flow that ended before it is delivered, in the spool, or in a gap.
 	Safe int64 `json:"safe"`
 
+	// Synced is the same for an end of the machine, which takes with it what is not on the disk yet; never later.
+	Synced int64 `json:"synced"`
+
 	// Gaps are those that the output has not taken yet.
 	Gaps []Gap `json:"gaps,omitempty"`
 }
 
-// NewMark returns the mark of this moment. All flows that ended before read have been ingested; it is taken before the
-// call. clean says that the pipeline is closed, and that after read no events were taken from the kernel.
-func (p *Pipeline) NewMark(bootID string, read time.Time, clean bool) Mark {
+// NewMark returns the mark of this moment, of these queues. All flows that ended before read have been ingested; it is
+// taken before the call. clean says that the queues are closed, and that after read no events were taken from the kernel.
+func NewMark(queues []*Queue, bootID string, read time.Time, clean bool) Mark {
 	m := Mark{Version: markVersion, BootID: bootID, Time: time.Now().UnixNano(), Clean: clean}
 	if clean {
 		m.Time = read.UnixNano()
 	}
-	for _, q := range p.Queues() {
-		m.Outputs = append(m.Outputs, OutputMark{Name: q.name, Safe: q.safe(read), Gaps: q.Unrecorded()})
+	for _, q := range queues {
+		safe := q.safe(read)
+		m.Outputs = append(m.Outputs, OutputMark{Name: q.name, Safe: safe, Synced: q.synced(safe), Gaps: q.Unrecorded()})
 	}
 	return m
+}
+
+// synced returns a time such that no flow that ended before it is missing when the machine ends at once. safe is that for
+// the end of the process.
+func (q *Queue) synced(safe int64) int64 {
+	unsynced := false
+	if u, ok := q.Output().(Unsyncer); ok {
+		unsynced = u.Unsynced()
+	}
+	if q.spill != nil {
+		since, never := q.spill.spool.Unsynced()
+		if since != 0 {
+			safe = min(safe, since)
+		}
+		unsynced = unsynced || never
+	}
+	if unsynced {
+		safe = min(safe, time.Now().Add(-writeback()).UnixNano())
+	}
+	return safe
+}
+
+// writeback returns within what time the kernel has on the disk what was written, as it is set (proc_sys_vm(5)), with the
+// 5 s in which file systems commit.
+func writeback() time.Duration {
+	total := 5 * time.Second
+	for key, usual := range map[string]int{"dirty_expire_centisecs": 3000, "dirty_writeback_centisecs": 500} {
+		n := usual
+		if text, err := os.ReadFile("/proc/sys/vm/" + key); err == nil {
+			if set, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
+				n = set
+			}
+		}
+		total += time.Duration(n) * 10 * time.Millisecond
+	}
+	return total
 }
 
 // Save replaces the mark in the directory.
@@ -97,37 +154,72 @@ func LoadMark(dir string) (*Mark, error) {
 }
 
 // Gaps returns what the output has lost between the mark and now, when this process joined the events: the gaps that it
-// had not taken yet, and the one that the end of the last process and the time since have made. kept says that the
-// socket outlived that process, so that the kernel has kept the events meanwhile. An output that the mark does not know
-// has lost nothing; it is new.
-func (m *Mark) Gaps(output, bootID string, kept bool, now time.Time) []Gap {
+// had not taken yet, and the one that the end of the last process and the time since have made. kept is the socket that
+// outlived that process, in which the kernel has kept the events meanwhile; nil if there is none. An output that the mark
+// does not know has lost what came since the last process, too, but nothing before.
+func (m *Mark) Gaps(output, bootID string, kept *Socket, now time.Time) []Gap {
 	var gaps []Gap
-	safe, known := m.Time, len(m.Outputs) == 0 // a mark that could not be read stands for all outputs
+	safe, synced := m.Time, m.Time
 	for _, o := range m.Outputs {
 		if o.Name == output {
-			gaps, safe, known = o.Gaps, o.Safe, true
+			gaps, safe, synced = o.Gaps, o.Safe, o.Synced
 		}
 	}
-	if !known {
-		return nil
+	if len(m.Outputs) == 0 { // it could not be read
+		synced -= int64(writeback())
+	}
+	for _, o := range m.Gone {
+		if o.Name == output {
+			gaps = append(gaps, o.Gaps...)
+		}
 	}
 	g := Gap{From: m.Time, To: now.UnixNano()}
+	g.Output = output
 	switch {
 	case m.BootID != bootID:
 		g.Cause = flow.CauseReboot
 	case !m.Clean:
 		g.Cause = flow.CauseCrash
-	case !kept:
+	case kept == nil || m.Socket != nil && m.Socket.Cookie != kept.Cookie:
 		g.Cause = flow.CauseDowntime
+	case m.Socket != nil && m.Socket.Lossy && m.Socket.Drops != kept.Drops:
+		// The difference is right across the wrap of the counter.
+		g.Gap = flow.Gap{Cause: flow.CauseOverrun, Lost: uint64(kept.Drops - m.Socket.Drops), LostKnown: true}
 	default:
 		return gaps
 	}
-	if !m.Clean {
+	switch {
+	case m.Clean:
+	case g.Cause == flow.CauseReboot:
+		g.From = synced
+	default:
 		g.From = safe
 	}
-	g.From, g.To = min(g.From, g.To), max(g.From, g.To) // the clock may have been set back meanwhile
-	g.Output = output
+	// The clock may have been set back, between two processes or before: then both its readings are covered.
+	g.From, g.To = min(g.From, m.Time, g.To), max(g.From, m.Time, g.To)
 	return append(gaps, g)
+}
+
+// Orphans returns the outputs of the mark that are not among those that there are now, and their gaps.
+func (m *Mark) Orphans(outputs []string) (orphans []OutputMark) {
+	for _, o := range m.Gone {
+		if !slices.Contains(outputs, o.Name) {
+			orphans = append(orphans, o)
+		}
+	}
+	for _, o := range m.Outputs {
+		if slices.Contains(outputs, o.Name) {
+			continue
+		}
+		if !m.Clean { // it may not have got what was read before
+			g := Gap{Gap: flow.Gap{Cause: flow.CauseCrash, Output: o.Name}, From: min(o.Safe, m.Time), To: m.Time}
+			o.Gaps = append(o.Gaps, g)
+		}
+		if len(o.Gaps) > 0 {
+			orphans = append(orphans, OutputMark{Name: o.Name, Gaps: o.Gaps})
+		}
+	}
+	return orphans
 }
 
 // BootID returns what the kernel calls this boot; "" if it does not tell.

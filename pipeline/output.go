@@ -21,6 +21,21 @@ type Output interface {
 	Close(ctx context.Context) error
 }
 
+// Acknowledger is an Output whose Write hands records to a connection, which loses them if the process and the
+// destination's host both go before they have arrived. Until then they are not removed from the spool, if they came from
+// there, and else the mark does not pass them.
+type Acknowledger interface {
+	// Acknowledged returns how many of the records that Write has reported as delivered have arrived: the first so many.
+	// Any goroutine may call it, after Close as well. It does not wait.
+	Acknowledged() uint64
+}
+
+// Unsyncer is an Output that leaves it to the kernel when what it has written comes to the disk.
+type Unsyncer interface {
+	// Unsynced reports whether that is so. Any goroutine may call it.
+	Unsynced() bool
+}
+
 // Reopener is an Output that opens its file again on request, after somebody else has renamed it.
 type Reopener interface {
 	// Reopen may be called from any goroutine at any time; the next Write goes to the file opened anew. On error the

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/ctlogd/ctlogd/flow"
 )
@@ -104,15 +105,24 @@ func Retire(ctx context.Context, queues []*Queue) {
 	for _, q := range queues {
 		q.close()
 	}
+	var finished sync.WaitGroup
 	for _, q := range queues {
-		select {
-		case <-q.done:
-		case <-ctx.Done():
-			q.abort()
-			<-q.done
-		}
-		q.finish(ctx)
+		finished.Go(func() {
+			select {
+			case <-q.done:
+			case <-ctx.Done():
+				q.abort()
+				select {
+				case <-q.done:
+				case <-time.After(giveUp):
+					q.strand()
+					return
+				}
+			}
+			q.finish(ctx)
+		})
 	}
+	finished.Wait()
 }
 
 const (

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -69,6 +70,8 @@ type Queue struct {
 	told    failures
 	inWrite int64 // since of what is in the worker's hands; 0 if that is nothing
 	writing int64 // when its first record was read
+	handed  []Gap // the queue's own gaps in the worker's hands
+	flight  flight
 	closed  bool
 	ready   chan struct{} // holds a token when there is something for the worker to see
 
@@ -76,6 +79,9 @@ type Queue struct {
 
 	ctx   context.Context // ends when the worker must give up
 	abort context.CancelFunc
+
+	closing chan struct{} // closed with the queue
+	ender   *time.Timer   // under the lock: gives up an output that fails while the queue is closed; nil if it does not
 
 	// The worker's own.
 	taken  []*flow.Batch
@@ -90,7 +96,7 @@ type Queue struct {
 // queue has room for, 0 for DefaultQueue.
 func NewQueue(out Output, filter Filter, max int, log *zap.Logger) *Queue {
 	q := &Queue{name: out.Name(), out: out, log: log.With(zap.String("output", out.Name())),
-		ready: make(chan struct{}, 1), done: make(chan struct{})}
+		ready: make(chan struct{}, 1), done: make(chan struct{}), closing: make(chan struct{})}
 	q.ctx, q.abort = context.WithCancel(context.Background())
 	q.Adjust(filter, max)
 	return q
@@ -103,6 +109,9 @@ func (q *Queue) Name() string { return q.name }
 func (q *Queue) Output() Output {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if u, ok := q.out.(*unbuilt); ok {
+		return u.built()
+	}
 	return q.out
 }
 
@@ -130,41 +139,49 @@ func (q *Queue) Replace(build func() (Output, error)) {
 func (q *Queue) Lose(g Gap) {
 	now := time.Now()
 	q.mu.Lock()
-	q.Stats.Lost.Add(g.Gap, q.losses.add(g, now), now)
+	q.lost(g, now)
 	q.mu.Unlock()
 	q.wakeUp()
 }
 
-// safe returns a time such that each flow that ended before it, and before read, has left the queue: delivered, on disk,
-// or lost in a gap. read is the time before which all ends have been read.
+// safe returns a time such that each flow that ended before it, and before read, has left the queue: delivered and, if
+// the output says so, acknowledged, on disk, or lost in a gap. read is the time before which all ends have been read.
 func (q *Queue) safe(read time.Time) int64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.inWrite != 0 {
-		return q.inWrite // older than what waits, also than what is moved to the spool behind it
+	safe := read.UnixNano()
+	for _, t := range [...]int64{oldest(q.flying()), q.inWrite, since(q.batches)} {
+		if t != 0 {
+			safe = min(safe, t)
+		}
 	}
-	if q.spill != nil && q.spill.moving != 0 {
-		return q.spill.moving
-	}
-	if len(q.batches) > 0 {
-		return since(q.batches[0])
-	}
-	return read.UnixNano()
+	return safe
 }
 
-// since returns the time before which no flow ended that has a record in b or in a later batch.
-func since(b *flow.Batch) int64 {
-	if b.Since == 0 {
-		return b.Records[0].Received
+// since returns a time before which no flow ended that has a record in the batches; 0 if there are none. All of them are
+// looked at: where the clock was set back, the first is not the oldest.
+func since(batches []*flow.Batch) (oldest int64) {
+	for _, b := range batches {
+		at := b.Records[0].Received
+		if b.Since != 0 {
+			at = min(at, b.Since)
+		}
+		if oldest == 0 || at < oldest {
+			oldest = at
+		}
 	}
-	return min(b.Since, b.Records[0].Received)
+	return oldest
 }
 
-// Unrecorded returns the gaps that wait to be put on record.
-func (q *Queue) Unrecorded() []Gap {
+// Unrecorded returns the gaps that wait to be put on record, those that the output is being given included.
+func (q *Queue) Unrecorded() (gaps []Gap) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return slices.Clone(q.losses.gaps)
+	for _, p := range q.flying() {
+		gaps = append(gaps, p.gaps...)
+	}
+	gaps = append(gaps, q.handed...)
+	return append(gaps, q.losses.gaps...)
 }
 
 // offer puts b into the queue, holding it, or loses its records if there is no room. It never waits.
@@ -226,10 +243,13 @@ func (q *Queue) note(cause flow.Cause, recs iter.Seq[*flow.Record]) uint64 {
 		g.lose(r, func(kept Gap) { q.losses.add(kept, now) })
 	}
 	if g.Lost > 0 {
-		q.Stats.Lost.Add(g.Gap, q.losses.add(g, now), now)
+		q.lost(g, now)
 	}
 	return g.Lost
 }
+
+// lost counts a new loss, and has it put on record. The lock is held.
+func (q *Queue) lost(g Gap, now time.Time) { q.Stats.Lost.Add(g.Gap, q.losses.add(g, now), now) }
 
 func (q *Queue) wakeUp() {
 	select {
@@ -242,17 +262,37 @@ func (q *Queue) wakeUp() {
 func (q *Queue) close() {
 	q.mu.Lock()
 	q.closed = true
-	if q.spill != nil && q.failing != nil {
-		q.abort() // the spool keeps what the output does not take
-	}
+	close(q.closing)
+	q.lastTries()
 	q.mu.Unlock()
 	q.wakeUp()
+}
+
+// giveUp is for how long an output that fails is tried again when ctlogd ends. While it is, ctlogd reads no events any
+// more, and without a manager who keeps the socket the other outputs lose what ends meanwhile.
+const giveUp = 2 * time.Second
+
+// lastTries gives up an output that fails, after a little while, if the queue is closed. The lock is held.
+func (q *Queue) lastTries() {
+	switch {
+	case !q.closed:
+	case q.failing == nil:
+		if q.ender != nil {
+			q.ender.Stop()
+			q.ender = nil
+		}
+	case q.spill != nil:
+		q.abort() // the spool keeps what the output does not take
+	case q.ender == nil:
+		q.ender = time.AfterFunc(giveUp, q.abort)
+	}
 }
 
 // take moves as many batches as one write takes into q.taken, behind a batch of gaps if any are due; false if the queue
 // is closed and empty.
 func (q *Queue) take() bool {
 	for {
+		q.land()
 		now := time.Now()
 		q.mu.Lock()
 		q.taken = q.taken[:0]
@@ -272,11 +312,12 @@ func (q *Queue) take() bool {
 			if q.spill.read() {
 				return true
 			}
-			<-q.ready
+			q.await(0)
 			continue
 		}
 		due, in := q.losses.due(now)
 		if due || q.closed && len(q.losses.gaps) > 0 {
+			q.handed = append(q.handed, q.losses.gaps...)
 			q.taken = append(q.taken, q.gapBatch(now))
 		}
 		n := q.first()
@@ -285,8 +326,8 @@ func (q *Queue) take() bool {
 		clear(q.batches[rest:])
 		q.batches = q.batches[:rest]
 		if n > 0 {
-			first := q.taken[len(q.taken)-n]
-			q.inWrite, q.writing = since(first), first.Records[0].Received
+			first := q.taken[len(q.taken)-n:]
+			q.inWrite, q.writing = since(first), first[0].Records[0].Received
 		}
 		closed := q.closed
 		q.mu.Unlock()
@@ -295,14 +336,23 @@ func (q *Queue) take() bool {
 			return true
 		case closed:
 			return false
-		case in > 0:
-			select {
-			case <-q.ready:
-			case <-time.After(in):
-			}
-		default:
-			<-q.ready
 		}
+		q.await(in)
+	}
+}
+
+// await waits until there is something to see, at most for so long, or without end if that is 0.
+func (q *Queue) await(in time.Duration) {
+	if len(q.flight.parts) > 0 && (in == 0 || in > lookEvery) {
+		in = lookEvery
+	}
+	var timer <-chan time.Time
+	if in > 0 {
+		timer = time.After(in)
+	}
+	select {
+	case <-q.ready:
+	case <-timer:
 	}
 }
 
@@ -321,11 +371,17 @@ func (q *Queue) first() (n int) {
 	return n
 }
 
+// closeWithin bounds the end of an output that another one replaces.
+const closeWithin = 10 * time.Second
+
 // exchange closes the output, bounded by the queue's own end, and puts the new one in its place.
 func (q *Queue) exchange(build func() (Output, error)) {
-	if err := q.out.Close(q.ctx); err != nil {
+	ctx, cancel := context.WithTimeout(q.ctx, closeWithin)
+	defer cancel()
+	if err := q.out.Close(ctx); err != nil {
 		q.log.Error("close output", zap.Error(err))
 	}
+	q.crash()
 	out, err := build()
 	if err != nil {
 		q.log.Error("replace output", zap.Error(err))
@@ -340,19 +396,43 @@ func (q *Queue) exchange(build func() (Output, error)) {
 type unbuilt struct {
 	name  string
 	build func() (Output, error)
-	out   Output // nil until built
+
+	mu  sync.Mutex // against those who look from elsewhere
+	out Output     // nil until built
 }
 
 func (u *unbuilt) Name() string { return u.name }
 
 func (u *unbuilt) Write(ctx context.Context, recs []*flow.Record) (n int, err error) {
 	if u.out == nil {
-		if u.out, err = u.build(); err != nil {
-			u.out = nil
+		out, err := u.build()
+		if err != nil {
 			return 0, err
 		}
+		u.mu.Lock()
+		u.out = out
+		u.mu.Unlock()
 	}
 	return u.out.Write(ctx, recs)
+}
+
+// built returns the output, or u as long as it could not be built.
+func (u *unbuilt) built() Output {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.out != nil {
+		return u.out
+	}
+	return u
+}
+
+func (u *unbuilt) Acknowledged() uint64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if a, ok := u.out.(Acknowledger); ok {
+		return a.Acknowledged()
+	}
+	return math.MaxUint64
 }
 
 func (u *unbuilt) Close(ctx context.Context) error {
@@ -366,7 +446,11 @@ func (u *unbuilt) Close(ctx context.Context) error {
 func (q *Queue) gapBatch(now time.Time) *flow.Batch {
 	b := flow.NewBatch(len(q.losses.gaps), nil)
 	for i := range q.losses.gaps {
-		q.losses.gaps[i].fill(b, b.Next(), now)
+		g := &q.losses.gaps[i]
+		g.fill(b, b.Next(), now)
+		if b.Since == 0 || g.From < b.Since {
+			b.Since = g.From
+		}
 	}
 	q.Stats.Gaps.Add(uint64(len(b.Records)))
 	q.Stats.Depth.Add(int64(len(b.Records)))
@@ -393,6 +477,7 @@ func (q *Queue) release() {
 		q.blame = nil
 	}
 	q.inWrite = 0
+	q.handed = nil
 	q.mu.Unlock()
 }
 
@@ -438,9 +523,13 @@ func (q *Queue) handle() {
 	if filtered > 0 {
 		q.Stats.Filtered.Add(uint64(filtered))
 	}
+	sent := q.flight.sent
 	left := q.deliver(q.recs, true)
 	if len(left) > 0 {
 		q.leave(left)
+	}
+	if n := q.flight.sent - sent; n > 0 {
+		q.takeOff(part{since: q.inWrite, gaps: q.handed[:min(n, uint64(len(q.handed)))]}) // the gaps come first
 	}
 	clear(q.recs)
 	q.release()
@@ -450,11 +539,12 @@ func (q *Queue) handle() {
 // not delivered. Records from memory go to the spool, if there is one, rather than wait here: from there a process that
 // is killed does not take them with it.
 func (q *Queue) deliver(recs []*flow.Record, fromMemory bool) (left []*flow.Record) {
-	retry := firstRetry
+	retry, closing := firstRetry, q.closing
 	for len(recs) > 0 {
 		n, err := q.out.Write(q.ctx, recs)
 		q.Stats.Written.Add(uint64(n))
 		q.Stats.Lag.observe(recs[:n], time.Now())
+		q.flight.sent += uint64(n)
 		recs = recs[n:]
 		if err == nil {
 			if q.failed {
@@ -489,6 +579,8 @@ func (q *Queue) deliver(recs []*flow.Record, fromMemory bool) (left []*flow.Reco
 		}
 		select {
 		case <-q.ctx.Done():
+		case <-closing:
+			closing, retry = nil, firstRetry/2
 		case <-time.After(retry/2 + rand.N(retry/2)): // jitter: many firewalls lose one collector at the same moment
 		}
 		retry = min(2*retry, lastRetry)
@@ -504,9 +596,7 @@ func (q *Queue) setFailing(err error) {
 	if err != nil {
 		q.blame = err
 	}
-	if q.closed && q.spill != nil {
-		q.abort() // the spool keeps what the output does not take
-	}
+	q.lastTries()
 	q.mu.Unlock()
 	q.spill.look()
 }
@@ -546,6 +636,21 @@ func (q *Queue) Discard() {
 	q.finish(ctx)
 }
 
+// strand leaves behind a worker that hangs in the output or in the spool: a disk that does not answer cannot be told that
+// the time is over. What it has in its hands may be written yet.
+func (q *Queue) strand() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := time.Now()
+	if q.inWrite != 0 {
+		q.lost(Gap{Gap: flow.Gap{Cause: flow.CauseOutputDown, Output: q.name}, From: q.inWrite, To: now.UnixNano()}, now)
+	}
+	for _, b := range q.batches {
+		q.Stats.Left.Add(q.lose(b.Records, flow.CauseOutputDown))
+	}
+	q.log.Error("the output hangs, and is left as it is", zap.Uint64("records", q.Stats.Left.Load()))
+}
+
 // finish closes the output after its worker has ended, and reports what was not delivered.
 func (q *Queue) finish(ctx context.Context) {
 	if q.spill != nil {
@@ -557,13 +662,22 @@ func (q *Queue) finish(ctx context.Context) {
 	for _, b := range q.taken {
 		q.Stats.Left.Add(q.lose(b.Records, q.cause()))
 	}
+	if q.ender != nil {
+		q.ender.Stop()
+	}
 	q.mu.Unlock()
 	q.release()
+	if q.ctx.Err() != nil { // it was given up
+		brief, cancel := context.WithTimeout(ctx, giveUp/2)
+		defer cancel()
+		ctx = brief
+	}
 	if err := q.out.Close(ctx); err != nil {
 		q.log.Error("close output", zap.Error(err))
 	}
+	q.crash()
 	if q.spill != nil {
-		q.spill.close(q.log)
+		q.closeSpool()
 	}
 	if left := q.Stats.Left.Load(); left > 0 {
 		q.log.Error("records left behind, the output did not take them in time", zap.Uint64("records", left))

@@ -23,7 +23,7 @@ type spill struct {
 	ready chan struct{} // holds a token when there is something to see
 
 	// The queue's lock guards these.
-	moving  int64     // since of what is on its way to the disk; 0 if that is nothing
+	moving  bool      // something is on its way to the disk
 	err     error     // of the last Append, nil once one succeeds
 	again   time.Time // when to try again behind err
 	damaged uint64    // of the spool's damaged records, those that are counted
@@ -61,8 +61,7 @@ func (s *spill) look() {
 
 // comesFirst reports whether there are records that are older than those in memory. The queue's lock is held.
 func (s *spill) comesFirst() bool {
-	n, _ := s.spool.Len()
-	return n > 0 || s.moving != 0
+	return s.spool.Unread() || s.moving
 }
 
 // read reads what one write takes; false if there is nothing to read yet.
@@ -72,21 +71,16 @@ func (s *spill) read() bool {
 	return n > 0 || err != nil
 }
 
-// deliverSpool delivers what was read from the spool, and removes it from there as far as it is delivered.
+// deliverSpool delivers what was read from the spool, and removes it from there as far as it has arrived.
 func (q *Queue) deliverSpool() {
 	s := q.spill
 	s.recs = s.recs[:0]
 	for i := range s.batch.Records {
 		s.recs = append(s.recs, &s.batch.Records[i])
 	}
-	left := q.deliver(s.recs, false)
+	left := q.deliver(s.recs, false) // what is left is not committed, and the worker ends
 	if done := len(s.recs) - len(left); done > 0 {
-		if err := s.spool.Commit(done); err != nil {
-			q.log.Error("spool: what is delivered may be delivered again", zap.Error(err))
-		}
-	}
-	if len(left) > 0 {
-		s.spool.Rewind()
+		q.takeOff(part{spooled: done})
 	}
 	if len(s.recs) == 0 {
 		// A file could not be read. It is tried again, and what waits in memory stays behind it.
@@ -145,7 +139,7 @@ func (q *Queue) moveOne() {
 	// They stay at the head of the queue while they are written: the worker, which would take them, does not take from
 	// memory as long as something is on its way to the disk.
 	batches := q.batches[:n:n]
-	s.moving = since(batches[0])
+	s.moving = true
 	q.mu.Unlock()
 
 	filter := *q.filter.Load()
@@ -165,7 +159,7 @@ func (q *Queue) moveOne() {
 	clear(s.moved)
 
 	q.mu.Lock()
-	s.moving = 0
+	s.moving = false
 	if !ok {
 		q.mu.Unlock()
 		q.wakeUp()
@@ -236,8 +230,18 @@ func (q *Queue) spillRest() {
 	}
 }
 
-func (s *spill) close(log *zap.Logger) {
-	if n, size := s.spool.Len(); n > 0 {
+// closeSpool closes the spool, of which nobody else has the use any more.
+func (q *Queue) closeSpool() {
+	s, log := q.spill, q.log
+	n, size := s.spool.Len()
+	if n > 0 && s.spool.Removed() {
+		now := time.Now()
+		q.mu.Lock()
+		q.lost(Gap{Gap: flow.Gap{Cause: flow.CauseCrash, Output: q.name, Lost: n, LostKnown: true},
+			From: s.spool.Oldest().UnixNano(), To: now.UnixNano()}, now)
+		q.mu.Unlock()
+		log.Error("somebody has removed the spool with what waited in it", zap.Uint64("records", n))
+	} else if n > 0 {
 		log.Info("records stay in the spool for the next start", zap.Uint64("records", n), zap.Int64("bytes", size))
 	}
 	if err := s.spool.Close(); err != nil {

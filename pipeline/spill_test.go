@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -178,7 +179,7 @@ func TestSpillFromTheWorker(t *testing.T) {
 		n, _ := q.Spool().Len()
 		return n == 7 && q.Stats.Depth.Load() == 0
 	})
-	if got := p.NewMark("", time.Unix(0, 5000), false).Outputs[0].Safe; got != 5000 {
+	if got := NewMark(p.Queues(), "", time.Unix(0, 5000), false).Outputs[0].Safe; got != 5000 {
 		t.Errorf("safe until %d, want 5000: nothing is in memory", got)
 	}
 	out.broken.Store(false)
@@ -258,6 +259,40 @@ func TestSpoolFull(t *testing.T) {
 	for id := range missing { // Received is the id
 		if !slices.ContainsFunc(out.gaps, func(g Gap) bool { return g.From <= int64(id) && int64(id) <= g.To }) {
 			t.Fatalf("record %d is missing, and in no gap of %+v", id, out.gaps)
+		}
+	}
+}
+
+// Somebody removes the spool's directory: what was in it is a loss, what comes then waits in memory, and all that does not
+// fit is in gaps.
+func TestSpoolRemoved(t *testing.T) {
+	for _, reads := range []bool{true, false} { // before the end, and not
+		dir := t.TempDir()
+		out := newSwitched(true)
+		q := NewQueue(out, nil, 4*batchRecords, zap.NewNop())
+		q.Spill(openSpool(t, dir, 0))
+		p := New(nil, []*Queue{q})
+		p.Start()
+		next := send(p, 1, 100)
+		eventually(t, "the records are in the spool", func() bool { n, _ := q.Spool().Len(); return n == 100 })
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		for range 8 {
+			next = send(p, next, batchRecords)
+		}
+		eventually(t, "records are lost", func() bool { return q.Stats.Dropped.Load() > 0 })
+		if reads {
+			out.broken.Store(false)
+			eventually(t, "what was in memory is delivered", func() bool {
+				return len(out.got())+int(q.Stats.Dropped.Load()) >= int(next-1)-100
+			})
+		}
+		p.Close(t.Context())
+		got := len(out.got())
+		lost := int(lostIn(q.Unrecorded()) + lostIn(out.gaps))
+		if got+lost != int(next-1) || reads != (got > 0) {
+			t.Errorf("read before the end %v: %d delivered, %d in gaps, want %d in all", reads, got, lost, next-1)
 		}
 	}
 }

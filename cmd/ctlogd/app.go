@@ -27,6 +27,7 @@ type app struct {
 	selected *pipeline.Select
 	pipeline *pipeline.Pipeline
 	reader   *input.Conntrack
+	state    *state
 	retiring sync.WaitGroup // queues that a reload has taken out
 
 	// For snapshot.
@@ -40,19 +41,25 @@ type app struct {
 }
 
 // runDaemon logs flows as cfg says until ctx ends, then delivers what is left.
-func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, level *zap.AtomicLevel) error {
+func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, level *zap.AtomicLevel,
+	signals signals) error {
 	st, err := openState(cfg.StateDirectory, log)
 	if err != nil {
 		return err
 	}
 	kept := m.kept != nil
+	defer st.close()
 	a, err := newApp(cfg, m, log)
 	if err != nil {
 		return err
 	}
-	a.level = level
+	a.level, a.state = level, st
+	socket := a.socket(cfg)
 	m.ready(a.reader.FD())
-	st.restore(a.pipeline.Queues(), kept)
+	if !kept {
+		socket = nil
+	}
+	st.restore(a.pipeline.Queues(), socket)
 	a.pipeline.Start()
 	mux := monitor.NewMux(a.snapshot)
 	shown := a.show()
@@ -64,8 +71,8 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 	var background sync.WaitGroup
 	background.Go(func() { st.keep(marking, a.pipeline, a.reader.ReadUntil) })
 	background.Go(func() { logChecks(marking, cfg, log.Named("check")) }) // an output's check may wait for its destination
-	stopReloading := a.reloadOnHangup(ctx)
-	stopOpening := a.openOnRequest()
+	stopReloading := answer(signals.hangup, func() { a.hangup(ctx) })
+	stopOpening := answer(signals.open, a.openOnRequest)
 	log.Info("logging flows", zap.Strings("events", cfg.Input.Conntrack.Events),
 		zap.String("delivery", cfg.Input.Conntrack.Delivery), zap.Int("outputs", len(a.outputs)))
 	err = a.reader.Run(ctx, a.pipeline.Batch(), a.pipeline.Ingest)
@@ -78,11 +85,12 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 	a.stopping.Store(true)
 	stopReloading()
 	stopOpening()
+	socket = a.socket(cfg)
 	a.close(cfg.ShutdownTimeout)
 	shown.Close() // behind the last records
 	stopMarking()
 	background.Wait()
-	st.finish(a.pipeline, a.reader.ReadUntil())
+	st.finish(a.pipeline, a.reader.ReadUntil(), socket)
 	a.report(time.Since(a.started))
 	return err
 }
@@ -123,6 +131,18 @@ func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 	}
 	a.reader, err = input.Open(in, opts)
 	return a, err
+}
+
+// socket returns the netlink socket as the mark knows it, nil if the kernel does not tell which one it is. cfg is what the
+// process was started with.
+func (a *app) socket(cfg *Config) *pipeline.Socket {
+	cookie, drops, err := a.reader.Dropped()
+	if err != nil {
+		a.log.Error("what a kept socket drops until the next start will be in no gap", zap.Error(err))
+		return nil
+	}
+	lossy := cfg.Input.Conntrack.Delivery == input.BestEffort
+	return &pipeline.Socket{Cookie: cookie, Drops: drops, Lossy: lossy}
 }
 
 // stages returns what a batch passes before the outputs.

@@ -17,10 +17,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// asDaemon in the environment makes the test binary a daemon that drains for ever after the first signal.
-const asDaemon = "CTLOGD_TEST_DAEMON"
+// asDaemon in the environment makes the test binary a daemon that drains for ever after the first signal, and
+// withConfig ctlogd, run with that configuration.
+const (
+	asDaemon   = "CTLOGD_TEST_DAEMON"
+	withConfig = "CTLOGD_TEST_CONFIG"
+)
 
 func TestMain(m *testing.M) {
+	if file := os.Getenv(withConfig); file != "" {
+		os.Exit(run([]string{"run", "-c", file}, os.Stdout, os.Stderr))
+	}
 	if os.Getenv(asDaemon) != "" {
 		ctx, _ := untilSignal(os.Stderr)
 		fmt.Println("started")
@@ -129,6 +136,44 @@ func TestSignals(t *testing.T) {
 	}
 	if want := "ctlogd: a second signal (interrupt): exit without delivering what is left\n"; stderr.String() != want {
 		t.Errorf("standard error %q, want %q", &stderr, want)
+	}
+}
+
+// A signal that comes before the configuration is read does not end the process.
+func TestSignalsDuringStart(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fifo := filepath.Join(t.TempDir(), "ctlogd.yaml")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), withConfig+"="+fifo)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	config, err := os.OpenFile(fifo, os.O_WRONLY, 0) // waits until the process reads it
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []os.Signal{unix.SIGHUP, unix.SIGUSR1, unix.SIGHUP} {
+		if err := cmd.Process.Signal(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := config.WriteString("outputs: {}\n"); err != nil {
+		t.Fatal(err)
+	}
+	config.Close()
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != exitFailure || !strings.Contains(stderr.String(), fifo+":1: ") {
+		t.Errorf("got %v, want exit code 1; standard error %q", err, &stderr)
 	}
 }
 

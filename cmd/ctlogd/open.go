@@ -2,31 +2,15 @@ package main
 
 import (
 	"os"
-	"os/signal"
 	"slices"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/input"
 )
 
-// openOnRequest writes an open record of every flow at each SIGUSR1, until it is stopped.
-func (a *app) openOnRequest() (stop func()) {
-	requests := make(chan os.Signal, 1)
-	done := make(chan struct{})
-	signal.Notify(requests, unix.SIGUSR1)
-	go func() {
-		defer close(done)
-		for range requests {
-			a.log.Info("SIGUSR1: writing an open record of every flow")
-			a.reader.RequestOpen()
-		}
-	}()
-	return func() {
-		signal.Stop(requests)
-		close(requests)
-		<-done
-	}
+// openOnRequest is the answer to SIGUSR1: an open record of every flow.
+func (a *app) openOnRequest() {
+	a.log.Info("SIGUSR1: writing an open record of every flow")
+	a.reader.RequestOpen()
 }
 
 // openAtEnd returns the answer to whether the flows that are alive get an open record as the process ends.

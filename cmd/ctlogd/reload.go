@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/signal"
 	"reflect"
 	"strings"
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/pipeline"
 )
@@ -19,34 +16,21 @@ import (
 // reloadWithin bounds how long the reader may take to see a new configuration.
 const reloadWithin = 30 * time.Second
 
-// reloadOnHangup opens the outputs' files again at each SIGHUP, for those who rotate them, and then takes the
-// configuration anew, until it is stopped.
-func (a *app) reloadOnHangup(ctx context.Context) (stop func()) {
-	hangup := make(chan os.Signal, 1)
-	done := make(chan struct{})
-	signal.Notify(hangup, unix.SIGHUP)
-	go func() {
-		defer close(done)
-		for range hangup {
-			a.manager.reloading()
-			a.reopen()
-			if a.cfg.file != "" {
-				err := a.reload(ctx)
-				a.reloads.note(a.cfg.Host, err)
-				if err != nil {
-					for line := range strings.Lines(err.Error()) {
-						a.log.Error("reload: the old configuration stays", zap.String("error", strings.TrimSpace(line)))
-					}
-				}
+// hangup is the answer to SIGHUP: the outputs' files are opened again, for those who rotate them, and then the
+// configuration is taken anew.
+func (a *app) hangup(ctx context.Context) {
+	a.manager.reloading()
+	a.reopen()
+	if a.cfg.file != "" {
+		err := a.reload(ctx)
+		a.reloads.note(a.cfg.Host, err)
+		if err != nil {
+			for line := range strings.Lines(err.Error()) {
+				a.log.Error("reload: the old configuration stays", zap.String("error", strings.TrimSpace(line)))
 			}
-			a.manager.serving()
 		}
-	}()
-	return func() {
-		signal.Stop(hangup)
-		close(hangup)
-		<-done
 	}
+	a.manager.serving()
 }
 
 // reopen opens the outputs' files again.
@@ -142,6 +126,9 @@ func (a *app) reload(ctx context.Context) (err error) {
 	for _, key := range fixed {
 		a.log.Warn("reload: takes effect at the next start", zap.String("key", "input.conntrack."+key))
 	}
+	for _, q := range added {
+		a.state.adopt(q)
+	}
 	a.outputs, a.cfg = outputs, cfg
 	a.server.Configure(cfg.Metrics)
 	if err := a.level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
@@ -161,9 +148,11 @@ func (a *app) retire(queues map[string]*pipeline.Queue, within time.Duration) {
 	for _, q := range queues {
 		gone = append(gone, q)
 	}
+	a.state.retire(gone)
 	a.retiring.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), within)
 		defer cancel()
 		pipeline.Retire(ctx, gone)
+		a.state.retired(gone)
 	})
 }

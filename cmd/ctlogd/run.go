@@ -4,13 +4,21 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
+	"os/signal"
+	"slices"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/output/jsonl"
 )
 
 // runRun is the daemon from its command line to its end; ctx ends with the first signal.
 func runRun(ctx context.Context, file string, stderr io.Writer) error {
+	signals := catchSignals()
+	defer signals.release()
 	m := findManager()
 	defer m.abandon()
 	cfg, err := LoadConfig(file)
@@ -26,7 +34,47 @@ func runRun(ctx context.Context, file string, stderr io.Writer) error {
 	}
 	defer log.Sync() //nolint:errcheck // standard error needs no sync, and a terminal refuses it
 	m.log = log.Named("manager")
-	return runDaemon(ctx, cfg, m, log, level)
+	if !slices.ContainsFunc(cfg.Outputs.JSONL, func(o JSONLConfig) bool { return o.Path == jsonl.Stdout }) {
+		// Whoever reads this log may go, and the flows' log goes on. Without the reader of standard output it would not.
+		signal.Ignore(unix.SIGPIPE)
+	}
+	return runDaemon(ctx, cfg, m, log, level, signals)
+}
+
+// signals are those that ask the daemon for something. They are caught from the first to the last: one that comes while
+// it starts is answered when it runs, and one that comes while it ends does not end it on the spot.
+type signals struct{ hangup, open chan os.Signal }
+
+func catchSignals() signals {
+	s := signals{hangup: make(chan os.Signal, 1), open: make(chan os.Signal, 1)}
+	signal.Notify(s.hangup, unix.SIGHUP)
+	signal.Notify(s.open, unix.SIGUSR1)
+	return s
+}
+
+func (s signals) release() {
+	signal.Stop(s.hangup)
+	signal.Stop(s.open)
+}
+
+// answer calls do at each signal until it is stopped, which waits for a call that is under way.
+func answer(signals <-chan os.Signal, do func()) (stop func()) {
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-signals:
+				do()
+			case <-quit:
+				return
+			}
+		}
+	}()
+	return func() {
+		close(quit)
+		<-done
+	}
 }
 
 // newLogger returns ctlogd's own log, written to w, one line an entry, unbuffered.

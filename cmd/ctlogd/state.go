@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/pipeline"
 )
@@ -18,8 +21,13 @@ const markEvery = time.Second
 // state is the directory in which a process leaves its mark for the next one; nil without one.
 type state struct {
 	dir    string
+	lock   *os.File // the directory
 	bootID string
 	log    *zap.Logger
+
+	mu       sync.Mutex
+	retiring []*pipeline.Queue     // what a reload has taken out and is not delivered yet
+	gone     []pipeline.OutputMark // the gaps of outputs that are no more
 }
 
 // openState makes sure that marks can be written, so that a missing directory shows at the start and not after a crash.
@@ -34,12 +42,30 @@ func openState(dir string, log *zap.Logger) (*state, error) {
 	if err := os.Remove(probe); err != nil {
 		return nil, fmt.Errorf("state_directory: %w", err)
 	}
-	return &state{dir: dir, bootID: pipeline.BootID(), log: log}, nil
+	lock, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("state_directory: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		if err == unix.EWOULDBLOCK {
+			return nil, fmt.Errorf("state_directory: %s is another ctlogd's; give each its own", dir)
+		}
+		return nil, fmt.Errorf("state_directory: lock %s: %w", dir, err)
+	}
+	return &state{dir: dir, lock: lock, bootID: pipeline.BootID(), log: log}, nil
 }
 
-// restore puts on record, in each queue, what the time since the last process has cost its output. kept says that the
-// socket outlived that process.
-func (s *state) restore(queues []*pipeline.Queue, kept bool) {
+// close gives the directory to the next process.
+func (s *state) close() {
+	if s != nil {
+		s.lock.Close()
+	}
+}
+
+// restore puts on record, in each queue, what the time since the last process has cost its output. kept is the socket
+// that outlived that process, nil if there is none.
+func (s *state) restore(queues []*pipeline.Queue, kept *pipeline.Socket) {
 	if s == nil {
 		return
 	}
@@ -51,14 +77,85 @@ func (s *state) restore(queues []*pipeline.Queue, kept bool) {
 		return
 	}
 	now := time.Now()
+	var names []string
 	for _, q := range queues {
-		for _, g := range mark.Gaps(q.Output().Name(), s.bootID, kept, now) {
-			s.log.Warn("gap on record", zap.String("output", q.Output().Name()), zap.Stringer("cause", g.Cause),
-				zap.Time("from", time.Unix(0, g.From)), zap.Time("to", time.Unix(0, g.To)),
-				zap.Uint64("lost", g.Lost), zap.Bool("lost_known", g.LostKnown))
+		names = append(names, q.Name())
+		for _, g := range mark.Gaps(q.Name(), s.bootID, kept, now) {
+			s.tell("gap on record", q.Name(), g)
 			q.Lose(g)
 		}
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range mark.Orphans(names) {
+		s.orphan(o)
+	}
+}
+
+// orphan keeps the gaps of an output that is no more. The lock is held.
+func (s *state) orphan(o pipeline.OutputMark) {
+	for _, g := range o.Gaps {
+		s.tell("gap of an output that is no longer configured; the mark keeps it until it is", o.Name, g)
+	}
+	s.gone = append(s.gone, o)
+}
+
+func (s *state) tell(what, output string, g pipeline.Gap) {
+	s.log.Warn(what, zap.String("output", output), zap.Stringer("cause", g.Cause),
+		zap.Time("from", time.Unix(0, g.From)), zap.Time("to", time.Unix(0, g.To)),
+		zap.Uint64("lost", g.Lost), zap.Bool("lost_known", g.LostKnown))
+}
+
+// retire has the mark know of queues that the pipeline does not feed any more, until retired.
+func (s *state) retire(queues []*pipeline.Queue) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	s.retiring = append(s.retiring, queues...)
+	s.mu.Unlock()
+}
+
+// retired has the mark keep what gaps the queues, which have ended, could not deliver.
+func (s *state) retired(queues []*pipeline.Queue) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, q := range queues {
+		s.retiring = slices.DeleteFunc(s.retiring, func(r *pipeline.Queue) bool { return r == q })
+		if gaps := q.Unrecorded(); len(gaps) > 0 {
+			s.orphan(pipeline.OutputMark{Name: q.Name(), Gaps: gaps})
+		}
+	}
+}
+
+// adopt gives a new queue the gaps of an output of its name that was taken out before.
+func (s *state) adopt(q *pipeline.Queue) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gone = slices.DeleteFunc(s.gone, func(o pipeline.OutputMark) bool {
+		if o.Name != q.Name() {
+			return false
+		}
+		for _, g := range o.Gaps {
+			q.Lose(g)
+		}
+		return true
+	})
+}
+
+// mark returns the mark of this moment.
+func (s *state) mark(p *pipeline.Pipeline, read time.Time, clean bool) pipeline.Mark {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := pipeline.NewMark(append(p.Queues(), s.retiring...), s.bootID, read, clean)
+	m.Gone = slices.Clone(s.gone)
+	return m
 }
 
 // keep writes the pipeline's mark until ctx ends. A mark that cannot be written is told once, until one can.
@@ -70,10 +167,12 @@ func (s *state) keep(ctx context.Context, p *pipeline.Pipeline, read func() time
 	defer tick.Stop()
 	failing := false
 	for {
-		m := p.NewMark(s.bootID, read(), false)
+		m := s.mark(p, read(), false)
 		err := m.Save(s.dir)
 		if err != nil && !failing {
 			s.log.Error("a crash now would make a longer gap than it need be", zap.Error(err))
+		} else if err == nil && failing {
+			s.log.Info("the mark can be written again")
 		}
 		failing = err != nil
 		select {
@@ -84,12 +183,14 @@ func (s *state) keep(ctx context.Context, p *pipeline.Pipeline, read func() time
 	}
 }
 
-// finish writes the last mark of a process that ends in order, after the pipeline is closed.
-func (s *state) finish(p *pipeline.Pipeline, read time.Time) {
+// finish writes the last mark of a process that ends in order, after the pipeline is closed. socket is what it leaves to
+// the next one, or nil.
+func (s *state) finish(p *pipeline.Pipeline, read time.Time, socket *pipeline.Socket) {
 	if s == nil {
 		return
 	}
-	m := p.NewMark(s.bootID, read, true)
+	m := s.mark(p, read, true)
+	m.Socket = socket
 	if err := m.Save(s.dir); err != nil {
 		s.log.Error("the next process will take this end for a crash", zap.Error(err))
 	}

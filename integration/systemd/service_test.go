@@ -105,6 +105,40 @@ func TestCrashes(t *testing.T) {
 	l.mustExplain(t, c.at)
 }
 
+// What the kernel drops while there is no process, under best_effort, is counted in the gaps as well.
+func TestDropsBetweenProcesses(t *testing.T) {
+	m := boot(t, "input: {conntrack: {delivery: best_effort, receive_buffer: 128KiB}}\n"+outputs,
+		"[Service]\nExecStartPre=/bin/sleep 1\n")
+	const step = 5000
+	n := 0
+	for range 2 {
+		must(t, m.flood.Churn(n, n+step))
+		n += step
+		restarted := make(chan struct{})
+		go func() {
+			defer close(restarted)
+			m.systemctl(t, "restart", "ctlogd")
+		}()
+		eventually(t, "no process is there", func() bool { return m.show("ActiveState") == "activating" })
+		must(t, m.flood.Churn(n, n+step))
+		n += step
+		<-restarted
+	}
+	l := m.settle(t, n)
+	lost := 0
+	for _, g := range l.gaps {
+		if g.Cause != "overrun" || g.Lost == nil {
+			t.Errorf("a gap of another kind: %+v", g)
+			continue
+		}
+		lost += *g.Lost
+	}
+	t.Logf("%d flows: %d on record, %d in gaps", n, l.found, lost)
+	if len(l.missing) != lost || lost < step/2 || l.again != 0 {
+		t.Errorf("%d flows are missing, the gaps tell of %d, and %d came twice", len(l.missing), lost, l.again)
+	}
+}
+
 // A process that is stopped as a whole is ended by the watchdog, and the next one reads what was held back.
 func TestWatchdog(t *testing.T) {
 	const n = 100_000

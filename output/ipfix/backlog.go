@@ -5,7 +5,8 @@ import "math"
 // backlog holds a copy of each data message that was written to a stream until the collector's host has acknowledged
 // it. When a session dies, what the kernel had not delivered goes to the next one first: a record that Write has
 // reported as delivered is not in the caller's hands any more. What was acknowledged and not read by the collector
-// before its end is lost; TCP cannot tell.
+// before its end is lost; TCP cannot tell. The backlog itself ends with the process, so that the caller can ask what is
+// in it (Exporter.Acknowledged).
 //
 // It holds no more than a socket's send buffer, a few MiB.
 type backlog struct {
@@ -18,6 +19,7 @@ type backlog struct {
 type sent struct {
 	len, records int
 	domain       *domain
+	before       uint64 // how many records Write had reported when the Write of the message began
 	end          uint64 // how much the session had carried when the message was through
 }
 
@@ -34,8 +36,16 @@ func (b *backlog) records() (n int) {
 	return n
 }
 
-// add keeps a copy of m.
-func (b *backlog) add(m *message) {
+// arrived returns how many records have arrived of those that Write has reported, which are so many.
+func (b *backlog) arrived(reported uint64) uint64 {
+	if b.empty() {
+		return reported
+	}
+	return b.msgs[b.next].before
+}
+
+// add keeps a copy of m. Before the call of Write that it is of, Write had reported so many records.
+func (b *backlog) add(m *message, before uint64) {
 	if b.next > 0 && len(b.msgs) == cap(b.msgs) {
 		b.msgs = b.msgs[:copy(b.msgs, b.msgs[b.next:])]
 		b.next = 0
@@ -45,7 +55,7 @@ func (b *backlog) add(m *message) {
 		b.off = 0
 	}
 	b.buf = append(b.buf, m.buf...)
-	b.msgs = append(b.msgs, sent{len: len(m.buf), records: m.records, domain: m.domain, end: m.end})
+	b.msgs = append(b.msgs, sent{len: len(m.buf), records: m.records, domain: m.domain, before: before, end: m.end})
 }
 
 // ack drops what ended at acked or before.

@@ -42,6 +42,8 @@ type Exporter struct {
 	free  []*message
 
 	backlog backlog
+	taken   uint64        // records that Write has reported as sent
+	arrived atomic.Uint64 // those of them that are not in the backlog
 
 	refreshed time.Time     // when templates were last sent
 	reported  time.Time     // when statistics were last sent
@@ -161,11 +163,35 @@ func (e *Exporter) Write(ctx context.Context, recs []*flow.Record) (n int, err e
 		e.look() // the backlog waits for a session even if the caller does not try again
 		t = e.recount(recs[:n])
 	}
+	e.taken += uint64(n)
 	e.settle(t)
+	e.arrived.Store(e.backlog.arrived(e.taken))
 	if e.counts.refused.Load() != refused {
 		e.look()
 	}
 	return n, err
+}
+
+// Acknowledged returns how many of the records that Write has reported as sent a collector's host has acknowledged, or,
+// over UDP, the kernel has sent: the first so many. Any goroutine may call it. It waits for nothing, and while a Write or
+// Close is under way the answer may be that of some time ago.
+func (e *Exporter) Acknowledged() uint64 {
+	select {
+	case e.held <- struct{}{}:
+		e.acknowledge()
+		e.unlock()
+	default:
+	}
+	return e.arrived.Load()
+}
+
+// acknowledge drops from the backlog what has been acknowledged.
+func (e *Exporter) acknowledge() {
+	if e.session != nil && e.session.reliable() {
+		_, acked := e.session.progress()
+		e.backlog.ack(acked)
+	}
+	e.arrived.Store(e.backlog.arrived(e.taken))
 }
 
 // tally is what a Write has seen up to some record.
@@ -308,7 +334,7 @@ func (e *Exporter) sendReady(ctx context.Context) error {
 			e.counts.records.Add(uint64(m.records))
 		}
 		if e.session.reliable() {
-			e.backlog.add(m)
+			e.backlog.add(m, e.taken)
 		}
 	}
 	e.free = append(e.free, e.ready[:n]...)
@@ -318,8 +344,7 @@ func (e *Exporter) sendReady(ctx context.Context) error {
 		return err
 	}
 	if e.session.reliable() {
-		_, acked := e.session.progress()
-		e.backlog.ack(acked)
+		e.acknowledge()
 		return nil
 	}
 	if e.templatesDue() {

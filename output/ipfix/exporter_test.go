@@ -600,6 +600,9 @@ func TestStopsReading(t *testing.T) {
 	if n == 0 || n == total {
 		t.Fatalf("%d of %d records written to a collector that reads nothing", n, total)
 	}
+	if a := e.Acknowledged(); a >= uint64(n) {
+		t.Errorf("%d records acknowledged, of %d that were written to a collector that reads nothing", a, n)
+	}
 	conn := <-accepted
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -629,6 +632,9 @@ func TestStopsReading(t *testing.T) {
 	}
 	if err := e.Close(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if a := e.Acknowledged(); a != total {
+		t.Errorf("%d records acknowledged at the end, want %d", a, total)
 	}
 	acked := dead.peek().flows()
 	got := c.wait(func(c capture) bool { f := c.flows(); return len(f) > 0 && f[len(f)-1] == total }).flows()

@@ -22,6 +22,9 @@ const (
 	firstRetry = time.Second
 	lastRetry  = 30 * time.Second
 
+	// giveUp is for how long Close tries to reach a collector, and waits for the host of one that does not answer.
+	giveUp = 2 * time.Second
+
 	// pollAcks is how often Close looks whether everything has been acknowledged.
 	pollAcks = 5 * time.Millisecond
 )
@@ -119,8 +122,7 @@ func (e *Exporter) dialAddress(ctx context.Context, a address) (transport, error
 func (e *Exporter) hangUp(err error) {
 	e.log.Warn("session ended", zap.Stringer("collector", e.addresses[e.active]), zap.Error(err))
 	if e.session.reliable() {
-		_, acked := e.session.progress()
-		e.backlog.ack(acked)
+		e.acknowledge()
 		e.backlog.orphan()
 	}
 	e.session.close()
@@ -282,8 +284,7 @@ func (e *Exporter) tend(ctx context.Context) time.Duration {
 	}
 	wait := interval
 	if e.session.reliable() {
-		_, acked := e.session.progress()
-		e.backlog.ack(acked)
+		e.acknowledge()
 	} else {
 		wait = min(wait, time.Until(e.refreshed.Add(interval)))
 		if e.counts.refused.Load() > e.refusals {
@@ -306,14 +307,17 @@ func (e *Exporter) due(ctx context.Context) error {
 	return nil
 }
 
-// Close waits until everything has been acknowledged, ends the session and gives everything back. If ctx ends before,
-// the error says how many records may be lost.
+// Close waits until everything has been acknowledged, ends the session and gives everything back. If ctx ends before, or
+// the collector's host does not answer for giveUp, the error says how many records may be lost.
 func (e *Exporter) Close(ctx context.Context) error {
 	if e.stopped != nil {
 		e.stop()
 		<-e.stopped
 	}
+	e.held <- struct{}{} // against Acknowledged alone, which does not wait
+	defer e.unlock()
 	err := e.finish(ctx)
+	e.arrived.Store(e.backlog.arrived(e.taken))
 	if e.session != nil {
 		e.session.close()
 		e.session = nil
@@ -324,20 +328,24 @@ func (e *Exporter) Close(ctx context.Context) error {
 	return nil
 }
 
-// finish delivers what is left: last statistics and the backlog. Nobody else uses e any more.
+// finish delivers what is left: last statistics and the backlog.
 func (e *Exporter) finish(ctx context.Context) error {
 	if e.session == nil && e.backlog.empty() {
 		return nil
 	}
-	for {
+	e.config.DialTimeout = min(e.config.dialTimeout(), giveUp)
+	for until := time.Now().Add(giveUp); ; {
 		err := e.begin(ctx)
 		if err == nil {
+			err = e.acknowledged(ctx)
+		}
+		if err == nil { // there is room for it now
 			err = e.sendStats(ctx)
 		}
 		if err == nil {
 			err = e.acknowledged(ctx)
 		}
-		if err == nil || e.backlog.empty() || ctx.Err() != nil {
+		if err == nil || e.backlog.empty() || ctx.Err() != nil || !time.Now().Before(until) {
 			return err
 		}
 		if e.session != nil {
@@ -346,10 +354,13 @@ func (e *Exporter) finish(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return err
-		case <-time.After(firstRetry):
+		case <-time.After(min(firstRetry, time.Until(until))):
 		}
 	}
 }
+
+// errDeaf says that the collector's host does not answer. One whose collector is slow does.
+var errDeaf = errors.New("the collector's host does not answer")
 
 // acknowledged waits until the collector's host has acknowledged everything.
 func (e *Exporter) acknowledged(ctx context.Context) error {
@@ -358,7 +369,8 @@ func (e *Exporter) acknowledged(ctx context.Context) error {
 	}
 	ticker := time.NewTicker(pollAcks)
 	defer ticker.Stop()
-	for {
+	var last uint64
+	for since := time.Now(); ; {
 		written, acked := e.session.progress()
 		e.backlog.ack(acked)
 		if acked == written {
@@ -366,6 +378,11 @@ func (e *Exporter) acknowledged(ctx context.Context) error {
 		}
 		if err := e.session.err(); err != nil {
 			return err
+		}
+		if acked > last {
+			last, since = acked, time.Now()
+		} else if time.Since(since) > giveUp && e.session.deaf() {
+			return errDeaf
 		}
 		select {
 		case <-ticker.C:

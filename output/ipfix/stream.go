@@ -189,6 +189,19 @@ func (s *stream) progress() (written, acked uint64) {
 	return written, written - min(written, uint64(queued))
 }
 
+// deafAfter is how many retransmissions in a row, with waits that double, go unanswered by a host that is not there.
+// One whose collector does not read answers, and is not sent more than it has room for.
+const deafAfter = 3
+
+func (s *stream) deaf() bool {
+	var info *unix.TCPInfo
+	err := s.control(func(fd int) (err error) {
+		info, err = unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		return err
+	})
+	return err == nil && info.Retransmits >= deafAfter
+}
+
 func (s *stream) close() error {
 	conn := s.conn
 	if s.err() != nil {

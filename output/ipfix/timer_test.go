@@ -46,6 +46,7 @@ func (f *fake) reliable() bool             { return f.stream }
 func (f *fake) limit() int                 { return datagramSize }
 func (f *fake) err() error                 { return f.over }
 func (f *fake) progress() (uint64, uint64) { return uint64(len(f.log.sent)), 0 }
+func (f *fake) deaf() bool                 { return true }
 func (f *fake) close() error               { return nil }
 
 // fakeExporter returns an exporter over fake transports; next is the session that the next dial makes, or its error.
@@ -264,4 +265,33 @@ func (c *cutOff) send(ctx context.Context, msgs []*message) (int, error) {
 		return n, c.over
 	}
 	return n, nil
+}
+
+// TestCloseGivesUp: a host that does not answer, and a collector that cannot be reached any more, hold up the end for a
+// little while alone.
+func TestCloseGivesUp(t *testing.T) {
+	for _, over := range []error{nil, errors.New("connection reset")} {
+		synctest.Test(t, func(t *testing.T) {
+			first := &fake{stream: true}
+			e, _ := fakeExporter(t, Config{Address: "tcp://192.0.2.1"}, func() (transport, error) {
+				if first.log == nil {
+					return first, nil
+				}
+				return nil, errors.New("no route to host")
+			})
+			write(t, e, numbered(1, 3))
+			if got := e.Acknowledged(); got != 0 {
+				t.Errorf("%d records acknowledged by a host that does not answer", got)
+			}
+			first.over = over
+			begun := time.Now()
+			err := e.Close(t.Context())
+			if took := time.Since(begun); took < giveUp || took > giveUp+firstRetry {
+				t.Errorf("Close took %v", took)
+			}
+			if err == nil || e.Acknowledged() != 0 {
+				t.Errorf("Close returned %v, and %d records are acknowledged", err, e.Acknowledged())
+			}
+		})
+	}
 }

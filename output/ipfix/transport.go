@@ -25,6 +25,9 @@ type transport interface {
 	// acknowledged, in octets on the wire. For reliable transports only; it works until close.
 	progress() (written, acked uint64)
 
+	// deaf reports whether the collector's host has not answered for several attempts. For reliable transports only.
+	deaf() bool
+
 	close() error
 }
 

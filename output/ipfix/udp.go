@@ -128,6 +128,7 @@ func (u *udp) try(ctx context.Context) error {
 func (u *udp) reliable() bool                    { return false }
 func (u *udp) err() error                        { return nil }
 func (u *udp) progress() (written, acked uint64) { return 0, 0 }
+func (u *udp) deaf() bool                        { return false }
 func (u *udp) close() error                      { return u.conn.Close() }
 
 // limit returns the configured size, or less if the path carries less without fragments.

@@ -79,6 +79,13 @@ func New(cfg Config, enc format.Encoder, log *zap.Logger) (*File, error) {
 // Name returns "jsonl:" and the path.
 func (f *File) Name() string { return f.name }
 
+// Unsynced reports whether it is the kernel's affair when lines come to the disk: not of pipes and devices.
+func (f *File) Unsynced() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.used != nil && f.used.regular
+}
+
 // Write appends a line for each of recs, all of them with one write(2) unless they are more than 1 MiB. When it
 // returns an error, n lines are whole in the file, and no other is, or will be before it is cut off or finished. A
 // regular file does not wait; where others do, ctx ends the wait.

@@ -498,6 +498,86 @@ func TestDeletedFile(t *testing.T) {
 	}
 }
 
+// TestDirectoryReplaced removes the directory, or puts another in its place: writing fails until there is one, or goes on
+// in the one that was moved until it is told.
+func TestDirectoryReplaced(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "log")
+	path := filepath.Join(dir, "f")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	f := newFile(t, Config{Path: path}, nil)
+	write(t, f, records(0, 1))
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := f.Write(t.Context(), records(1, 1)); n != 0 || err == nil {
+		t.Errorf("without a directory: %d records, %v", n, err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, f, records(1, 1))
+	if err := os.Rename(dir, dir+".old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, f, records(2, 1))
+	if err := f.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	write(t, f, records(3, 1))
+	wantIDs(t, []int{1, 2}, ids(t, dir+".old/f"))
+	wantIDs(t, []int{3}, ids(t, path))
+}
+
+// TestKilledInRotation begins with what a process leaves that is killed between any two steps of a rotation: nothing is
+// pushed out, and rotation goes on.
+func TestKilledInRotation(t *testing.T) {
+	steps := [][2]string{{"", "f.new"}, {"f.2", "f.3"}, {"f.1", "f.2"}, {"f", "f.1"}, {"f.new", "f"}}
+	for done := range len(steps) + 1 {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "f")
+		for i, name := range []string{"f.2", "f.1", "f"} {
+			g := newFile(t, Config{Path: filepath.Join(dir, name)}, nil)
+			write(t, g, records(10*i, 10))
+			if err := g.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, s := range steps[:done] {
+			var err error
+			if s[0] == "" {
+				err = os.WriteFile(filepath.Join(dir, s[1]), nil, 0o600)
+			} else {
+				err = os.Rename(filepath.Join(dir, s[0]), filepath.Join(dir, s[1]))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		f := newFile(t, Config{Path: path, MaxSize: 4000, Keep: 4}, nil)
+		for i := 30; i < 40; i += 5 {
+			write(t, f, records(i, 5))
+		}
+		if f.Stats.RotationErrors.Load() != 0 {
+			t.Errorf("killed after %d steps: rotation fails", done)
+		}
+		var all []string
+		for _, name := range []string{"f.4", "f.3", "f.2", "f.1", "f"} {
+			if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
+				all = append(all, filepath.Join(dir, name))
+			}
+		}
+		wantIDs(t, upTo(40), ids(t, all...))
+		if _, err := os.Stat(path + ".new"); err == nil && f.Stats.Rotations.Load() > 0 {
+			t.Errorf("killed after %d steps: f.new stays", done)
+		}
+	}
+}
+
 // TestCopyTruncate has the file emptied under the writer.
 func TestCopyTruncate(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")

@@ -12,7 +12,7 @@
 //     process, at any moment, changes nothing about that; the end of the machine costs what was not yet forced to the
 //     disk, which is nothing with fsync always, and the last second or so with interval.
 //   - A record is read again after a restart if and only if it was not committed: as many as are read and not committed
-//     at a time, one batch as a rule. Commit is one write(2) of the state file, and is not put off.
+//     at a time, one batch as a rule, and what a collector has not acknowledged. Commit is one write(2) of the state file, and is not put off.
 //   - What is lost is read, in its place, as a gap record: dropped because the spool was full (spool_full), torn by a
 //     crash or damaged on disk (crash). The count is exact, except for the damaged tail of the last segment if not even
 //     the frame's header is whole, and for a damaged state file; there it is absent. A gap is read again until it is

@@ -56,6 +56,8 @@ type Spool struct {
 	reading  bool   // Read is at work
 	closed   bool
 
+	unsynced [2]int64 // since when records are (ns since 1970) that wait for fdatasync, and that it is at work on; 0 none
+
 	timer       *time.Timer // runs while dirty
 	dirty       bool        // something waits for fdatasync
 	dirtyDir    bool
@@ -343,6 +345,7 @@ func (s *Spool) Append(recs []*flow.Record) (lost Loss, err error) {
 	s.mu.Lock()
 	for _, g := range s.newGaps {
 		s.state.gaps.add(g)
+		s.wrote(g.From)
 	}
 	s.mu.Unlock()
 	clear(s.newGaps)
@@ -446,6 +449,14 @@ func (s *Spool) remove(seg *segment) {
 // write appends the frame in s.buf, which has n records, to the last segment or to a new one.
 func (s *Spool) write(n int, times span) error {
 	seg := s.open()
+	if seg != nil && removed(seg.f) {
+		s.mu.Lock()
+		seg.f.Close()
+		seg.f = nil // what is in it is read as a loss
+		s.mu.Unlock()
+		s.log.Error("somebody has removed files of the spool; if its directory is gone, it takes records again after a restart")
+		seg = nil
+	}
 	if seg == nil || seg.size > segmentHeader && seg.size+int64(len(s.buf)) > s.segSize {
 		var err error
 		if seg, err = s.newSegment(); err != nil {
@@ -468,9 +479,23 @@ func (s *Spool) write(n int, times span) error {
 	s.size += int64(len(s.buf))
 	s.next = seg.end
 	s.touch()
+	s.wrote(times.from)
 	s.mu.Unlock()
 	s.Stats.Appended.Add(uint64(n))
 	return nil
+}
+
+// removed reports whether a file has no name any more.
+func removed(f *os.File) bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &st) == nil && st.Nlink == 0
+}
+
+// Removed reports whether somebody has removed the spool's files: then nothing of it will be there at the next start.
+func (s *Spool) Removed() bool {
+	s.syncMu.Lock()
+	defer s.syncMu.Unlock()
+	return removed(s.stateFile.f)
 }
 
 // open returns the segment that is open for appending, or nil.
@@ -527,6 +552,25 @@ func (s *Spool) touch() {
 	}
 }
 
+// wrote notes, under mu, since when something is that was written and not forced to the disk.
+func (s *Spool) wrote(since int64) {
+	if s.cfg.Fsync == SyncInterval && (s.unsynced[0] == 0 || since < s.unsynced[0]) {
+		s.unsynced[0] = since
+	}
+}
+
+// Unsynced returns a time such that no record or gap from before it would be missing after a power failure, as far as that
+// is known; 0 if nothing would. never says that it is not, since fsync is never.
+func (s *Spool) Unsynced() (since int64, never bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	since = s.unsynced[0]
+	if since == 0 || s.unsynced[1] != 0 && s.unsynced[1] < since {
+		since = s.unsynced[1]
+	}
+	return since, s.cfg.Fsync == SyncNever
+}
+
 // flush forces to the disk what waits for it. The timer calls it, and Close.
 func (s *Spool) flush() {
 	s.syncMu.Lock()
@@ -534,6 +578,7 @@ func (s *Spool) flush() {
 	s.mu.Lock()
 	dirtyDir, dirtyState := s.dirtyDir, s.dirtyState
 	s.dirty, s.dirtyDir, s.dirtyState = false, false, false
+	s.unsynced = [2]int64{0, s.unsynced[0]}
 	var full []*segment
 	var files []*os.File
 	for i, seg := range s.segments {
@@ -562,6 +607,7 @@ func (s *Spool) flush() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.unsynced[1] = 0 // what could not be written the kernel does not have any more (fsync(2))
 	for _, seg := range full {
 		if seg.f != nil {
 			seg.f.Close()
@@ -614,6 +660,13 @@ func (s *Spool) Path() string { return s.cfg.Path }
 
 // Max returns how many bytes the segments may have.
 func (s *Spool) Max() int64 { return int64(s.cfg.MaxSize) }
+
+// Unread reports whether there is something that was not read yet, or is to be read again.
+func (s *Spool) Unread() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pos < s.next || s.state.gaps.next() != nil
+}
 
 // Oldest returns when the first record that waits was received, or somewhat earlier; zero if there is none.
 func (s *Spool) Oldest() time.Time {

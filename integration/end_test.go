@@ -1,0 +1,160 @@
+//go:build integration
+
+package integration
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/integration/lab"
+)
+
+// TestEndWithDeadOutput ends a daemon of which one output fails and has no spool: it is given up long before
+// shutdown_timeout, with a gap, and the others have everything. SIGHUP and SIGUSR1 during start and end do no harm.
+func TestEndWithDeadOutput(t *testing.T) {
+	need(t)
+	const n = 1000
+	ns, f := newFloodNS(t)
+	dir := t.TempDir()
+	conf, log := filepath.Join(dir, "ctlogd.yaml"), filepath.Join(dir, "flows.jsonl")
+	must(t, syscall.Mkfifo(conf, 0o600))
+	must(t, os.Mkdir(filepath.Join(dir, "state"), 0o700))
+	config := fmt.Sprintf("state_directory: %s/state\nshutdown_timeout: 1h\noutputs:\n  jsonl:\n    - path: %s\n"+
+		"  ipfix:\n    - address: tcp://127.0.0.1:4739\n", dir, log)
+
+	p := start(t, ns, exec.Command(buildDaemon(t, false), "run", "-c", conf))
+	give := func(signals ...os.Signal) {
+		pipe, err := os.OpenFile(conf, os.O_WRONLY, 0) // waits until the daemon reads it
+		must(t, err)
+		for _, s := range signals {
+			must(t, p.Process.Signal(s))
+		}
+		_, err = pipe.WriteString(config)
+		must(t, err)
+		must(t, pipe.Close())
+	}
+	logged := func(text string) {
+		t.Helper()
+		eventually(t, "the log has "+text, func() bool { return strings.Contains(p.stderr.String(), text) })
+	}
+	give(syscall.SIGHUP, syscall.SIGUSR1)
+	logged("logging flows")
+	give() // which is what the SIGHUP asks for
+	logged("configuration reloaded")
+	logged("SIGUSR1")
+
+	must(t, f.Churn(0, n))
+	lines := lineCounter{path: log}
+	eventually(t, "the file has every flow", func() bool { return lines.count(t) == n })
+	logged("write to output")
+	must(t, p.Process.Signal(syscall.SIGTERM))
+	logged("told to end")
+	must(t, p.Process.Signal(syscall.SIGHUP))
+	must(t, p.Process.Signal(syscall.SIGUSR1))
+	eventually(t, "the daemon has ended", p.ended)
+	if p.err != nil {
+		t.Errorf("ended with %v", p.err)
+	}
+
+	// The next one, without the dead output, and then with a collector that hears.
+	config = strings.Replace(config, "  ipfix:\n    - address: tcp://127.0.0.1:4739\n", "", 1)
+	must(t, os.Remove(conf))
+	must(t, os.WriteFile(conf, []byte(config), 0o600))
+	p = start(t, ns, exec.Command(buildDaemon(t, false), "run", "-c", conf))
+	logged("gap of an output that is no longer configured")
+	logged("logging flows")
+	must(t, os.WriteFile(conf, []byte(config+"  ipfix:\n    - address: tcp://127.0.0.1:4739\n"), 0o600))
+	collector := newCollector(t, ns)
+	must(t, p.Process.Signal(syscall.SIGHUP))
+	eventually(t, "the collector has the gap", func() bool {
+		collector.mu.Lock()
+		defer collector.mu.Unlock()
+		must(t, collector.err)
+		lost := 0
+		for _, g := range collector.gaps {
+			lost += max(g.lost, 0)
+		}
+		return lost == n
+	})
+	p.stop(t)
+	text, err := os.ReadFile(log)
+	must(t, err)
+	for line := range bytes.Lines(text) {
+		var l ledgerLine
+		must(t, json.Unmarshal(line, &l))
+		if l.Event == "gap" && l.Cause != "downtime" {
+			t.Errorf("the file has a gap of another output's: %s", line)
+		}
+	}
+}
+
+// TestNoDescriptors leaves the daemon no file to open: it logs flows as before, says what it cannot do, and does it again
+// when it can.
+func TestNoDescriptors(t *testing.T) {
+	need(t)
+	const n = 1000
+	ns, f := newFloodNS(t)
+	dir := t.TempDir()
+	conf, log := filepath.Join(dir, "ctlogd.yaml"), filepath.Join(dir, "flows.jsonl")
+	must(t, os.Mkdir(filepath.Join(dir, "state"), 0o700))
+	must(t, os.WriteFile(conf, fmt.Appendf(nil, "state_directory: %s/state\noutputs: {jsonl: [{path: %s}]}\n", dir, log), 0o600))
+	p := start(t, ns, exec.Command(buildDaemon(t, false), "run", "-c", conf))
+	logged := func(text string) {
+		t.Helper()
+		eventually(t, "the log has "+text, func() bool { return strings.Contains(p.stderr.String(), text) })
+	}
+	logged("logging flows")
+	var before unix.Rlimit
+	must(t, unix.Prlimit(p.Process.Pid, unix.RLIMIT_NOFILE, nil, &before))
+	must(t, unix.Prlimit(p.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil))
+	logged("a crash now would make a longer gap")
+	must(t, p.Process.Signal(syscall.SIGHUP))
+	logged("the old configuration stays")
+	must(t, f.Churn(0, n))
+	lines := lineCounter{path: log}
+	eventually(t, "the file has every flow", func() bool { return lines.count(t) == n })
+	must(t, unix.Prlimit(p.Process.Pid, unix.RLIMIT_NOFILE, &before, nil))
+	logged("the mark can be written again")
+	must(t, p.Process.Signal(syscall.SIGHUP))
+	logged("configuration reloaded")
+	p.stop(t)
+}
+
+// TestLogReaderGone ends whoever reads the daemon's own log: the flows' log goes on.
+func TestLogReaderGone(t *testing.T) {
+	need(t)
+	const n = 100
+	ns, f := newFloodNS(t)
+	dir := t.TempDir()
+	conf, log := filepath.Join(dir, "ctlogd.yaml"), filepath.Join(dir, "flows.jsonl")
+	must(t, os.WriteFile(conf, fmt.Appendf(nil, "outputs: {jsonl: [{path: %s}]}\n", log), 0o600))
+	// A shell between the two hands over the pipe, of which nobody has the other end.
+	r, w, err := os.Pipe()
+	must(t, err)
+	p := start(t, ns, exec.Command("sh", "-c", `exec "$0" run -c "$1" 2>&3`, buildDaemon(t, false), conf), w)
+	w.Close()
+	p.awaitMember(t, lab.GroupDestroy)
+	read := bufio.NewReader(r)
+	for line := ""; !strings.Contains(line, "logging flows"); {
+		line, err = read.ReadString('\n')
+		must(t, err)
+	}
+	r.Close()
+	lines := lineCounter{path: log}
+	for i := range 3 {
+		must(t, p.Process.Signal(syscall.SIGHUP)) // has it write to its log
+		must(t, f.Churn(i*n, (i+1)*n))
+		eventually(t, "the file has every flow", func() bool { return p.ended() || lines.count(t) == (i+1)*n })
+	}
+	p.stop(t)
+}

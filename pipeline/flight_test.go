@@ -1,0 +1,241 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+// posted is an output that learns later what has arrived.
+type posted struct {
+	stub
+	arrived atomic.Uint64
+}
+
+func (p *posted) Acknowledged() uint64 { return p.arrived.Load() }
+
+// What is on its way to a destination is in the mark: its flows, and the gaps.
+func TestMarkKnowsWhatIsOnItsWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := new(posted)
+		q := NewQueue(out, nil, 0, zap.NewNop())
+		p := New(nil, []*Queue{q})
+		p.Start()
+		mark := func() OutputMark { return NewMark(p.Queues(), "", time.Unix(0, 5000), false).Outputs[0] }
+		want := func(what string, safe int64, gaps ...Gap) {
+			t.Helper()
+			synctest.Wait()
+			if diff := cmp.Diff(OutputMark{Name: "stub", Safe: safe, Synced: safe, Gaps: gaps}, mark()); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", what, diff)
+			}
+		}
+		send(p, 1000, 5)
+		want("the first", 1000)
+		send(p, 2000, 5)
+		want("both", 1000)
+		out.arrived.Store(3)
+		want("a part of the first has arrived", 1000)
+		out.arrived.Store(5)
+		want("the first has arrived", 2000)
+		out.arrived.Store(10)
+		want("both have arrived", 5000)
+
+		gap := Gap{Gap: flow.Gap{Cause: flow.CauseDowntime, Output: "stub"}, From: 100, To: 200}
+		q.Lose(gap)
+		want("a gap waits", 5000, gap)
+		time.Sleep(2 * gapPause)
+		synctest.Wait()
+		if len(out.gaps) != 1 {
+			t.Fatalf("%d gaps are written, want 1", len(out.gaps))
+		}
+		want("a gap is on its way", 5000, gap)
+		out.arrived.Store(11)
+		want("the gap has arrived", 5000)
+		p.Close(t.Context())
+	})
+}
+
+// A gap that the output is being given is in the mark as long as it is not taken.
+func TestMarkKnowsGapInWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := newSwitched(true)
+		q := NewQueue(out, nil, 0, zap.NewNop())
+		p := New(nil, []*Queue{q})
+		p.Start()
+		gap := Gap{Gap: flow.Gap{Cause: flow.CauseReboot, Output: "stub"}, From: 100, To: 200}
+		q.Lose(gap)
+		time.Sleep(10 * gapLast)
+		synctest.Wait()
+		if diff := cmp.Diff([]Gap{gap}, q.Unrecorded()); diff != "" {
+			t.Errorf("while it is written (-want +got):\n%s", diff)
+		}
+		out.broken.Store(false)
+		time.Sleep(2 * lastRetry)
+		synctest.Wait()
+		if len(q.Unrecorded()) != 0 || len(out.gaps) != 1 {
+			t.Errorf("%d gaps taken, and %v wait", len(out.gaps), q.Unrecorded())
+		}
+		p.Close(t.Context())
+	})
+}
+
+// What had not arrived when the output was closed is in a gap, and gaps among it wait again.
+func TestClosedBeforeItArrives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := new(posted)
+		q := NewQueue(out, nil, 0, zap.NewNop())
+		p := New(nil, []*Queue{q})
+		p.Start()
+		gap := Gap{Gap: flow.Gap{Cause: flow.CauseQueueFull, Output: "stub", Lost: 7, LostKnown: true}, From: 1, To: 2}
+		q.Lose(gap)
+		time.Sleep(2 * gapPause)
+		send(p, 1000, 5)
+		send(p, 2000, 5)
+		out.arrived.Store(1 + 4)
+		p.Close(t.Context())
+		want := []Gap{{Gap: flow.Gap{Cause: flow.CauseOutputDown, Output: "stub"}, From: 1000, To: time.Now().UnixNano()}}
+		if diff := cmp.Diff(want, q.Unrecorded()); diff != "" {
+			t.Errorf("the gap has arrived, the records not all (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// What comes from the spool stays there until it has arrived, also when the output is replaced.
+func TestSpoolKeepsWhatIsOnItsWay(t *testing.T) {
+	dir := t.TempDir()
+	fill := func(n int) {
+		s := openSpool(t, dir, 0)
+		var recs []*flow.Record
+		for i := range n {
+			recs = append(recs, &flow.Record{Event: flow.EventDestroy, ID: uint32(i), Received: int64(i)})
+		}
+		if _, err := s.Append(recs); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fill(100)
+	run := func(out *posted) (q *Queue, p *Pipeline) {
+		q = NewQueue(out, nil, 0, zap.NewNop())
+		q.Spill(openSpool(t, dir, 0))
+		p = New(nil, []*Queue{q})
+		p.Start()
+		eventually(t, "the spool is read", func() bool { return out.count() >= 100 })
+		return q, p
+	}
+	first := new(posted)
+	q, p := run(first)
+	send(p, 1000, 5) // past the spool, all of which is read
+	eventually(t, "the record behind is delivered", func() bool { return first.count() == 105 })
+	if n, _ := q.Spool().Len(); n != 100 {
+		t.Errorf("%d records are in the spool, want the 100 that have not arrived", n)
+	}
+	second := new(posted)
+	q.Replace(func() (Output, error) { return second, nil })
+	eventually(t, "the next output has what did not arrive", func() bool { return second.count() == 100 })
+	if gaps := q.Unrecorded(); len(gaps) != 1 || gaps[0].Cause != flow.CauseOutputDown || gaps[0].From != 1000 {
+		t.Errorf("gaps %+v, want one of what was not in the spool", gaps)
+	}
+	second.arrived.Store(100)
+	eventually(t, "the spool is empty", func() bool { n, _ := q.Spool().Len(); return n == 0 })
+	p.Close(t.Context())
+	fill(100)
+	third := new(posted)
+	q, p = run(third)
+	p.Close(t.Context())
+	fourth := new(posted)
+	q, p = run(fourth)
+	fourth.arrived.Store(1000)
+	eventually(t, "the spool is empty again", func() bool { n, _ := q.Spool().Len(); return n == 0 })
+	p.Close(t.Context())
+	if !slices.Equal(third.ids, fourth.ids[:len(third.ids)]) {
+		t.Error("the next process did not read again what had not arrived")
+	}
+}
+
+func (s *stub) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.ids)
+}
+
+// An output that fails when ctlogd ends is given up soon, one that is slow is not.
+func TestLastTries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		end := func(out Output) (took time.Duration, q *Queue) {
+			q = NewQueue(out, nil, 0, zap.NewNop())
+			p := New(nil, []*Queue{q})
+			p.Start()
+			send(p, 0, 5)
+			time.Sleep(time.Minute) // the waits between its tries are long by now
+			began := time.Now()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			p.Close(ctx)
+			return time.Since(began), q
+		}
+		if took, q := end(newSwitched(true)); took != giveUp || q.Stats.Left.Load() != 5 ||
+			lostIn(q.Unrecorded()) != 5 || q.Unrecorded()[0].Cause != flow.CauseOutputDown {
+			t.Errorf("dead: took %v, %d left, gaps %+v", took, q.Stats.Left.Load(), q.Unrecorded())
+		}
+		slow := &stub{write: func(ctx context.Context, _ int, recs []*flow.Record) (int, error) {
+			time.Sleep(80 * time.Second)
+			return len(recs), ctx.Err()
+		}}
+		if took, q := end(slow); took != 20*time.Second || len(q.Unrecorded()) != 0 {
+			t.Errorf("slow: took %v, gaps %+v", took, q.Unrecorded())
+		}
+		// It comes back in time: everything is delivered, though it takes long.
+		mended := time.Now().Add(time.Minute + giveUp/2)
+		back := &stub{write: func(_ context.Context, _ int, recs []*flow.Record) (int, error) {
+			if time.Now().Before(mended) {
+				return 0, errors.New("down")
+			}
+			time.Sleep(10 * time.Second)
+			return len(recs), nil
+		}}
+		if took, q := end(back); took < 10*time.Second || len(back.ids) != 5 || len(q.Unrecorded()) != 0 {
+			t.Errorf("back again: took %v, %d delivered, gaps %+v", took, len(back.ids), q.Unrecorded())
+		}
+	})
+}
+
+// An output that does not know that its time is over, on a disk that does not answer, does not hold up the end.
+func TestOutputHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hold := make(chan struct{})
+		q := NewQueue(&stub{write: func(_ context.Context, _ int, recs []*flow.Record) (int, error) {
+			<-hold
+			return len(recs), nil
+		}}, nil, 0, zap.NewNop())
+		p := New(nil, []*Queue{q})
+		p.Start()
+		send(p, 1000, 5)
+		synctest.Wait()
+		send(p, 2000, 7)
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		began := time.Now()
+		p.Close(ctx)
+		if took := time.Since(began); took != 3*time.Second+giveUp {
+			t.Errorf("Close took %v", took)
+		}
+		// What it has in its hands may be written or not: how many are lost is not known.
+		want := []Gap{{Gap: flow.Gap{Cause: flow.CauseOutputDown, Output: "stub", Lost: 7}, From: 1000, To: time.Now().UnixNano()}}
+		if diff := cmp.Diff(want, q.Unrecorded()); diff != "" {
+			t.Errorf("gaps (-want +got):\n%s", diff)
+		}
+		close(hold)
+	})
+}
