@@ -249,10 +249,9 @@ func (q *Queue) take() bool {
 		now := time.Now()
 		q.mu.Lock()
 		q.taken = q.taken[:0]
-		if replace := q.replace; replace != nil {
-			q.replace = nil
+		if q.replace != nil {
 			q.mu.Unlock()
-			q.exchange(replace)
+			q.exchange()
 			continue
 		}
 		if q.spill != nil && q.spill.comesFirst() {
@@ -313,8 +312,15 @@ func (q *Queue) first() (n int) {
 	return n
 }
 
-// exchange closes the output, bounded by the queue's own end, and puts the new one in its place.
-func (q *Queue) exchange(build func() (Output, error)) {
+// exchange closes the output, bounded by the queue's own end, and puts the new one in its place, if there is one.
+func (q *Queue) exchange() {
+	q.mu.Lock()
+	build := q.replace
+	q.replace = nil
+	q.mu.Unlock()
+	if build == nil {
+		return
+	}
 	if err := q.out.Close(q.ctx); err != nil {
 		q.log.Error("close output", zap.Error(err))
 	}
@@ -439,11 +445,12 @@ func (q *Queue) handle() {
 }
 
 // deliver writes recs, trying again with backoff until they are delivered or the queue is aborted, and returns what was
-// not delivered. Records from memory go to the spool, if there is one, rather than wait here: from there a process that
-// is killed does not take them with it.
+// not delivered. Records from memory go to the spool, if there is one and nothing newer is in it, rather than wait here:
+// from there a process that is killed does not take them with it.
 func (q *Queue) deliver(recs []*flow.Record, fromMemory bool) (left []*flow.Record) {
 	retry := firstRetry
 	for len(recs) > 0 {
+		q.exchange() // the new one may be what mends it
 		n, err := q.out.Write(q.ctx, recs)
 		q.Stats.Written.Add(uint64(n))
 		recs = recs[n:]
@@ -464,7 +471,7 @@ func (q *Queue) deliver(recs []*flow.Record, fromMemory bool) (left []*flow.Reco
 			continue
 		}
 		// First, so that what waits behind these records is not moved before them.
-		if fromMemory && q.spill != nil && q.appendSpool(recs) {
+		if fromMemory && q.spill != nil && q.keep(recs) {
 			recs = nil
 		}
 		q.failed = true
