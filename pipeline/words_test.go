@@ -65,3 +65,22 @@ func TestWordsMatchAsRulesDo(t *testing.T) {
 		t.Errorf("no words: %v, want no filter", err)
 	}
 }
+
+// Whatever words there are, they are a filter or an error that can be shown.
+func FuzzWords(f *testing.F) {
+	f.Add("nat=snat", "not:src=10.0.0.0/8")
+	f.Add("helper=\x1b[31m", "min_bytes=1GiB")
+	f.Fuzz(func(t *testing.T, a, b string) {
+		filter, err := Words([]string{a, b})
+		if (filter == nil) != (err != nil) {
+			t.Fatalf("%q %q: filter %v, %v", a, b, filter != nil, err)
+		}
+		if err != nil {
+			if text := err.Error(); strings.ContainsAny(text, "\x1b\x07\n\r") {
+				t.Errorf("the error has control characters: %q", text)
+			}
+			return
+		}
+		filter(&flow.Record{Event: flow.EventDestroy})
+	})
+}
