@@ -63,9 +63,11 @@ func (s *Server) tap(w http.ResponseWriter, r *http.Request) {
 	}
 	for {
 		f.begin()
-		b, missed, ok := t.Next(r.Context().Done())
-		if !ok {
-			return
+		b, missed, ok := t.More()
+		if !ok && missed == 0 {
+			if b, missed, ok = t.Next(r.Context().Done()); !ok {
+				return
+			}
 		}
 		for {
 			if missed > 0 {
