@@ -98,6 +98,7 @@ type Conntrack struct {
 	caught    time.Time // all flows that ended before are read
 	readUntil atomic.Int64
 	aliveAt   time.Time // when Alive was called
+	awake     time.Time // Stats.Busy has all that was before
 }
 
 // Open opens the socket and joins the groups: from here on no event is missed. cfg must be valid and have its defaults.
@@ -115,6 +116,7 @@ func Open(cfg Config, opts Options) (*Conntrack, error) {
 	joined := c.dropsAt
 	c.caught = joined
 	c.readUntil.Store(joined.UnixNano())
+	c.Stats.Round.Store(joined.UnixNano())
 	defer func() {
 		if err != nil {
 			_ = sock.abandon() // the keeper of a kept one has it open still
@@ -170,6 +172,7 @@ func (c *Conntrack) Close() error {
 // returns. emit runs on the reader's goroutine and must not wait for anything.
 func (c *Conntrack) Run(ctx context.Context, batch *flow.Batch, emit func(*flow.Batch) *flow.Batch) error {
 	c.batch, c.emit = batch, emit
+	c.awake = time.Now()
 	stop := context.AfterFunc(ctx, func() {
 		_, _ = unix.Write(c.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // any count above 0 makes the eventfd readable
 	})
@@ -193,7 +196,9 @@ func (c *Conntrack) Run(ctx context.Context, batch *flow.Batch, emit func(*flow.
 				nap = min(nap+nap/4, maxNap)
 			}
 			c.Stats.Naps.Add(1)
+			c.worked(time.Now())
 			time.Sleep(nap)
+			c.awake = time.Now()
 		default:
 			if err := c.wait(now); err != nil {
 				return err
@@ -212,6 +217,7 @@ func (c *Conntrack) Run(ctx context.Context, batch *flow.Batch, emit func(*flow.
 func (c *Conntrack) round() (n int, now time.Time, busy bool, err error) {
 	c.answer()
 	began := time.Now()
+	c.worked(began)
 	busy = c.table.turn(began)
 	if n, err = c.read(); err != nil {
 		return n, now, busy, err
@@ -243,6 +249,13 @@ func (c *Conntrack) round() (n int, now time.Time, busy bool, err error) {
 	return n, now, busy, nil
 }
 
+// worked counts the time since the reader woke, or was last asked, as spent on work.
+func (c *Conntrack) worked(now time.Time) {
+	c.Stats.Busy.Add(int64(now.Sub(c.awake)))
+	c.Stats.Round.Store(now.UnixNano())
+	c.awake = now
+}
+
 // wait blocks until an event comes, the batch is due, ctx ends, or it is time to look around.
 func (c *Conntrack) wait(now time.Time) error {
 	timeout := c.table.due(now)
@@ -251,8 +264,10 @@ func (c *Conntrack) wait(now time.Time) error {
 	}
 	fds := [...]unix.PollFd{{Fd: int32(c.sock.fd), Events: unix.POLLIN}, {Fd: int32(c.wake), Events: unix.POLLIN}}
 	c.guard.waits(now)
+	c.worked(time.Now())
 	// Rounded up, so that the wait for a due batch does not end just before it is due.
 	_, err := unix.Poll(fds[:], int((timeout+time.Millisecond-1)/time.Millisecond))
+	c.awake = time.Now()
 	c.guard.works()
 	if err != nil && err != unix.EINTR {
 		return fmt.Errorf("wait for conntrack events: %w", err)
@@ -408,6 +423,7 @@ func (c *Conntrack) recordShed(now time.Time, end bool) {
 
 // gap adds a gap record to the batch.
 func (c *Conntrack) gap(now, from, to time.Time, gap flow.Gap) {
+	c.Stats.Gaps.Add(gap, false, now)
 	if len(c.batch.Records) == 0 {
 		c.oldest = now
 	}

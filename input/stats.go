@@ -23,8 +23,11 @@ type Stats struct {
 
 	Reads  atomic.Uint64 // system calls that read at least one message
 	Naps   atomic.Uint64
+	Busy   atomic.Int64  // ns that the reader did not sleep or wait
+	Round  atomic.Int64  // when it went round last, ns since 1970; at least once a second
 	Dumped atomic.Uint64 // flows read from the table
 	Open   atomic.Uint64 // open records made
 
+	Gaps   flow.GapStats // made by the reader: they concern every output
 	Follow FollowStats
 }

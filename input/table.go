@@ -66,8 +66,9 @@ func (c *Conntrack) openTable(joined time.Time) (err error) {
 		dir: o.StateDir, max: *cfg.FollowEntries, interval: cfg.FollowInterval, silent: silent, all: cfg.Reconcile,
 		kept: o.Kept != nil, put: c.put, room: o.Room,
 		gap: func(from, to int64, lost uint64, known bool) {
-			c.put(&flow.Record{Event: flow.EventGap, Start: from, Stop: to, Received: time.Now().UnixNano(),
-				Extra: &flow.Extra{Gap: flow.Gap{Cause: flow.CauseUntracked, Lost: lost, LostKnown: known}}})
+			g, now := flow.Gap{Cause: flow.CauseUntracked, Lost: lost, LostKnown: known}, time.Now()
+			c.Stats.Gaps.Add(g, false, now)
+			c.put(&flow.Record{Event: flow.EventGap, Start: from, Stop: to, Received: now.UnixNano(), Extra: &flow.Extra{Gap: g}})
 		},
 	}, joined, &c.Stats.Follow, c.log)
 	if err != nil {

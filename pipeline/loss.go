@@ -48,20 +48,21 @@ type losses struct {
 }
 
 // add notes a gap, joining it to the last one where it continues that.
-func (l *losses) add(g Gap, now time.Time) {
+func (l *losses) add(g Gap, now time.Time) (joined bool) {
 	l.growing = now
 	if n := len(l.gaps); n > 0 {
 		last := &l.gaps[n-1]
 		if last.join(&g) {
-			return
+			return true
 		}
 		if n == maxGaps {
 			last.cover(&g)
-			return
+			return true
 		}
 	}
 	l.began = now
 	l.gaps = append(l.gaps, g)
+	return false
 }
 
 // due tells whether the gaps are to be written now, and if not, when it is time to look again.

@@ -41,7 +41,11 @@ type QueueStats struct {
 	Left     atomic.Uint64 // not delivered when ctlogd ended
 	Gaps     atomic.Uint64 // gap records handed to the output for losses of its own
 	Errors   atomic.Uint64 // writes that failed
+	Retries  atomic.Uint64 // writes that were tried again
 	Depth    atomic.Int64  // records waiting, those of the write under way included
+
+	Lost flow.GapStats // what Dropped, Rejected and Left have lost, and a restart has, as gaps
+	Lag  Lag           // of the records written
 }
 
 // Queue holds an output's batches, no more than a fixed number of records' worth of room, and its worker delivers
@@ -63,8 +67,10 @@ type Queue struct {
 	losses  losses // not on record yet
 	failing error  // the last Write's error, until one succeeds
 	blame   error  // the same, until what had piled up meanwhile is worked off: what is lost till then is lost for it
-	inWrite int64  // since of what is in the worker's hands; 0 if that is nothing
-	handed  []Gap  // the queue's own gaps in the worker's hands
+	told    failures
+	inWrite int64 // since of what is in the worker's hands; 0 if that is nothing
+	writing int64 // when its first record was read
+	handed  []Gap // the queue's own gaps in the worker's hands
 	flight  flight
 	closed  bool
 	ready   chan struct{} // holds a token when there is something for the worker to see
@@ -128,8 +134,9 @@ func (q *Queue) Replace(build func() (Output, error)) {
 
 // Lose puts a loss that happened elsewhere on record: what a restart has cost, say.
 func (q *Queue) Lose(g Gap) {
+	now := time.Now()
 	q.mu.Lock()
-	q.losses.add(g, time.Now())
+	q.Stats.Lost.Add(g.Gap, q.losses.add(g, now), now)
 	q.mu.Unlock()
 	q.wakeUp()
 }
@@ -233,7 +240,7 @@ func (q *Queue) note(cause flow.Cause, recs iter.Seq[*flow.Record]) uint64 {
 		g.lose(r, func(kept Gap) { q.losses.add(kept, now) })
 	}
 	if g.Lost > 0 {
-		q.losses.add(g, now)
+		q.Stats.Lost.Add(g.Gap, q.losses.add(g, now), now)
 	}
 	return g.Lost
 }
@@ -312,7 +319,8 @@ func (q *Queue) take() bool {
 		clear(q.batches[rest:])
 		q.batches = q.batches[:rest]
 		if n > 0 {
-			q.inWrite = since(q.taken[len(q.taken)-n:])
+			taken := q.taken[len(q.taken)-n:]
+			q.inWrite, q.writing = since(taken), taken[0].Records[0].Received
 		}
 		closed := q.closed
 		q.mu.Unlock()
@@ -538,6 +546,7 @@ func (q *Queue) deliver(recs []*flow.Record, fromMemory bool) (left []*flow.Reco
 		n, err := q.out.Write(q.ctx, recs)
 		q.Stats.Written.Add(uint64(n))
 		q.flight.sent += uint64(n)
+		q.Stats.Lag.observe(recs[:n], time.Now())
 		recs = recs[n:]
 		if err == nil {
 			if q.failed {
@@ -577,12 +586,14 @@ func (q *Queue) deliver(recs []*flow.Record, fromMemory bool) (left []*flow.Reco
 		case <-time.After(retry/2 + rand.N(retry/2)): // jitter: many firewalls lose one collector at the same moment
 		}
 		retry = min(2*retry, lastRetry)
+		q.Stats.Retries.Add(1)
 	}
 	return nil
 }
 
 func (q *Queue) setFailing(err error) {
 	q.mu.Lock()
+	q.told.note(q.failing, err)
 	q.failing = err
 	if err != nil {
 		q.blame = err
@@ -599,6 +610,7 @@ func (q *Queue) reject(recs []*flow.Record, refused rejecter) []*flow.Record {
 	q.log.Error("output refuses records for good", zap.Int("records", lost), zap.Error(refused))
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.told.note(q.failing, refused)
 	q.note(flow.CauseOutputDown, func(yield func(*flow.Record) bool) {
 		for _, r := range recs[:lost] {
 			if r.Event != flow.EventGap && !yield(r) { // a gap that is refused would be refused again

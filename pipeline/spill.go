@@ -27,6 +27,7 @@ type spill struct {
 	moving  bool      // something is on its way to the disk, from memory or the worker
 	err     error     // of the last Append, nil once one succeeds
 	again   time.Time // when to try again behind err
+	damaged uint64    // of the spool's damaged records, those that are counted
 	fullLog throttle  // of whoever appends, the mover or the worker
 
 	batch *flow.Batch    // the worker's: what it has read
@@ -213,7 +214,10 @@ func (q *Queue) appendSpool(recs []*flow.Record) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if lost.Lost > 0 {
-		q.Stats.Dropped.Add(lost.Lost) // the spool puts it on record
+		q.Stats.Dropped.Add(lost.Lost) // the spool puts it on record, in one gap as long as it goes on
+		now := time.Now()
+		more := now.UnixNano()-q.Stats.Lost[lost.Cause].Last.Load() < int64(gapPause)
+		q.Stats.Lost.Add(flow.Gap{Cause: lost.Cause, Lost: lost.Lost, LostKnown: lost.Known}, more, now)
 		if n, ok := s.fullLog.add(lost.Lost); ok {
 			q.log.Warn(recordsLost, zap.Uint64("records", n), zap.Stringer("cause", lost.Cause))
 		}

@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/monitor"
 	"github.com/ctlogd/ctlogd/pipeline"
 )
 
@@ -25,6 +27,15 @@ type app struct {
 	reader   *input.Conntrack
 	state    *state
 	retiring sync.WaitGroup // queues that a reload has taken out
+
+	// For snapshot.
+	started  time.Time
+	delivery string
+	stopping atomic.Bool
+	reloads  reloads
+	kernel   kernel
+
+	server *monitor.Server // shows it
 }
 
 // runDaemon logs flows as cfg says until ctx ends, then delivers what is left.
@@ -48,6 +59,9 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 	}
 	st.restore(a.pipeline.Queues(), socket)
 	a.pipeline.Start()
+	a.server = monitor.NewServer(monitor.NewMux(a.snapshot), log.Named("metrics"))
+	a.server.Configure(cfg.Metrics)
+	defer a.server.Close()
 	marking, stopMarking := context.WithCancel(context.Background())
 	var background sync.WaitGroup
 	background.Go(func() { st.keep(marking, a.pipeline, a.reader.ReadUntil) })
@@ -56,7 +70,6 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 	stopOpening := answer(signals.open, a.openOnRequest)
 	log.Info("logging flows", zap.Strings("events", cfg.Input.Conntrack.Events),
 		zap.String("delivery", cfg.Input.Conntrack.Delivery), zap.Int("outputs", len(a.outputs)))
-	started := time.Now()
 	err = a.reader.Run(ctx, a.pipeline.Batch(), a.pipeline.Ingest)
 	if err != nil {
 		log.Error("reading ended", zap.Error(err))
@@ -64,6 +77,7 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 		log.Info("told to end, delivering what is left", zap.Duration("at_most", cfg.ShutdownTimeout))
 	}
 	m.stopping()
+	a.stopping.Store(true)
 	stopReloading()
 	stopOpening()
 	socket = a.socket(cfg)
@@ -71,14 +85,16 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 	stopMarking()
 	background.Wait()
 	st.finish(a.pipeline, a.reader.ReadUntil(), socket)
-	a.report(time.Since(started))
+	a.report(time.Since(a.started))
 	return err
 }
 
 // newApp builds the whole daemon. The outputs come before the reader: what cannot work says so before the first event
 // is taken from the kernel.
 func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
-	a := &app{cfg: cfg, log: log, manager: m, outputs: planOutputs(cfg, log)}
+	a := &app{cfg: cfg, log: log, manager: m, outputs: planOutputs(cfg, log),
+		started: time.Now(), delivery: cfg.Input.Conntrack.Delivery}
+	a.reloads.host = cfg.Host
 	var queues []*pipeline.Queue
 	defer func() {
 		if err != nil {

@@ -69,7 +69,8 @@ func configResults(file string, err error) []preflight.Result {
 	}
 }
 
-// hostChecks says what cfg needs of the host. Each kind of output adds its entries' checks here.
+// hostChecks says what cfg needs of the host. Each kind of output adds its entries' checks here; metrics are checked
+// like one.
 func hostChecks(cfg *Config) preflight.Options {
 	o := preflight.Options{ReceiveBuffer: cfg.Input.Conntrack.ReceiveBuffer}
 	add := func(kind string, i int, about string, check, reach func(context.Context) error) {
@@ -84,6 +85,9 @@ func hostChecks(cfg *Config) preflight.Options {
 	}
 	for i, out := range cfg.Outputs.Kafka {
 		add("kafka", i, out.Topic+" on "+strings.Join(out.Brokers, ", "), out.Check, out.Reach)
+	}
+	if m := cfg.Metrics; m.Listen != "" {
+		o.Outputs = append(o.Outputs, preflight.Output{Name: "metrics", About: m.Listen, Check: m.Check, Reach: m.Reach})
 	}
 	return o
 }

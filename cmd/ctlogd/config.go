@@ -11,6 +11,7 @@ import (
 	"unicode"
 
 	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/monitor"
 	"github.com/ctlogd/ctlogd/output/ipfix"
 	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/output/kafka"
@@ -24,6 +25,7 @@ type Config struct {
 	Input           InputConfig           `yaml:"input"`
 	Filter          pipeline.FilterConfig `yaml:"filter"` // of all outputs; each may have its own behind it
 	Outputs         OutputsConfig         `yaml:"outputs"`
+	Metrics         monitor.Config        `yaml:"metrics"`
 	Log             LogConfig             `yaml:"log"`
 	Observer        string                `yaml:"observer"` // enters every flow_id; unset: the machine id
 	Host            string                `yaml:"host"`     // stands in every record; unset: the host name
@@ -179,6 +181,7 @@ func (c *Config) Validate(report func(path, msg string)) {
 				"flows are exported at their end, and input.conntrack.events has no destroy, so nothing would be; add it there")
 		}
 	}
+	c.Metrics.Validate(block("metrics"))
 	if !slices.Contains(logLevels, c.Log.Level) {
 		report("log.level", fmt.Sprintf("unknown level %q; use %s", c.Log.Level, oneOf(logLevels)))
 	}

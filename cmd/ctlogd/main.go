@@ -118,22 +118,30 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	return root
 }
 
-// versionText says what this binary is. One that no release has stamped says what the Go tool knows of it.
-func versionText() string {
-	v, c, goVersion := version, commit, "go"
+// build is what this binary is.
+type build struct{ version, commit, goVersion string }
+
+// readBuild returns what the release has stamped; without a stamp, what the Go tool knows.
+func readBuild() build {
+	b := build{version, commit, "go"}
 	if info, ok := debug.ReadBuildInfo(); ok {
-		goVersion = info.GoVersion
-		if v == "" {
-			v = info.Main.Version
+		b.goVersion = info.GoVersion
+		if b.version == "" {
+			b.version = info.Main.Version
 		}
 		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" && c == "" {
-				c = s.Value
+			if s.Key == "vcs.revision" && b.commit == "" {
+				b.commit = s.Value
 			}
 		}
 	}
-	if c == "" {
-		c = "unknown"
+	if b.commit == "" {
+		b.commit = "unknown"
 	}
-	return fmt.Sprintf("ctlogd %s, commit %s, %s", v, c, goVersion)
+	return b
+}
+
+func versionText() string {
+	b := readBuild()
+	return fmt.Sprintf("ctlogd %s, commit %s, %s", b.version, b.commit, b.goVersion)
 }

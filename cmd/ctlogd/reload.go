@@ -22,7 +22,9 @@ func (a *app) hangup(ctx context.Context) {
 	a.manager.reloading()
 	a.reopen()
 	if a.cfg.file != "" {
-		if err := a.reload(ctx); err != nil {
+		err := a.reload(ctx)
+		a.reloads.note(a.cfg.Host, err)
+		if err != nil {
 			for line := range strings.Lines(err.Error()) {
 				a.log.Error("reload: the old configuration stays", zap.String("error", strings.TrimSpace(line)))
 			}
@@ -124,6 +126,7 @@ func (a *app) reload(ctx context.Context) (err error) {
 		a.state.adopt(q)
 	}
 	a.outputs, a.cfg = outputs, cfg
+	a.server.Configure(cfg.Metrics)
 	if err := a.level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
 		return errors.Join(errors.New("log.level"), err)
 	}

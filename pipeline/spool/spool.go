@@ -662,6 +662,12 @@ func (s *Spool) Unread() bool {
 	return s.pos < s.next || s.state.gaps.next() != nil
 }
 
+// Path returns the directory.
+func (s *Spool) Path() string { return s.cfg.Path }
+
+// Max returns how many bytes the segments may have.
+func (s *Spool) Max() int64 { return int64(s.cfg.MaxSize) }
+
 // Oldest returns when the first record that waits was received, or somewhat earlier; zero if there is none.
 func (s *Spool) Oldest() time.Time {
 	s.mu.Lock()

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/monitor"
+	"github.com/ctlogd/ctlogd/output/ipfix"
+	"github.com/ctlogd/ctlogd/output/jsonl"
+	"github.com/ctlogd/ctlogd/output/kafka"
+	"github.com/ctlogd/ctlogd/pipeline"
+	"github.com/ctlogd/ctlogd/preflight"
+)
+
+// What each may lose, so that the counters are there before it does.
+var (
+	readerCauses = []flow.Cause{flow.CauseOverrun, flow.CauseGuard, flow.CauseDowntime, flow.CauseUntracked}
+	outputCauses = []flow.Cause{flow.CauseQueueFull, flow.CauseSpoolFull, flow.CauseDiskFull, flow.CauseOutputDown,
+		flow.CauseDowntime, flow.CauseCrash, flow.CauseReboot}
+)
+
+// snapshot returns the state of this moment. Any goroutine may call it.
+func (a *app) snapshot() monitor.Snapshot {
+	now := time.Now()
+	b := readBuild()
+	s := monitor.Snapshot{
+		Time: now, Version: b.version, Commit: b.commit, GoVersion: b.goVersion, PID: os.Getpid(),
+		Started: a.started, Uptime: now.Sub(a.started).Seconds(), Stopping: a.stopping.Load(), Delivery: a.delivery,
+		Kernel: a.kernel.get(now), Filtered: a.selected.Dropped.Load(),
+	}
+	a.reloads.Lock()
+	s.Reloads, s.Host = a.reloads.Reloads, a.reloads.host
+	a.reloads.Unlock()
+
+	in := &a.reader.Stats
+	s.Reader = monitor.Reader{
+		Events: map[string]uint64{}, Malformed: in.Malformed.Load(), Truncated: in.Truncated.Load(), Refused: in.Refused.Load(),
+		GuardSheds: in.GuardSheds.Load(), GuardLost: in.GuardLost.Load(), Reads: in.Reads.Load(), Naps: in.Naps.Load(),
+		Busy: time.Duration(in.Busy.Load()).Seconds(), Round: time.Unix(0, in.Round.Load()),
+		Dumped: in.Dumped.Load(), Open: in.Open.Load(), ReadTo: a.reader.ReadUntil(),
+	}
+	for _, e := range []flow.Event{flow.EventNew, flow.EventUpdate, flow.EventDestroy, flow.EventExpectNew, flow.EventExpectDestroy} {
+		s.Reader.Events[e.String()] = in.Events[e].Load()
+	}
+	if a.delivery == input.Reliable {
+		s.Reader.DeliveryRetries = in.Drops.Load()
+	} else {
+		s.Reader.KernelDrops = in.Drops.Load()
+	}
+	s.Gaps = monitor.GapsOf(&in.Gaps, readerCauses...)
+	s.Helpers = monitor.Helpers{Size: a.helpers.Size.Load(), Evictions: a.helpers.Evictions.Load(), Unknown: a.helpers.Unknown.Load()}
+	f := &in.Follow
+	s.Follow = monitor.Follow{Followed: f.Followed.Load(), Asked: f.Asked.Load(), Unclear: f.Unclear.Load(),
+		Inferred: f.Inferred.Load(), Reported: f.Reported.Load(), Untracked: f.Untracked.Load()}
+	s.Outputs = []monitor.Output{}
+	for _, q := range a.pipeline.Queues() {
+		s.Outputs = append(s.Outputs, a.outputSnapshot(q, now))
+	}
+	s.Judge()
+	return s
+}
+
+func (a *app) outputSnapshot(q *pipeline.Queue, now time.Time) monitor.Output {
+	st, is := &q.Stats, q.Status()
+	kind, _, _ := strings.Cut(q.Name(), ":")
+	o := monitor.Output{
+		Name: q.Name(), Kind: kind, Failing: is.Failing, Since: is.Since, Error: is.Error, ErrorAt: is.ErrorAt,
+		Waiting: st.Depth.Load(), Used: is.Room, Max: is.Max,
+		Written: st.Written.Load(), Filtered: st.Filtered.Load(), Dropped: st.Dropped.Load(), Rejected: st.Rejected.Load(),
+		Left: st.Left.Load(), GapRecords: st.Gaps.Load(), Errors: st.Errors.Load(), Retries: st.Retries.Load(),
+		Bytes: bytesOf(q.Output()), Gaps: monitor.GapsOf(&st.Lost, outputCauses...),
+	}
+	if o.Since.IsZero() {
+		o.Since = a.started
+	}
+	if !is.Oldest.IsZero() {
+		o.OldestAge = max(now.Sub(is.Oldest), 0).Seconds()
+	}
+	if sp := q.Spool(); sp != nil {
+		o.Spool = &monitor.Spool{Path: sp.Path(), Max: sp.Max(), Dropped: sp.Stats.Dropped.Load(), Damaged: sp.Stats.Damaged.Load()}
+		o.Spool.Records, o.Spool.Bytes = sp.Len()
+	}
+	for _, bound := range pipeline.LagBounds {
+		o.Lag.Bounds = append(o.Lag.Bounds, bound.Seconds())
+	}
+	counts, sum := st.Lag.Load()
+	o.Lag.Counts, o.Lag.Sum = counts[:], sum
+	return o
+}
+
+// bytesOf returns how many bytes the output has written; nil where it cannot be known, while a changed one cannot be
+// built.
+func bytesOf(out pipeline.Output) *uint64 {
+	switch out := out.(type) {
+	case *jsonl.File:
+		return new(out.Stats.Bytes.Load())
+	case *ipfix.Exporter:
+		return new(out.Stats().Bytes)
+	case *kafka.Writer:
+		return new(out.Counters().Bytes.Load())
+	}
+	return nil
+}
+
+// reloads is what SIGHUP has done, and what it changes that a snapshot shows.
+type reloads struct {
+	sync.Mutex
+	monitor.Reloads
+	host string
+}
+
+// note counts a reload that has ended.
+func (r *reloads) note(host string, err error) {
+	r.Lock()
+	defer r.Unlock()
+	r.Last, r.LastOK = time.Now(), err == nil
+	if err != nil {
+		r.Failed++
+		return
+	}
+	r.OK++
+	r.host = host
+}
+
+// kernel asks the kernel for its statistics, once a second at most, however many look.
+type kernel struct {
+	mu    sync.Mutex
+	asked time.Time
+	last  monitor.Kernel
+}
+
+const kernelEvery = time.Second
+
+func (k *kernel) get(now time.Time) monitor.Kernel {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.asked.IsZero() || now.Sub(k.asked) >= kernelEvery {
+		k.asked, k.last = now, askKernel()
+	}
+	return k.last
+}
+
+func askKernel() (k monitor.Kernel) {
+	var err error
+	if k.Entries, k.Limit, err = preflight.Table(); err != nil {
+		return monitor.Kernel{Error: "ask for the table's size: " + err.Error()}
+	}
+	if k.Expectations, err = preflight.Expectations(); err != nil {
+		return monitor.Kernel{Error: "ask for the statistics of expectations: " + err.Error()}
+	}
+	stats, err := preflight.Stats()
+	if err != nil {
+		return monitor.Kernel{Error: "ask for conntrack's statistics: " + err.Error()}
+	}
+	for _, s := range stats {
+		k.CPUs = append(k.CPUs, monitor.CPU(s))
+	}
+	return k
+}

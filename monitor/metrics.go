@@ -1,0 +1,285 @@
+package monitor
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// Metric describes one metric that is exported.
+type Metric struct {
+	Name   string
+	Type   string // counter, gauge or histogram
+	Help   string
+	Labels []string
+
+	kind prometheus.ValueType
+	desc *prometheus.Desc
+}
+
+// metrics are all of ours, in the order of the documentation.
+var metrics []*Metric
+
+// Metrics returns all metrics of ctlogd's own; those of the Go runtime and of the process come besides.
+func Metrics() []*Metric { return metrics }
+
+func newMetric(kind string, value prometheus.ValueType, name, help string, labels []string) *Metric {
+	m := &Metric{Name: name, Type: kind, Help: help, Labels: labels, kind: value,
+		desc: prometheus.NewDesc(name, help, labels, nil)}
+	metrics = append(metrics, m)
+	return m
+}
+
+func counter(name, help string, labels ...string) *Metric {
+	return newMetric("counter", prometheus.CounterValue, name, help, labels)
+}
+
+func gauge(name, help string, labels ...string) *Metric {
+	return newMetric("gauge", prometheus.GaugeValue, name, help, labels)
+}
+
+func histogram(name, help string, labels ...string) *Metric {
+	return newMetric("histogram", prometheus.UntypedValue, name, help, labels)
+}
+
+// The names of the labels.
+const (
+	labelEvent  = "event"
+	labelReason = "reason"
+	labelCause  = "cause"
+	labelOutput = "output"
+	labelResult = "result"
+	labelCPU    = "cpu"
+)
+
+// The reader and what it remembers.
+var (
+	buildInfo = gauge("ctlogd_build_info", "1; what runs, in its labels.", "version", "commit", "goversion")
+	reliable  = gauge("ctlogd_delivery_reliable", "1 if the kernel keeps an ended flow until its end is delivered, 0 if delivery is best effort.")
+
+	events       = counter("ctlogd_events_total", "Conntrack messages read from the kernel, by event.", labelEvent)
+	decodeErrors = counter("ctlogd_decode_errors_total", "Messages from the kernel that were malformed, or longer than their place (truncated).", labelReason)
+	refused      = counter("ctlogd_refused_messages_total", "Messages that came from somebody else than the kernel and were thrown away.")
+	kernelDrops  = counter("ctlogd_kernel_drops_total", "Events that the kernel dropped because the socket's buffer was full, under best-effort delivery: lost.")
+	retries      = counter("ctlogd_delivery_retries_total", "Attempts of the kernel to deliver an event that found the socket's buffer full, under reliable delivery: made good later.")
+	guardSheds   = counter("ctlogd_guard_sheds_total", "Times that ended flows were thrown away lest they fill the connection tracking table.")
+	readerBusy   = counter("ctlogd_reader_busy_seconds_total", "Time in which the reader neither slept nor waited; its rate is the reader's utilisation.")
+	readerAge    = gauge("ctlogd_reader_round_age_seconds", "How long ago the reader went round last; it does so once a second at least.")
+	readLag      = gauge("ctlogd_read_lag_seconds", "All flows that ended longer ago have been handed to the outputs' queues.")
+	reads        = counter("ctlogd_reads_total", "System calls that read at least one message.")
+	naps         = counter("ctlogd_naps_total", "Naps of the reader between two reads.")
+	filtered     = counter("ctlogd_filtered_records_total", "Records that the global filter dropped; what the kernel drops for it is not among them.")
+
+	helperEntries   = gauge("ctlogd_helper_entries", "Flows whose helper, master or labels are remembered.")
+	helperEvictions = counter("ctlogd_helper_evictions_total", "Flows with a helper, a master or labels that were forgotten before they ended, for want of helper_entries.")
+	helperUnknown   = counter("ctlogd_helper_unknown_total", "Flows that ended with a helper that is not known (helper_unknown).")
+
+	dumped    = counter("ctlogd_dumped_flows_total", "Flows read from the connection tracking table.")
+	open      = counter("ctlogd_open_records_total", "Open records made of flows that are alive.")
+	followed  = gauge("ctlogd_followed_flows", "Flows whose end the kernel may not report, looked for now and then.")
+	inferred  = counter("ctlogd_inferred_ends_total", "Ends that were inferred because the kernel did not report them.")
+	untracked = counter("ctlogd_untracked_flows_total", "Flows that could not be followed, for want of follow_entries.")
+
+	gaps = counter("ctlogd_gaps_total", "Losses put on record, by cause; without an output where every output is concerned.", labelCause, labelOutput)
+	lost = counter("ctlogd_gap_lost_records_total", "Records lost in them, where it is known how many.", labelCause, labelOutput)
+	last = gauge("ctlogd_gap_last_age_seconds", "How long ago the last of them grew last; absent if there was none.", labelCause, labelOutput)
+
+	reloads         = counter("ctlogd_config_reloads_total", "Reloads of the configuration, by result: success or failure.", labelResult)
+	reloadOK        = gauge("ctlogd_config_last_reload_successful", "1 if the last reload succeeded, or there was none.")
+	reloadTimestamp = gauge("ctlogd_config_last_reload_timestamp_seconds", "When that was; 0 if there was none.")
+)
+
+// The outputs.
+var (
+	outFailing  = gauge("ctlogd_output_failing", "1 if the output's last write has failed.", labelOutput)
+	outRecords  = counter("ctlogd_output_records_total", "Records delivered, gap records included.", labelOutput)
+	outBytes    = counter("ctlogd_output_bytes_total", "Bytes written or sent.", labelOutput)
+	outFiltered = counter("ctlogd_output_filtered_records_total", "Records that the output's own filter dropped.", labelOutput)
+	outLost     = counter("ctlogd_output_lost_records_total", "Records lost: dropped because queue or spool was full, rejected by the destination for good, or left when the output ended.", labelOutput, labelReason)
+	outGaps     = counter("ctlogd_output_gap_records_total", "Gap records made for the output's own losses in memory.", labelOutput)
+	outErrors   = counter("ctlogd_output_errors_total", "Writes that failed.", labelOutput)
+	outRetries  = counter("ctlogd_output_retries_total", "Writes that were tried again.", labelOutput)
+	lag         = histogram("ctlogd_delivery_lag_seconds", "From the end of a flow (or another event) to its record being written.", labelOutput)
+	outAge      = gauge("ctlogd_output_oldest_record_age_seconds", "How long the oldest record has waited that is not delivered, in memory or on disk; 0 if none waits.", labelOutput)
+
+	queueRecords = gauge("ctlogd_output_queue_records", "Records that wait in memory, those being written included.", labelOutput)
+	queueUsed    = gauge("ctlogd_output_queue_used_records", "Room that they take, in records: batches that are not full take more than they hold.", labelOutput)
+	queueLimit   = gauge("ctlogd_output_queue_limit_records", "Room that there is (queue).", labelOutput)
+	spoolRecords = gauge("ctlogd_output_spool_records", "Records that wait on disk.", labelOutput)
+	spoolBytes   = gauge("ctlogd_output_spool_bytes", "Size of the spool's files.", labelOutput)
+	spoolLimit   = gauge("ctlogd_output_spool_limit_bytes", "Size that they may have (spool.max_size).", labelOutput)
+	spoolDamaged = counter("ctlogd_output_spool_damaged_records_total", "Records lost because a file of the spool was damaged.", labelOutput)
+)
+
+// The kernel's own.
+var (
+	conntrackUp      = gauge("ctlogd_conntrack_statistics_up", "1 if the kernel answers when it is asked for the following.")
+	conntrackEntries = gauge("ctlogd_conntrack_entries", "Entries of the connection tracking table (nf_conntrack_count).")
+	conntrackLimit   = gauge("ctlogd_conntrack_entries_limit", "Entries that it may have (nf_conntrack_max); 0 is no limit.")
+	expectations     = gauge("ctlogd_conntrack_expectations", "Flows that helpers expect.")
+
+	cpuStats = []struct {
+		metric *Metric
+		value  func(*CPU) uint32
+	}{
+		{counter("ctlogd_conntrack_found_total", "Lookups that found an entry, of those that are counted.", labelCPU), func(c *CPU) uint32 { return c.Found }},
+		{counter("ctlogd_conntrack_invalid_total", "Packets that could not be tracked.", labelCPU), func(c *CPU) uint32 { return c.Invalid }},
+		{counter("ctlogd_conntrack_insert_total", "Entries inserted, of those that are counted: recent kernels count those made over netlink alone.", labelCPU), func(c *CPU) uint32 { return c.Insert }},
+		{counter("ctlogd_conntrack_insert_failed_total", "Entries not inserted, because the same flow was there already or its hash chain was too long: the packet is lost.", labelCPU), func(c *CPU) uint32 { return c.InsertFailed }},
+		{counter("ctlogd_conntrack_drop_total", "Packets dropped: the table was full, there was no memory, or their flow was there already.", labelCPU), func(c *CPU) uint32 { return c.Drop }},
+		{counter("ctlogd_conntrack_early_drop_total", "Entries removed before their time because the table was full.", labelCPU), func(c *CPU) uint32 { return c.EarlyDrop }},
+		{counter("ctlogd_conntrack_error_total", "Packets that were refused as erroneous, ICMP errors among them.", labelCPU), func(c *CPU) uint32 { return c.Error }},
+		{counter("ctlogd_conntrack_search_restart_total", "Lookups begun again because the table changed meanwhile.", labelCPU), func(c *CPU) uint32 { return c.SearchRestart }},
+		{counter("ctlogd_conntrack_clash_resolve_total", "Flows that came twice at the same time and were made one.", labelCPU), func(c *CPU) uint32 { return c.ClashResolve }},
+		{counter("ctlogd_conntrack_chain_toolong_total", "Entries not inserted because their hash chain was too long.", labelCPU), func(c *CPU) uint32 { return c.ChainTooLong }},
+	}
+)
+
+// NewRegistry returns a registry of all metrics: ours, made of the snapshot that source takes at each scrape, and those
+// of the Go runtime and of the process.
+func NewRegistry(source func() Snapshot) *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collector(source), collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
+// collector exports what it returns.
+type collector func() Snapshot
+
+// Describe is part of prometheus.Collector.
+func (collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, m := range metrics {
+		ch <- m.desc
+	}
+}
+
+// Collect is part of prometheus.Collector.
+func (source collector) Collect(ch chan<- prometheus.Metric) {
+	s := source()
+	e := exposition{ch}
+	e.put(buildInfo, 1, s.Version, s.Commit, s.GoVersion)
+	e.put(reliable, truth(s.Delivery == "reliable"))
+
+	r := &s.Reader
+	for name, n := range r.Events {
+		e.put(events, float64(n), name)
+	}
+	e.put(decodeErrors, float64(r.Malformed), "malformed")
+	e.put(decodeErrors, float64(r.Truncated), "truncated")
+	e.put(refused, float64(r.Refused))
+	e.put(kernelDrops, float64(r.KernelDrops))
+	e.put(retries, float64(r.DeliveryRetries))
+	e.put(guardSheds, float64(r.GuardSheds))
+	e.put(readerBusy, r.Busy)
+	e.put(readerAge, age(s.Time, r.Round))
+	e.put(readLag, age(s.Time, r.ReadTo))
+	e.put(reads, float64(r.Reads))
+	e.put(naps, float64(r.Naps))
+	e.put(filtered, float64(s.Filtered))
+	e.put(helperEntries, float64(s.Helpers.Size))
+	e.put(helperEvictions, float64(s.Helpers.Evictions))
+	e.put(helperUnknown, float64(s.Helpers.Unknown))
+	e.put(dumped, float64(r.Dumped))
+	e.put(open, float64(r.Open))
+	e.put(followed, float64(s.Follow.Followed))
+	e.put(inferred, float64(s.Follow.Inferred))
+	e.put(untracked, float64(s.Follow.Untracked))
+	e.gaps(s.Time, s.Gaps, "")
+	e.put(reloads, float64(s.Reloads.OK), "success")
+	e.put(reloads, float64(s.Reloads.Failed), "failure")
+	e.put(reloadOK, truth(s.Reloads.LastOK || s.Reloads.Failed == 0))
+	e.put(reloadTimestamp, timestamp(s.Reloads.Last))
+	for i := range s.Outputs {
+		e.output(s.Time, &s.Outputs[i])
+	}
+	e.kernel(&s.Kernel)
+}
+
+// exposition writes metrics.
+type exposition struct{ ch chan<- prometheus.Metric }
+
+func (e exposition) put(m *Metric, v float64, labels ...string) {
+	e.ch <- prometheus.MustNewConstMetric(m.desc, m.kind, v, labels...)
+}
+
+func (e exposition) gaps(now time.Time, g []Gap, output string) {
+	for _, g := range g {
+		e.put(gaps, float64(g.Gaps), g.Cause, output)
+		e.put(lost, float64(g.Lost), g.Cause, output)
+		if !g.Last.IsZero() {
+			e.put(last, age(now, g.Last), g.Cause, output)
+		}
+	}
+}
+
+func (e exposition) output(now time.Time, o *Output) {
+	name := strings.ToValidUTF8(o.Name, "\uFFFD") // a path can be any bytes, a label cannot
+	e.put(outFailing, truth(o.Failing), name)
+	e.put(outRecords, float64(o.Written), name)
+	if o.Bytes != nil {
+		e.put(outBytes, float64(*o.Bytes), name)
+	}
+	e.put(outFiltered, float64(o.Filtered), name)
+	e.put(outLost, float64(o.Dropped), name, "dropped")
+	e.put(outLost, float64(o.Rejected), name, "rejected")
+	e.put(outLost, float64(o.Left), name, "left")
+	e.put(outGaps, float64(o.GapRecords), name)
+	e.put(outErrors, float64(o.Errors), name)
+	e.put(outRetries, float64(o.Retries), name)
+	e.put(outAge, o.OldestAge, name)
+	e.put(queueRecords, float64(o.Waiting), name)
+	e.put(queueUsed, float64(o.Used), name)
+	e.put(queueLimit, float64(o.Max), name)
+	if p := o.Spool; p != nil {
+		e.put(spoolRecords, float64(p.Records), name)
+		e.put(spoolBytes, float64(p.Bytes), name)
+		e.put(spoolLimit, float64(p.Max), name)
+		e.put(spoolDamaged, float64(p.Damaged), name)
+	}
+	e.gaps(now, o.Gaps, name)
+
+	buckets, n := map[float64]uint64{}, uint64(0)
+	for i, bound := range o.Lag.Bounds {
+		n += o.Lag.Counts[i]
+		buckets[bound] = n
+	}
+	e.ch <- prometheus.MustNewConstHistogram(lag.desc, o.Lag.Count(), o.Lag.Sum, buckets, name)
+}
+
+func (e exposition) kernel(k *Kernel) {
+	e.put(conntrackUp, truth(k.Error == ""))
+	if k.Error != "" {
+		return
+	}
+	e.put(conntrackEntries, float64(k.Entries))
+	e.put(conntrackLimit, float64(k.Limit))
+	e.put(expectations, float64(k.Expectations))
+	for i := range k.CPUs {
+		c := &k.CPUs[i]
+		for _, s := range cpuStats {
+			e.put(s.metric, float64(s.value(c)), strconv.Itoa(c.CPU))
+		}
+	}
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// age returns seconds. Ages and not times are exported where an alert looks at them: the clocks of two machines differ.
+func age(now, then time.Time) float64 { return max(now.Sub(then), 0).Seconds() }
+
+// timestamp returns seconds since 1970, 0 for no time.
+func timestamp(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixMicro()) / 1e6
+}
