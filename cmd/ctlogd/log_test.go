@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -148,10 +149,28 @@ func TestLogBesideJournal(t *testing.T) {
 	}
 }
 
+// lockedBuffer is written to by timers as well.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
 // What repeats is told some times and then summed up, each message by itself, until it pauses.
 func TestLogSums(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var out bytes.Buffer
+		var out lockedBuffer
 		log, _, err := newLogger(LogConfig{Level: "debug", Format: "json"}, &out)
 		if err != nil {
 			t.Fatal(err)
