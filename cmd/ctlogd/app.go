@@ -18,7 +18,7 @@ import (
 type app struct {
 	cfg      *Config
 	log      *zap.Logger
-	level    *zap.AtomicLevel // of log
+	own      *ownLog // what log writes to
 	manager  *manager
 	outputs  []plannedOutput // those that run
 	helpers  *pipeline.Helpers
@@ -39,8 +39,7 @@ type app struct {
 }
 
 // runDaemon logs flows as cfg says until ctx ends, then delivers what is left.
-func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, level *zap.AtomicLevel,
-	signals signals) error {
+func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, own *ownLog, signals signals) error {
 	st, err := openState(cfg.StateDirectory, log)
 	if err != nil {
 		return err
@@ -51,7 +50,7 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 	if err != nil {
 		return err
 	}
-	a.level, a.state = level, st
+	a.own, a.state = own, st
 	socket := a.socket(cfg)
 	m.ready(a.reader.FD())
 	if !kept {
