@@ -25,7 +25,7 @@ RACE         = $(if $(shell command -v gcc),-race)
 # Where users other than root do not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: all build test setup unit integration fuzz lint bench demo clean
+.PHONY: all build test setup unit integration fuzz lint bench demo packages clean
 all: build
 
 build:
@@ -67,6 +67,10 @@ demo:
 	@$(GO) build -ldflags "$(LDFLAGS)" -o bin/ctlogd ./cmd/ctlogd
 	@$(GO) build -o bin/demo ./demo
 	@bin/demo
+
+# deb and rpm for amd64, arm64 and armv7, in dist. The same commit gives the same bytes.
+packages:
+	$(GO) run ./packaging/build -version "$(VERSION)" -commit "$(COMMIT)" -o dist
 
 clean:
 	rm -rf bin dist

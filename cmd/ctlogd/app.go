@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -38,6 +39,11 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 		return err
 	}
 	a.level = level
+	if given, err := giveUpRights(); err != nil {
+		return fmt.Errorf("give up the rights that are not needed: %w", err)
+	} else if given {
+		log.Info("of root's capabilities CAP_NET_ADMIN is kept alone; from now on files are opened as their permissions allow")
+	}
 	m.ready(a.reader.FD())
 	st.restore(a.pipeline.Queues(), kept)
 	a.pipeline.Start()
