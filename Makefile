@@ -11,7 +11,7 @@ STATICCHECK  = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # command:package, for what the integration tests, the demo and the benchmark call
 DEMO_NEEDS   = ip:iproute2 nft:nftables
 TEST_NEEDS   = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack unshare:util-linux vsftpd:vsftpd in.tftpd:tftpd-hpa \
-    java:default-jre-headless mvn:maven kcat:kcat \
+    java:default-jre-headless mvn:maven kcat:kcat rpm:rpm lintian:lintian man:man-db file:file \
     nfcapd:nfdump nfacctd:pmacct tshark:tshark dumpcap:wireshark-common ipfixDump:libfixbuf-tools socat:socat openssl:openssl \
     $$(/usr/bin/python3 -c 'import ipfix' 2>/dev/null || echo :python3-ipfix)
 BENCH_NEEDS  = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack ulogd:ulogd2 sysctl:procps
