@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -100,6 +101,7 @@ func TestPackage(t *testing.T) {
 	if out, err := m.run("ctlogd", "check", "-c", config); err != nil {
 		t.Errorf("ctlogd check: %v\n%s", err, out)
 	}
+	m.idle(t)
 	m.gateway(t)
 
 	// The administrator edits the configuration. The service is restarted, reloaded and upgraded under load.
@@ -180,6 +182,38 @@ func TestPackage(t *testing.T) {
 			}
 		}
 	}
+}
+
+// idle tells what the service costs when there is nothing to log.
+func (m *machine) idle(t *testing.T) {
+	t.Helper()
+	const within = 5 * time.Second
+	dir := m.path("/proc/" + m.show("MainPID"))
+	ran := func() (sum time.Duration) {
+		threads, err := filepath.Glob(dir + "/task/*/schedstat")
+		must(t, err)
+		for _, thread := range threads {
+			text, err := os.ReadFile(thread)
+			must(t, err)
+			var ns time.Duration
+			_, err = fmt.Sscan(string(text), &ns)
+			must(t, err)
+			sum += ns
+		}
+		return sum
+	}
+	before := ran()
+	time.Sleep(within)
+	used := ran() - before
+	status, err := os.ReadFile(dir + "/status")
+	must(t, err)
+	for line := range strings.Lines(string(status)) {
+		if strings.HasPrefix(line, "VmRSS:") || strings.HasPrefix(line, "VmHWM:") {
+			t.Log(strings.Join(strings.Fields(line), " "))
+		}
+	}
+	t.Logf("idle, it ran for %v in %v: %.2f %% of a core", used.Round(time.Microsecond), within,
+		100*used.Seconds()/within.Seconds())
 }
 
 // gateway makes the machine translate the addresses of some exchanges, and reads their records.
