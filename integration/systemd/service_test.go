@@ -78,7 +78,7 @@ outputs:
     - {address: tcp://192.0.2.10, dial_timeout: 10m}
     - {address: udp://collector.example.net, dial_timeout: 10m, spool: {path: /var/lib/ctlogd/spool/ipfix}}
   kafka:
-    - {brokers: [192.0.2.20, kafka.example.net], topic: flows, connect_timeout: 10m}
+    - {brokers: ["192.0.2.20:9092", "kafka.example.net:9092"], topic: flows, connect_timeout: 10m}
 `)
 	if got := m.show("NRestarts"); got != "0" {
 		t.Errorf("the service was started %s times more", got)
