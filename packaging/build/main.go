@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -37,6 +38,7 @@ func main() {
 }
 
 func run(out, version, commit string, archList, formats []string) error {
+	defer syscall.Umask(syscall.Umask(0o022)) // the modes of what is made here go into the packages
 	date, err := commitDate()
 	if err != nil {
 		return err

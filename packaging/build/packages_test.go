@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -67,6 +68,7 @@ func TestPackages(t *testing.T) {
 	first := build("v1.0.0", "deb", "rpm")
 	time.Sleep(1100 * time.Millisecond) // whatever takes the time of now shows
 	t.Setenv("TZ", "Asia/Kathmandu")
+	defer syscall.Umask(syscall.Umask(0o077))
 	for i, again := range build("v1.0.0", "deb", "rpm") {
 		a, errA := os.ReadFile(first[i])
 		b, errB := os.ReadFile(again)
