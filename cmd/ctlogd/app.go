@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,6 +52,11 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, ow
 		return err
 	}
 	a.own, a.state = own, st
+	if given, err := giveUpRights(); err != nil {
+		return fmt.Errorf("give up the rights that are not needed: %w", err)
+	} else if given {
+		log.Info("of root's capabilities CAP_NET_ADMIN is kept alone; from now on files are opened as their permissions allow")
+	}
 	socket := a.socket(cfg)
 	m.ready(a.reader.FD())
 	if !kept {

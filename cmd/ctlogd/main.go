@@ -115,6 +115,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(runCmd, checkCmd, newIPFIX(stdout), versionCmd)
+	root.AddCommand(newMan(root, stdout))
 	return root
 }
 
