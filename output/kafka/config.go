@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -232,8 +233,10 @@ func (t *TLS) validate(report func(field, msg string)) {
 	if _, err := t.authorities(); err != nil {
 		report("ca", err.Error())
 	}
-	if _, err := t.certificates(); err != nil {
-		report("cert", err.Error())
+	if t.Cert != "" {
+		if _, err := t.certificate(); err != nil {
+			report("cert", err.Error())
+		}
 	}
 }
 
@@ -253,15 +256,10 @@ func (t *TLS) authorities() (*x509.CertPool, error) {
 	return pool, nil
 }
 
-func (t *TLS) certificates() ([]tls.Certificate, error) {
-	if t.Cert == "" {
-		return nil, nil
-	}
+// certificate returns ours.
+func (t *TLS) certificate() (*tls.Certificate, error) {
 	cert, err := tls.LoadX509KeyPair(t.Cert, t.Key)
-	if err != nil {
-		return nil, err
-	}
-	return []tls.Certificate{cert}, nil
+	return &cert, err
 }
 
 // config returns the block as crypto/tls wants it, nil for no TLS.
@@ -273,11 +271,16 @@ func (t *TLS) config() (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	certs, err := t.certificates()
-	if err != nil {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool, ServerName: t.ServerName}
+	if t.Cert == "" {
+		return cfg, nil
+	}
+	if _, err := t.certificate(); err != nil {
 		return nil, err
 	}
-	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool, Certificates: certs, ServerName: t.ServerName}, nil
+	// Read anew for each connection: certificates expire, and are renewed in their place.
+	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return t.certificate() }
+	return cfg, nil
 }
 
 func (s *SASL) validate(report func(field, msg string)) {
@@ -329,6 +332,26 @@ func (s *SASL) mechanism() (sasl.Mechanism, error) {
 	if s == nil {
 		return nil, nil
 	}
+	if _, err := s.build(); err != nil {
+		return nil, err
+	}
+	return fresh{s}, nil
+}
+
+// fresh is a mechanism that reads the password anew for each connection: an operator who mends it expects no less.
+type fresh struct{ *SASL }
+
+func (f fresh) Name() string { return f.Mechanism }
+
+func (f fresh) Start(ctx context.Context) (sasl.StateMachine, []byte, error) {
+	m, err := f.build()
+	if err != nil {
+		return nil, nil, err
+	}
+	return m.Start(ctx)
+}
+
+func (s *SASL) build() (sasl.Mechanism, error) {
 	password, err := s.password()
 	if err != nil {
 		return nil, err

@@ -481,7 +481,7 @@ func TestSecurity(t *testing.T) {
 		{"TLS to a plain port", c.Addrs[0], ca, ClassConnection,
 			"the broker closed the connection (EOF); does the port speak TLS?"},
 		{"plain to a TLS port", c.MTLS[0], nil, ClassConnection,
-			"unexpected EOF: broker appears to be expecting TLS"},
+			"the port speaks TLS; set tls"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWriter(t, []string{tc.addr}, "flows", func(cfg *Config) { cfg.TLS = tc.tls })

@@ -177,6 +177,7 @@ func New(cfg Config, opt Options) (*Writer, error) {
 		w.log.Warn("the password goes over the network in clear: sasl mechanism PLAIN without tls")
 	}
 	w.conns.dialer.Timeout = cfg.ConnectTimeout
+	w.conns.tls = tlsConfig
 	w.transport = &kafka.Transport{
 		Dial: w.conns.dial,
 		// All brokers of the list are tried one after the other under this limit.
@@ -185,7 +186,6 @@ func New(cfg Config, opt Options) (*Writer, error) {
 		MetadataTTL:    time.Minute,
 		MetadataTopics: []string{cfg.Topic},
 		ClientID:       cfg.ClientID,
-		TLS:            tlsConfig,
 		SASL:           mechanism,
 	}
 	return w, nil
@@ -265,9 +265,16 @@ func (w *Writer) layout(ctx context.Context) error {
 			w.ids = append(w.ids, i)
 		}
 	}
-	for i, t := range topic.Partitions {
+	for i := range w.parts {
 		p := &w.parts[i]
-		*p = partition{id: t.PartitionIndex, leader: t.LeaderID, idx: p.idx[:0], max: 1 << 30, buf: p.buf}
+		*p = partition{id: int32(i), idx: p.idx[:0], max: 1 << 30, buf: p.buf, err: kafka.LeaderNotAvailable}
+	}
+	for _, t := range topic.Partitions { // in any order
+		if t.PartitionIndex < 0 || int(t.PartitionIndex) >= len(w.parts) {
+			continue
+		}
+		p := &w.parts[t.PartitionIndex]
+		p.leader, p.err = t.LeaderID, nil
 		if code := kafka.Error(t.ErrorCode); code != 0 && code != kafka.ReplicaNotAvailable {
 			p.err = code
 		}
@@ -280,7 +287,11 @@ func (w *Writer) lookup(ctx context.Context) (*metadata.ResponseTopic, error) {
 	if err != nil {
 		return nil, err
 	}
-	topic := &res.(*metadata.Response).Topics[0]
+	topics := res.(*metadata.Response).Topics
+	if len(topics) == 0 {
+		return nil, kafka.UnknownTopicOrPartition
+	}
+	topic := &topics[0]
 	switch {
 	case topic.ErrorCode != 0:
 		return nil, kafka.Error(topic.ErrorCode)
@@ -659,47 +670,4 @@ func (w *Writer) recall(recs []*flow.Record) {
 func (w *Writer) hash(r *flow.Record) uint64 {
 	w.value = w.opt.Encoder.Append(w.value[:0], r)
 	return maphash.Bytes(w.seed, w.value)
-}
-
-// connections are the transport's, so that all of them can be closed.
-type connections struct {
-	dialer net.Dialer
-	mu     sync.Mutex
-	open   map[*connection]struct{}
-}
-
-type connection struct {
-	net.Conn
-	all *connections
-}
-
-func (c *connections) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	nc, err := c.dialer.DialContext(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	conn := &connection{nc, c}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.open == nil {
-		c.open = make(map[*connection]struct{})
-	}
-	c.open[conn] = struct{}{}
-	return conn, nil
-}
-
-func (c *connection) Close() error {
-	c.all.mu.Lock()
-	delete(c.all.open, c)
-	c.all.mu.Unlock()
-	return c.Conn.Close()
-}
-
-func (c *connections) closeAll() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for conn := range c.open {
-		_ = conn.Conn.Close() // whoever uses it gets the error
-	}
-	clear(c.open)
 }
