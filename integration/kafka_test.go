@@ -202,7 +202,8 @@ func TestKafkaMillion(t *testing.T) {
 	d.checkMemory(t)
 	d.stop(t)
 	checkLedger(t, d.file, n)
-	if again := checkTopic(t, c, d.file, n); again != 0 {
+	again := checkTopic(t, c, d.file, n)
+	if again != 0 && !strings.Contains(d.stderr.String(), "write to output") { // as a broker that is starved makes it fail
 		t.Errorf("%d messages are there twice, and nothing failed", again)
 	}
 	checkMessages(t, c)

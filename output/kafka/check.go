@@ -62,7 +62,7 @@ func (c Config) Reach(ctx context.Context) (expires time.Time, err error) {
 	}
 	defer w.reset()
 	var mu sync.Mutex // brokers are connected to from goroutines of the transport
-	if config := w.transport.TLS; config != nil {
+	if config := w.conns.tls; config != nil {
 		config.VerifyConnection = func(state tls.ConnectionState) error {
 			mu.Lock()
 			defer mu.Unlock()
