@@ -381,6 +381,10 @@ func (w *Writer) round(ctx context.Context, recs []*flow.Record) bool {
 		}
 		group := rest[:end]
 		rest = rest[end:]
+		if len(rest) == 0 {
+			w.send(ctx, group) // the only one, as a rule
+			break
+		}
 		wg.Go(func() { w.send(ctx, group) })
 	}
 	wg.Wait()
