@@ -20,6 +20,7 @@ import (
 	"time"
 
 	kafka "github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"golang.org/x/sys/unix"
 
@@ -299,5 +300,28 @@ func TestPasswordReadAnew(t *testing.T) {
 		if _, first, err := m.Start(t.Context()); err != nil || string(first) != "\x00u\x00"+password {
 			t.Errorf("%q, %v", first, err)
 		}
+	}
+}
+
+// TestFilesReadAnew: certificates that are renewed in their files are used by the next connection.
+func TestFilesReadAnew(t *testing.T) {
+	pair, ca := certificate(t, time.Now().Add(24*time.Hour))
+	_, other := certificate(t, time.Now().Add(24*time.Hour))
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "flows"),
+		kfake.TLS(&tls.Config{Certificates: []tls.Certificate{pair}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	w := newWriter(t, cluster.ListenAddrs(), "flows", func(c *Config) { c.TLS = &TLS{CA: other} })
+	var e *Error
+	if n, err := w.Write(t.Context(), records(10)); n != 0 || !errors.As(err, &e) || e.Class != ClassTLS {
+		t.Errorf("with another authority: %d, %v", n, err)
+	}
+	if err := os.Rename(ca, other); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := w.Write(t.Context(), records(10)); n != 10 || err != nil {
+		t.Errorf("with the right one: %d, %v", n, err)
 	}
 }

@@ -257,10 +257,7 @@ func (t *TLS) authorities() (*x509.CertPool, error) {
 }
 
 // certificate returns ours.
-func (t *TLS) certificate() (*tls.Certificate, error) {
-	cert, err := tls.LoadX509KeyPair(t.Cert, t.Key)
-	return &cert, err
-}
+func (t *TLS) certificate() (tls.Certificate, error) { return tls.LoadX509KeyPair(t.Cert, t.Key) }
 
 // config returns the block as crypto/tls wants it, nil for no TLS.
 func (t *TLS) config() (*tls.Config, error) {
@@ -272,14 +269,13 @@ func (t *TLS) config() (*tls.Config, error) {
 		return nil, err
 	}
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool, ServerName: t.ServerName}
-	if t.Cert == "" {
-		return cfg, nil
+	if t.Cert != "" {
+		cert, err := t.certificate()
+		if err != nil {
+			return nil, err
+		}
+		cfg.Certificates = []tls.Certificate{cert}
 	}
-	if _, err := t.certificate(); err != nil {
-		return nil, err
-	}
-	// Read anew for each connection: certificates expire, and are renewed in their place.
-	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return t.certificate() }
 	return cfg, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 )
@@ -21,7 +22,8 @@ var (
 // connections are the transport's, so that all of them can be closed.
 type connections struct {
 	dialer net.Dialer
-	tls    *tls.Config // nil: none
+	tls    *TLS                            // nil: none
+	verify func(tls.ConnectionState) error // looks at what a broker shows; may be nil
 	mu     sync.Mutex
 	open   map[*connection]struct{}
 }
@@ -41,18 +43,27 @@ func (c *connections) dial(ctx context.Context, network, address string) (net.Co
 	if c.tls == nil {
 		return conn, nil
 	}
-	cfg := c.tls
-	if cfg.ServerName == "" {
-		cfg = cfg.Clone()
-		cfg.ServerName, _, _ = net.SplitHostPort(address)
-	}
-	secure := tls.Client(nc, cfg)
-	if err := secure.HandshakeContext(ctx); err != nil {
+	if err := c.secure(ctx, conn, address); err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
-	conn.Conn = secure
 	return conn, nil
+}
+
+// secure puts TLS on top of a connection. The files are read anew for each: certificates expire, and are renewed in
+// their place.
+func (c *connections) secure(ctx context.Context, conn *connection, address string) error {
+	cfg, err := c.tls.config()
+	if err != nil {
+		return fmt.Errorf("tls: %w", err)
+	}
+	if cfg.ServerName == "" {
+		cfg.ServerName, _, _ = net.SplitHostPort(address)
+	}
+	cfg.VerifyConnection = c.verify
+	secure := tls.Client(conn.raw, cfg)
+	conn.Conn = secure
+	return secure.HandshakeContext(ctx)
 }
 
 func (c *connections) closeAll() {

@@ -165,19 +165,18 @@ func New(cfg Config, opt Options) (*Writer, error) {
 	}
 	w.headers = appendHeaders(nil, headers...)
 
-	tlsConfig, err := cfg.TLS.config()
-	if err != nil {
+	if _, err := cfg.TLS.config(); err != nil { // read anew for each connection; what is wrong now, is told now
 		return nil, fmt.Errorf("%s: tls: %w", w.name, err)
 	}
 	mechanism, err := cfg.SASL.mechanism()
 	if err != nil {
 		return nil, fmt.Errorf("%s: sasl: %w", w.name, err)
 	}
-	if mechanism != nil && mechanism.Name() == "PLAIN" && tlsConfig == nil {
+	if mechanism != nil && mechanism.Name() == "PLAIN" && cfg.TLS == nil {
 		w.log.Warn("the password goes over the network in clear: sasl mechanism PLAIN without tls")
 	}
 	w.conns.dialer.Timeout = cfg.ConnectTimeout
-	w.conns.tls = tlsConfig
+	w.conns.tls = cfg.TLS
 	w.transport = &kafka.Transport{
 		Dial: w.conns.dial,
 		// All brokers of the list are tried one after the other under this limit.
