@@ -62,17 +62,15 @@ func (c Config) Reach(ctx context.Context) (expires time.Time, err error) {
 	}
 	defer w.reset()
 	var mu sync.Mutex // brokers are connected to from goroutines of the transport
-	if config := w.transport.TLS; config != nil {
-		config.VerifyConnection = func(state tls.ConnectionState) error {
-			mu.Lock()
-			defer mu.Unlock()
-			for _, cert := range state.PeerCertificates {
-				if expires.IsZero() || cert.NotAfter.Before(expires) {
-					expires = cert.NotAfter
-				}
+	w.conns.verify = func(state tls.ConnectionState) error {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, cert := range state.PeerCertificates {
+			if expires.IsZero() || cert.NotAfter.Before(expires) {
+				expires = cert.NotAfter
 			}
-			return nil
 		}
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.ConnectTimeout*time.Duration(len(c.Brokers)))
 	defer cancel()
