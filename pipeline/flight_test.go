@@ -214,31 +214,36 @@ func (s *stub) count() int {
 // An output that fails when ctlogd ends is given up soon, one that is slow is not.
 func TestLastTries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		end := func(out Output) (took time.Duration, q *Queue) {
+		end := func(out Output, after time.Duration) (took time.Duration, q *Queue) {
 			q = NewQueue(out, nil, 0, zap.NewNop())
 			p := New(nil, []*Queue{q})
 			p.Start()
 			send(p, 0, 5)
-			time.Sleep(time.Minute) // the waits between its tries are long by now
+			time.Sleep(after)
 			began := time.Now()
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			p.Close(ctx)
 			return time.Since(began), q
 		}
-		if took, q := end(newSwitched(true)); took != giveUp || q.Stats.Left.Load() != 5 ||
-			lostIn(q.Unrecorded()) != 5 || q.Unrecorded()[0].Cause != flow.CauseOutputDown {
-			t.Errorf("dead: took %v, %d left, gaps %+v", took, q.Stats.Left.Load(), q.Unrecorded())
+		for after, want := range map[time.Duration]time.Duration{
+			time.Minute: lastTry, // the waits between its tries are long by now
+			time.Second: giveUp - time.Second,
+		} {
+			if took, q := end(newSwitched(true), after); took != want || q.Stats.Left.Load() != 5 ||
+				lostIn(q.Unrecorded()) != 5 || q.Unrecorded()[0].Cause != flow.CauseOutputDown {
+				t.Errorf("dead for %v: took %v, %d left, gaps %+v", after, took, q.Stats.Left.Load(), q.Unrecorded())
+			}
 		}
 		slow := &stub{write: func(ctx context.Context, _ int, recs []*flow.Record) (int, error) {
 			time.Sleep(80 * time.Second)
 			return len(recs), ctx.Err()
 		}}
-		if took, q := end(slow); took != 20*time.Second || len(q.Unrecorded()) != 0 {
+		if took, q := end(slow, time.Minute); took != 20*time.Second || len(q.Unrecorded()) != 0 {
 			t.Errorf("slow: took %v, gaps %+v", took, q.Unrecorded())
 		}
 		// It comes back in time: everything is delivered, though it takes long.
-		mended := time.Now().Add(time.Minute + giveUp/2)
+		mended := time.Now().Add(time.Minute)
 		back := &stub{write: func(_ context.Context, _ int, recs []*flow.Record) (int, error) {
 			if time.Now().Before(mended) {
 				return 0, errors.New("down")
@@ -246,7 +251,7 @@ func TestLastTries(t *testing.T) {
 			time.Sleep(10 * time.Second)
 			return len(recs), nil
 		}}
-		if took, q := end(back); took < 10*time.Second || len(back.ids) != 5 || len(q.Unrecorded()) != 0 {
+		if took, q := end(back, time.Minute); took < 10*time.Second || len(back.ids) != 5 || len(q.Unrecorded()) != 0 {
 			t.Errorf("back again: took %v, %d delivered, gaps %+v", took, len(back.ids), q.Unrecorded())
 		}
 	})
