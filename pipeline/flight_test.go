@@ -285,3 +285,43 @@ func TestOutputHangs(t *testing.T) {
 		close(hold)
 	})
 }
+
+// Marks are taken while records are on their way: no record is before the mark that has not arrived.
+func TestMarksWhileFlying(t *testing.T) {
+	out := new(posted)
+	q := NewQueue(out, nil, 1<<20, zap.NewNop())
+	p := New(nil, []*Queue{q})
+	p.Start()
+	var offered atomic.Uint32
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			arrived, first := int64(out.arrived.Load()), int64(offered.Load())
+			safe := NewMark(p.Queues(), "", time.Unix(1, 0), false).Outputs[0].Safe
+			if first > arrived && safe > arrived+1 { // Received is the id
+				t.Errorf("safe until %d, and of %d records %d have arrived", safe, first, arrived)
+				return
+			}
+			out.arrived.Store(uint64(out.count())) // all of it, a moment later
+		}
+	}()
+	next := uint32(1)
+	for range 2000 {
+		next = send(p, next, 1, batchRecords)
+		offered.Store(next - 1)
+	}
+	eventually(t, "all is written", func() bool { return out.count() == int(next)-1 })
+	close(stop)
+	<-stopped
+	if len(q.Unrecorded()) > 0 {
+		t.Errorf("gaps: %v", q.Unrecorded())
+	}
+	out.arrived.Store(uint64(next))
+	p.Close(t.Context())
+}
