@@ -108,8 +108,8 @@ func oldest(parts []part) (since int64) {
 func (q *Queue) crash() {
 	q.land()
 	parts := q.flight.parts
-	if _, ok := q.out.(Acknowledger); ok && len(parts) == 0 && q.arrived() < q.flight.sent {
-		parts = []part{{since: q.handing()}} // of a delivery that is not over yet
+	if _, ok := q.out.(Acknowledger); ok && q.inWrite != 0 && q.arrived() < q.flight.sent {
+		parts = append(parts, part{since: q.inWrite}) // of a delivery that is not over yet
 	}
 	now := time.Now()
 	q.mu.Lock()
@@ -126,12 +126,4 @@ func (q *Queue) crash() {
 	if q.spill != nil && len(parts) > 0 {
 		q.spill.spool.Rewind()
 	}
-}
-
-// handing returns since when flows have ended that are in the worker's hands.
-func (q *Queue) handing() int64 {
-	if q.inWrite == 0 && q.spill != nil && len(q.spill.batch.Records) > 0 {
-		return since([]*flow.Batch{q.spill.batch})
-	}
-	return q.inWrite
 }

@@ -325,3 +325,29 @@ func TestMarksWhileFlying(t *testing.T) {
 	out.arrived.Store(uint64(next))
 	p.Close(t.Context())
 }
+
+// An output is replaced in the middle of a write: what it had taken of that is in a gap, the rest goes to the next one.
+func TestReplacedInTheMiddle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, second := new(posted), new(posted)
+		first.write = func(context.Context, int, []*flow.Record) (int, error) { return 3, errors.New("down") }
+		q := NewQueue(first, nil, 0, zap.NewNop())
+		p := New(nil, []*Queue{q})
+		send(p, 1000, 10)
+		p.Start()
+		time.Sleep(firstRetry / 4)
+		synctest.Wait()
+		q.Replace(func() (Output, error) { return second, nil })
+		time.Sleep(lastRetry)
+		synctest.Wait()
+		if first.count() != 3 || second.count() != 7 {
+			t.Errorf("%d records to the first, %d to the second, want 3 and 7", first.count(), second.count())
+		}
+		second.arrived.Store(8) // with the gap
+		synctest.Wait()
+		if gaps := second.gaps; len(gaps) != 1 || gaps[0].Cause != flow.CauseOutputDown || gaps[0].From != 1000 || gaps[0].LostKnown {
+			t.Errorf("gaps %+v, want one of what the first had taken", gaps)
+		}
+		p.Close(t.Context())
+	})
+}
