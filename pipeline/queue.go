@@ -58,23 +58,22 @@ type Queue struct {
 	log    *zap.Logger
 	done   chan struct{} // closed when the worker has ended
 
-	mu       sync.Mutex
-	out      Output                 // the worker's to use; others under the lock
-	replace  func() (Output, error) // builds the output that takes out's place, nil if it stays
-	max      int                    // records' worth of room
-	batches  []*flow.Batch
-	room     int       // of the batches here and in the worker's hands
-	losses   losses    // not on record yet
-	failing  error     // the last Write's error, until one succeeds
-	blame    error     // the same, until what had piled up meanwhile is worked off: what is lost till then is lost for it
-	failedAt time.Time // when failing began
-	told     failures
-	inWrite  int64 // since of what is in the worker's hands; 0 if that is nothing
-	writing  int64 // when its first record was read
-	handed   []Gap // the queue's own gaps in the worker's hands
-	flight   flight
-	closed   bool
-	ready    chan struct{} // holds a token when there is something for the worker to see
+	mu      sync.Mutex
+	out     Output                 // the worker's to use; others under the lock
+	replace func() (Output, error) // builds the output that takes out's place, nil if it stays
+	max     int                    // records' worth of room
+	batches []*flow.Batch
+	room    int    // of the batches here and in the worker's hands
+	losses  losses // not on record yet
+	failing error  // the last Write's error, until one succeeds
+	blame   error  // the same, until what had piled up meanwhile is worked off: what is lost till then is lost for it
+	told    failures
+	inWrite int64 // since of what is in the worker's hands; 0 if that is nothing
+	writing int64 // when its first record was read
+	handed  []Gap // the queue's own gaps in the worker's hands
+	flight  flight
+	closed  bool
+	ready   chan struct{} // holds a token when there is something for the worker to see
 
 	spill *spill // nil: no spool
 
@@ -283,7 +282,7 @@ func (q *Queue) lastTries() {
 	case q.spill != nil:
 		q.abort() // the spool keeps what the output does not take
 	case q.ender == nil:
-		q.ender = time.AfterFunc(max(giveUp-time.Since(q.failedAt), lastTry), q.abort)
+		q.ender = time.AfterFunc(max(giveUp-time.Since(q.told.since), lastTry), q.abort)
 	}
 }
 
@@ -599,9 +598,6 @@ func (q *Queue) deliver(recs []*flow.Record, fromMemory bool) (left []*flow.Reco
 func (q *Queue) setFailing(err error) {
 	q.mu.Lock()
 	q.told.note(q.failing, err)
-	if q.failing == nil {
-		q.failedAt = time.Now()
-	}
 	q.failing = err
 	if err != nil {
 		q.blame = err
