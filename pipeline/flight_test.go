@@ -164,6 +164,47 @@ func TestSpoolKeepsWhatIsOnItsWay(t *testing.T) {
 	}
 }
 
+// An output breaks in the middle of what comes from the spool, with something before it on its way, and another takes its
+// place: that one gets all of it, and the spool is emptied when it has arrived there.
+func TestReplacedWithinTheSpool(t *testing.T) {
+	s := openSpool(t, t.TempDir(), 0)
+	const total = 3 * writeRecords
+	var recs []*flow.Record
+	for i := range total {
+		recs = append(recs, &flow.Record{Event: flow.EventDestroy, ID: uint32(i), Received: 1})
+	}
+	if _, err := s.Append(recs); err != nil {
+		t.Fatal(err)
+	}
+	broken := new(posted)
+	broken.write = func(_ context.Context, call int, recs []*flow.Record) (int, error) {
+		switch call {
+		case 1:
+			return len(recs), nil
+		case 2:
+			return 10, errors.New("down")
+		}
+		return 0, errors.New("down")
+	}
+	q := NewQueue(broken, nil, 0, zap.NewNop())
+	q.Spill(s)
+	p := New(nil, []*Queue{q})
+	p.Start()
+	eventually(t, "it is tried again", func() bool { return q.Stats.Errors.Load() > 1 })
+	good := new(posted)
+	q.Replace(func() (Output, error) { return good, nil })
+	eventually(t, "the other has everything", func() bool { return good.count() >= total })
+	if n, _ := s.Len(); n != total {
+		t.Errorf("%d records are in the spool, want all %d as long as none has arrived", n, total)
+	}
+	good.arrived.Store(total)
+	eventually(t, "the spool is empty", func() bool { n, _ := s.Len(); return n == 0 })
+	p.Close(t.Context())
+	if !slices.Equal(good.ids, upTo(total)) {
+		t.Errorf("%d records delivered, want each of %d once and in order", len(good.ids), total)
+	}
+}
+
 func (s *stub) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -296,10 +296,9 @@ func (q *Queue) take() bool {
 		now := time.Now()
 		q.mu.Lock()
 		q.taken = q.taken[:0]
-		if replace := q.replace; replace != nil {
-			q.replace = nil
+		if q.replace != nil {
 			q.mu.Unlock()
-			q.exchange(replace)
+			q.exchange()
 			continue
 		}
 		if q.spill != nil && q.spill.comesFirst() {
@@ -326,8 +325,8 @@ func (q *Queue) take() bool {
 		clear(q.batches[rest:])
 		q.batches = q.batches[:rest]
 		if n > 0 {
-			first := q.taken[len(q.taken)-n:]
-			q.inWrite, q.writing = since(first), first[0].Records[0].Received
+			taken := q.taken[len(q.taken)-n:]
+			q.inWrite, q.writing = since(taken), taken[0].Records[0].Received
 		}
 		closed := q.closed
 		q.mu.Unlock()
@@ -374,8 +373,15 @@ func (q *Queue) first() (n int) {
 // closeWithin bounds the end of an output that another one replaces.
 const closeWithin = 10 * time.Second
 
-// exchange closes the output, bounded by the queue's own end, and puts the new one in its place.
-func (q *Queue) exchange(build func() (Output, error)) {
+// exchange closes the output, bounded by the queue's own end, and puts the new one in its place, if there is one.
+func (q *Queue) exchange() {
+	q.mu.Lock()
+	build := q.replace
+	q.replace = nil
+	q.mu.Unlock()
+	if build == nil {
+		return
+	}
 	ctx, cancel := context.WithTimeout(q.ctx, closeWithin)
 	defer cancel()
 	if err := q.out.Close(ctx); err != nil {
@@ -390,6 +396,13 @@ func (q *Queue) exchange(build func() (Output, error)) {
 	q.mu.Lock()
 	q.out = out
 	q.mu.Unlock()
+}
+
+// replaced reports whether exchange has something to do.
+func (q *Queue) replaced() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.replace != nil
 }
 
 // unbuilt is an output that could not be built yet: each Write tries again.
@@ -536,15 +549,20 @@ func (q *Queue) handle() {
 }
 
 // deliver writes recs, trying again with backoff until they are delivered or the queue is aborted, and returns what was
-// not delivered. Records from memory go to the spool, if there is one, rather than wait here: from there a process that
-// is killed does not take them with it.
+// not delivered. Records from memory go to the spool, if there is one and nothing newer is in it, rather than wait here:
+// from there a process that is killed does not take them with it.
 func (q *Queue) deliver(recs []*flow.Record, fromMemory bool) (left []*flow.Record) {
 	retry, closing := firstRetry, q.closing
 	for len(recs) > 0 {
+		// The new output may be what mends it.
+		if q.replaced() && !fromMemory {
+			return recs
+		}
+		q.exchange()
 		n, err := q.out.Write(q.ctx, recs)
 		q.Stats.Written.Add(uint64(n))
-		q.Stats.Lag.observe(recs[:n], time.Now())
 		q.flight.sent += uint64(n)
+		q.Stats.Lag.observe(recs[:n], time.Now())
 		recs = recs[n:]
 		if err == nil {
 			if q.failed {
@@ -563,7 +581,7 @@ func (q *Queue) deliver(recs []*flow.Record, fromMemory bool) (left []*flow.Reco
 			continue
 		}
 		// First, so that what waits behind these records is not moved before them.
-		if fromMemory && q.spill != nil && q.appendSpool(recs) {
+		if fromMemory && q.spill != nil && q.keep(recs) {
 			recs = nil
 		}
 		q.failed = true

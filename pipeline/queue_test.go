@@ -52,13 +52,14 @@ func (s *stub) Write(ctx context.Context, recs []*flow.Record) (n int, err error
 
 func (s *stub) Close(context.Context) error { return nil }
 
-// send passes batches of the given sizes through the pipeline, with ids that count up from first.
+// send passes batches of the given sizes through the pipeline, with ids that count up from first. They are when each was
+// received as well, but for 0, which is no time.
 func send(p *Pipeline, first uint32, sizes ...int) (next uint32) {
 	b := p.Batch()
 	for _, n := range sizes {
 		for range n {
 			r := b.Next()
-			r.Event, r.ID, r.Received = flow.EventDestroy, first, int64(first)
+			r.Event, r.ID, r.Received = flow.EventDestroy, first, max(int64(first), 1)
 			first++
 		}
 		b = p.Ingest(b)

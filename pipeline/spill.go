@@ -16,14 +16,15 @@ const spoolAgain = time.Second
 // own moves what waits in memory to the disk, oldest first, and the worker reads the disk before the memory: the order
 // holds. So an output that hangs in a write, with its worker, does not keep records from the disk.
 //
-// What the worker has taken from memory when the output begins to fail it puts into the spool itself. As long as the spool
-// takes nothing, that stays in its hands, and when ctlogd ends, it follows behind what came later.
+// What the worker has taken from memory when the output begins to fail it puts into the spool itself, unless newer
+// records were moved there while it was in the write. Then, and as long as the spool takes nothing, that stays in its
+// hands, and when ctlogd ends, it follows behind what came later.
 type spill struct {
 	spool *spool.Spool
 	ready chan struct{} // holds a token when there is something to see
 
 	// The queue's lock guards these.
-	moving  bool      // something is on its way to the disk
+	moving  bool      // something is on its way to the disk, from memory or the worker
 	err     error     // of the last Append, nil once one succeeds
 	again   time.Time // when to try again behind err
 	damaged uint64    // of the spool's damaged records, those that are counted
@@ -78,9 +79,13 @@ func (q *Queue) deliverSpool() {
 	for i := range s.batch.Records {
 		s.recs = append(s.recs, &s.batch.Records[i])
 	}
-	left := q.deliver(s.recs, false) // what is left is not committed, and the worker ends
+	left := q.deliver(s.recs, false)
 	if done := len(s.recs) - len(left); done > 0 {
 		q.takeOff(part{spooled: done})
+	}
+	if len(left) > 0 && q.ctx.Err() == nil { // for another output
+		q.exchange()
+		s.spool.Rewind()
 	}
 	if len(s.recs) == 0 {
 		// A file could not be read. It is tried again, and what waits in memory stays behind it.
@@ -96,7 +101,8 @@ func (q *Queue) deliverSpool() {
 
 // shouldSpill reports whether what waits in memory is to be moved to the disk now. The lock is held.
 func (q *Queue) shouldSpill() bool {
-	return len(q.batches) > 0 && (q.failing != nil || q.room > q.max/2) && !time.Now().Before(q.spill.again)
+	return len(q.batches) > 0 && !q.spill.moving && (q.failing != nil || q.room > q.max/2) &&
+		!time.Now().Before(q.spill.again)
 }
 
 // spillOver moves batches to the spool, as long as they are to be moved, until stop is closed.
@@ -132,7 +138,7 @@ func (q *Queue) moveOne() {
 	s := q.spill
 	q.mu.Lock()
 	n := q.first()
-	if n == 0 {
+	if n == 0 || s.moving {
 		q.mu.Unlock()
 		return
 	}
@@ -177,6 +183,25 @@ func (q *Queue) moveOne() {
 		b.Done()
 	}
 	q.wakeUp()
+}
+
+// keep puts what the worker has in its hands into the spool; false if the spool cannot take it, or has newer records.
+func (q *Queue) keep(recs []*flow.Record) (ok bool) {
+	s := q.spill
+	q.mu.Lock()
+	first := !s.comesFirst()
+	if first {
+		s.moving = true // nothing overtakes them on the way
+	}
+	q.mu.Unlock()
+	if !first {
+		return false
+	}
+	ok = q.appendSpool(recs)
+	q.mu.Lock()
+	s.moving = false
+	q.mu.Unlock()
+	return ok
 }
 
 // appendSpool puts recs into the spool; false if it cannot take them now.

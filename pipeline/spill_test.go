@@ -41,6 +41,16 @@ func eventually(t *testing.T, what string, is func() bool) {
 	}
 }
 
+// awaitRoom waits until no more than taken records' room is taken.
+func awaitRoom(t *testing.T, q *Queue, taken int) {
+	t.Helper()
+	eventually(t, "the queue has room", func() bool {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return q.room <= taken
+	})
+}
+
 // switched is an output that can be broken and mended.
 type switched struct {
 	stub
@@ -79,11 +89,7 @@ func TestSpillOverRestarts(t *testing.T) {
 		p.Start()
 		for range 20 {
 			next = send(p, next, batchRecords, 3)
-			eventually(t, "the queue has room", func() bool {
-				q.mu.Lock()
-				defer q.mu.Unlock()
-				return q.room <= bound/2
-			})
+			awaitRoom(t, q, bound/2)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		p.Close(ctx)
@@ -132,7 +138,8 @@ func TestSpillOverRestarts(t *testing.T) {
 // the order in which they were read.
 func TestSpillKeepsOrder(t *testing.T) {
 	out := newSwitched(false)
-	q := NewQueue(out, nil, 64*batchRecords, zap.NewNop())
+	const bound = 64 * batchRecords
+	q := NewQueue(out, nil, bound, zap.NewNop())
 	q.Spill(openSpool(t, t.TempDir(), 0))
 	p := New(nil, []*Queue{q})
 	p.Start()
@@ -153,6 +160,7 @@ func TestSpillKeepsOrder(t *testing.T) {
 	for begin := time.Now(); time.Since(begin) < 3*time.Second; {
 		next = send(p, next, batchRecords, 1, 17, batchRecords)
 		time.Sleep(time.Millisecond)
+		awaitRoom(t, q, bound-4*batchRecords)
 	}
 	close(stop)
 	toggling.Wait()
@@ -192,32 +200,66 @@ func TestSpillFromTheWorker(t *testing.T) {
 	p.Close(t.Context())
 }
 
-// TestSpillBesideAHangingOutput has the output hang in one write: what comes meanwhile goes to the disk, nothing is lost.
+// TestSpillBesideAHangingOutput has the output hang in one write, which then succeeds or fails: what comes meanwhile goes
+// to the disk, nothing is lost, and what the write was about stays before what came later.
 func TestSpillBesideAHangingOutput(t *testing.T) {
-	hold := make(chan struct{})
-	out := &stub{write: func(_ context.Context, _ int, recs []*flow.Record) (int, error) {
-		<-hold
-		return len(recs), nil
-	}}
-	const bound = 4 * batchRecords
-	q := NewQueue(out, nil, bound, zap.NewNop())
-	q.Spill(openSpool(t, t.TempDir(), 0))
-	p := New(nil, []*Queue{q})
-	p.Start()
-	var next uint32
-	for range 50 {
-		next = send(p, next, batchRecords)
-		eventually(t, "the queue has room", func() bool {
-			q.mu.Lock()
-			defer q.mu.Unlock()
-			return q.room <= bound-batchRecords
+	for _, tt := range []struct {
+		name string
+		fail bool
+	}{{"succeeds", false}, {"fails", true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			hold := make(chan struct{})
+			out := &stub{write: func(_ context.Context, call int, recs []*flow.Record) (int, error) {
+				<-hold
+				if tt.fail && call < 3 {
+					return 5, errors.New("some of them")
+				}
+				return len(recs), nil
+			}}
+			const bound = 4 * batchRecords
+			q := NewQueue(out, nil, bound, zap.NewNop())
+			q.Spill(openSpool(t, t.TempDir(), 0))
+			p := New(nil, []*Queue{q})
+			p.Start()
+			var next uint32
+			for range 50 {
+				next = send(p, next, batchRecords)
+				awaitRoom(t, q, bound-batchRecords)
+			}
+			close(hold)
+			eventually(t, "everything is delivered", func() bool {
+				out.mu.Lock()
+				defer out.mu.Unlock()
+				return len(out.ids) >= int(next)
+			})
+			p.Close(t.Context())
+			if !slices.Equal(out.ids, upTo(next)) {
+				t.Errorf("%d records delivered, want each of %d once and in order", len(out.ids), next)
+			}
 		})
 	}
-	close(hold)
-	eventually(t, "everything is delivered", func() bool { out.mu.Lock(); defer out.mu.Unlock(); return len(out.ids) >= int(next) })
-	p.Close(t.Context())
-	if !slices.Equal(out.ids, upTo(next)) {
-		t.Errorf("%d records delivered, want each of %d once and in order", len(out.ids), next)
+}
+
+// TestReplaceBroken puts an output in the place of one that never takes what the worker has in its hands.
+func TestReplaceBroken(t *testing.T) {
+	for _, spooled := range []bool{false, true} {
+		t.Run(map[bool]string{false: "no spool", true: "spool"}[spooled], func(t *testing.T) {
+			broken, good := newSwitched(true), new(stub)
+			q := NewQueue(broken, nil, 0, zap.NewNop())
+			if spooled {
+				q.Spill(openSpool(t, t.TempDir(), 0))
+			}
+			p := New(nil, []*Queue{q})
+			p.Start()
+			next := send(p, 0, batchRecords, 3)
+			eventually(t, "the worker has tried", func() bool { return q.Stats.Errors.Load() > 1 })
+			q.Replace(func() (Output, error) { return good, nil })
+			eventually(t, "everything is delivered", func() bool { return q.Stats.Written.Load() == uint64(next) })
+			p.Close(t.Context())
+			if !slices.Equal(good.ids, upTo(next)) {
+				t.Errorf("%d records delivered, want each of %d once and in order", len(good.ids), next)
+			}
+		})
 	}
 }
 
@@ -256,8 +298,9 @@ func TestSpoolFull(t *testing.T) {
 		}
 		delete(missing, id)
 	}
-	for id := range missing { // Received is the id
-		if !slices.ContainsFunc(out.gaps, func(g Gap) bool { return g.From <= int64(id) && int64(id) <= g.To }) {
+	for id := range missing {
+		received := max(int64(id), 1)
+		if !slices.ContainsFunc(out.gaps, func(g Gap) bool { return g.From <= received && received <= g.To }) {
 			t.Fatalf("record %d is missing, and in no gap of %+v", id, out.gaps)
 		}
 	}

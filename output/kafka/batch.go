@@ -3,7 +3,7 @@ package kafka
 import (
 	"encoding/binary"
 	"hash/crc32"
-	"math/bits"
+	"slices"
 )
 
 // A record batch, version 2 (Kafka's documentation, "Record Batch"), behind the size with which it stands in a Produce
@@ -34,43 +34,71 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// batchBuilder collects the records of one batch, uncompressed.
+// batchBuilder collects the records of one batch, uncompressed. Between open and close, a record's value is appended to
+// records, so that the encoder writes it where it belongs.
 type batchBuilder struct {
 	records   []byte
 	n         int
 	firstTime int64
 	maxTime   int64
+
+	// The open record's.
+	time         int64
+	start, value int // where it and its value begin
 }
 
 func (b *batchBuilder) reset() { *b = batchBuilder{records: b.records[:0]} }
 
-// add adds a record: timestamp in ms, key (nil: none), value, and its headers as appendHeaders made them.
+// lengthLen is how much room is left for a length that is not known yet: a varint of two bytes tells 64 to 8191, which is
+// what records have, but for a few.
+const lengthLen = 2
+
+// open begins a record: timestamp in ms, key (empty: none).
 //
 //	length varint | attributes 0 | timestamp delta varint | offset delta varint
 //	key length varint, key | value length varint, value | number of headers varint, headers
-func (b *batchBuilder) add(ms int64, key, value, headers []byte) {
+func (b *batchBuilder) open(ms int64, key []byte) {
 	if b.n == 0 {
 		b.firstTime, b.maxTime = ms, ms
 	}
-	b.maxTime = max(b.maxTime, ms)
-	delta := ms - b.firstTime
-	keyLen := int64(len(key))
-	if key == nil {
-		keyLen = -1
-	}
-	length := 1 + varintLen(delta) + varintLen(int64(b.n)) + varintLen(keyLen) + len(key) +
-		varintLen(int64(len(value))) + len(value) + len(headers)
-
-	r := binary.AppendVarint(b.records, int64(length))
-	r = append(r, 0)
-	r = binary.AppendVarint(r, delta)
+	b.time, b.start = ms, len(b.records)
+	r := append(b.records, make([]byte, lengthLen+1)...)
+	r = binary.AppendVarint(r, ms-b.firstTime)
 	r = binary.AppendVarint(r, int64(b.n))
-	r = binary.AppendVarint(r, keyLen)
-	r = append(r, key...)
-	r = binary.AppendVarint(r, int64(len(value)))
-	r = append(r, value...)
-	b.records = append(r, headers...)
+	if len(key) == 0 {
+		r = binary.AppendVarint(r, -1)
+	} else {
+		r = append(binary.AppendVarint(r, int64(len(key))), key...)
+	}
+	b.records = append(r, make([]byte, lengthLen)...)
+	b.value = len(b.records)
+}
+
+// close ends the record with its headers, as appendHeaders made them. If the batch has more than most bytes by then, and
+// other records, it does without this one and returns false.
+func (b *batchBuilder) close(headers []byte, most int) bool {
+	b.setLength(b.value)
+	b.records = append(b.records, headers...)
+	b.setLength(b.start + lengthLen)
+	if b.n > 0 && len(b.records) > most {
+		b.records = b.records[:b.start]
+		return false
+	}
+	b.maxTime = max(b.maxTime, b.time)
 	b.n++
+	return true
+}
+
+// setLength writes the length of what begins at from and goes to the end, into the room before it. What follows is moved
+// in the rare case that the length has more or fewer bytes.
+func (b *batchBuilder) setLength(from int) {
+	var length [binary.MaxVarintLen64]byte
+	n := binary.PutVarint(length[:], int64(len(b.records)-from))
+	if n != lengthLen {
+		b.records = slices.Replace(b.records, from-lengthLen, from, length[:n]...)
+		return
+	}
+	copy(b.records[from-lengthLen:], length[:n])
 }
 
 // encode writes the batch over dst, compressed by c, whose number is attributes.
@@ -109,9 +137,4 @@ func appendHeaders(dst []byte, headers ...header) []byte {
 		dst = append(binary.AppendVarint(dst, int64(len(h.value))), h.value...)
 	}
 	return dst
-}
-
-// varintLen returns the length of v as binary.AppendVarint writes it, zigzag encoded, which is Kafka's varint too.
-func varintLen(v int64) int {
-	return (bits.Len64(uint64(v<<1^v>>63)|1) + 6) / 7
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,6 +62,9 @@ func TestBatch(t *testing.T) {
 		{Offset: 1, Millis: 1_699_999_999_000, Value: "", NoKey: true, Headers: headers}, // back in time
 		{Offset: 2, Millis: 1_700_000_099_123, Key: "2001:db8::1", Value: long, Headers: headers},
 	}
+	for i, n := range []int{1, 63, 64, 65, 8100, 8191, 8192, 8193} { // where lengths get one more byte
+		want = append(want, decoded{Offset: int64(3 + i), Millis: 1_700_000_000_000, Key: "k", Value: long[:n], Headers: headers})
+	}
 	for number, name := range Compressions {
 		t.Run(name, func(t *testing.T) {
 			var b batchBuilder
@@ -68,11 +72,9 @@ func TestBatch(t *testing.T) {
 			for range 2 {
 				b.reset()
 				for _, w := range want {
-					key := []byte(w.Key)
-					if w.NoKey {
-						key = nil
-					}
-					b.add(w.Millis, key, []byte(w.Value), raw)
+					b.open(w.Millis, []byte(w.Key))
+					b.records = append(b.records, w.Value...)
+					b.close(raw, 1<<20)
 				}
 				buf = b.encode(buf, number, newCodec(number))
 			}
@@ -87,6 +89,35 @@ func TestBatch(t *testing.T) {
 				t.Errorf("largest timestamp %v, want %v", got, want)
 			}
 		})
+	}
+}
+
+// TestBatchBytes: a batch takes no more than it may, but for a single record.
+func TestBatchBytes(t *testing.T) {
+	var b batchBuilder
+	add := func(value string) bool {
+		b.open(0, nil)
+		b.records = append(b.records, value...)
+		return b.close([]byte{0}, 300)
+	}
+	long, short := strings.Repeat("x", 400), strings.Repeat("x", 100)
+	for _, tc := range []struct {
+		values []string
+		n      int
+	}{
+		{[]string{long, short}, 1},
+		{[]string{short, short, short}, 2},
+		{[]string{short, long, short}, 1},
+	} {
+		b.reset()
+		n := 0
+		for n < len(tc.values) && add(tc.values[n]) {
+			n++
+		}
+		got, _ := decodeBatch(t, b.encode(nil, 0, newCodec(0)))
+		if n != tc.n || len(got) != n {
+			t.Errorf("%d of %d records, and %d in the batch; want %d", n, len(tc.values), len(got), tc.n)
+		}
 	}
 }
 

@@ -81,10 +81,10 @@ func batchOf(t testing.TB, n int) []byte {
 	t.Helper()
 	e := newEncoder(t)
 	var b batchBuilder
-	var value []byte
 	for i, r := range records(n) {
-		value = e.Append(value[:0], r)
-		b.add(r.Stop/1e6, fmt.Appendf(nil, "100.64.0.%d", i%100), value, []byte{0})
+		b.open(r.Stop/1e6, fmt.Appendf(nil, "100.64.0.%d", i%100))
+		b.records = e.Append(b.records, r)
+		b.close([]byte{0}, 1<<30)
 	}
 	return b.records
 }

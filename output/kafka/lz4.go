@@ -12,15 +12,16 @@ import (
 //	(block size, 4 bytes; bit 31: stored as it is | block)...
 //	end mark, 4 zero bytes
 //
-// The encoder is our own for speed. Records are alike, so that long matches abound; the usual ones of 4 bytes only cut
-// digits to pieces. Looking for matches of 8 bytes and more costs half the time at about the same size.
+// The encoder is our own for speed. Records are alike but for their values, and what follows a value is what has
+// followed it in an earlier record. So a match is looked for only where a word ends, and there it is found: one look for
+// each value that differs. Trying every second byte takes half as long again and saves 5 % of the bytes.
 const (
 	lz4Head     = "\x04\x22\x4d\x18\x60\x40\x82"
 	lz4Block    = 64 << 10
 	lz4MinMatch = 8
 	lz4Tail     = 16 // the format wants 5 literals at the end and no match that starts in the last 12 bytes
 
-	lz4TableBits = 13
+	lz4TableBits = 11
 	lz4Stored    = 1 << 31
 )
 
@@ -46,43 +47,46 @@ func (e *lz4Encoder) append(dst, src []byte) []byte {
 	return append(dst, 0, 0, 0, 0)
 }
 
-func lz4Hash(u uint64) uint64 { return u * 0x9e3779b185ebca87 >> (64 - lz4TableBits) }
+func lz4Hash(u, v uint64) uint64 {
+	return (u ^ bits.RotateLeft64(v, 29)) * 0x9e3779b185ebca87 >> (64 - lz4TableBits)
+}
 
-func load64(b []byte, i int) uint64 { return binary.LittleEndian.Uint64(b[i:]) }
+// load64 has the compiler check bounds once and not mask the address, which slicing to the end costs.
+func load64(b []byte, i int) uint64 { return binary.LittleEndian.Uint64(b[i : i+8 : i+8]) }
+
+// lz4Word returns the place of the first byte of src from i on that ends a word: a quote, a comma, a space, anything
+// below '-'. If there is none before end, it returns a place behind that.
+func lz4Word(src []byte, i, end int) int {
+	const ones = 0x0101010101010101
+	for i <= end {
+		x := load64(src, i)
+		if below := (x - '-'*ones) &^ x & (0x80 * ones); below != 0 {
+			return i + bits.TrailingZeros64(below)>>3
+		}
+		i += 8
+	}
+	return i
+}
 
 // appendBlock appends src, of at most 64 KiB, as one block (lz4_Block_format.md): a row of sequences, each of which is
 // some literals and then a match, a copy of what stands at an offset back.
 func (e *lz4Encoder) appendBlock(dst, src []byte) []byte {
 	clear(e.table[:])
 	anchor := 0 // src[:anchor] is written
-	for i := 1; i <= len(src)-lz4Tail; {
-		// Positions are tried two apart, and farther as nothing is found: a match is extended backwards as well.
-		m, found := 0, false
-		for step := 2 << 5; i <= len(src)-lz4Tail; step++ {
-			u := load64(src, i)
-			h := lz4Hash(u)
-			m = int(e.table[h])
-			e.table[h] = uint16(i)
-			if m < i && load64(src, m) == u {
-				found = true
-				break
-			}
-			i += step >> 5
+	last := len(src) - lz4Tail
+	for i := lz4Word(src, 0, last); i <= last; i = lz4Word(src, i, last) {
+		u := load64(src, i)
+		h := lz4Hash(u, load64(src, i+2))
+		m := int(e.table[h])
+		e.table[h] = uint16(i)
+		if m >= i || load64(src, m) != u {
+			i++
+			continue
 		}
-		if !found {
-			break
-		}
-		offset := i - m
 		start := i
-		for start > anchor && start > offset && src[start-1] == src[start-1-offset] {
-			start--
-		}
-		i = lz4MatchEnd(src, i+lz4MinMatch, offset)
-		dst = lz4AppendSequence(dst, src[anchor:start], offset, i-start)
+		i = lz4MatchEnd(src, i+lz4MinMatch, start-m)
+		dst = lz4AppendSequence(dst, src[anchor:start], start-m, i-start)
 		anchor = i
-		if i <= len(src)-lz4Tail {
-			e.table[lz4Hash(load64(src, i-2))] = uint16(i - 2)
-		}
 	}
 	dst = lz4AppendToken(dst, len(src)-anchor, 0)
 	return append(dst, src[anchor:]...)

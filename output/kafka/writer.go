@@ -14,7 +14,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -43,9 +42,6 @@ const (
 	HeaderVersion = "v"    // the version of the value's schema, 1
 	HeaderHost    = "host" // who wrote the record
 )
-
-// maxRecordOverhead is what a record in a batch has besides key, value and headers, at most.
-const maxRecordOverhead = 1 + 5*binary.MaxVarintLen32
 
 // complainEvery is how often refused records are logged at most; every one is counted.
 const complainEvery = 10 * time.Second
@@ -95,8 +91,9 @@ type Writer struct {
 	ids    []int  // 0 to len(parts)-1, as kafka-go's balancer wants them
 	sticky uint   // chooses the partition of records that have no key; moves on with every Write
 	state  []byte // of each record of the slice that Write works on
+	keys   []byte // of all of them, one behind the other
+	keyEnd []int  // where each one's ends
 	batch  batchBuilder
-	keyBuf []byte
 	value  []byte
 
 	// limit is what BatchBytes has come down to, as batches were too large, and grown again.
@@ -328,13 +325,17 @@ func (w *Writer) route(recs []*flow.Record) {
 		}
 	}
 	var murmur2 kafka.Murmur2Balancer
+	w.keys, w.keyEnd = w.keys[:0], w.keyEnd[:0]
 	for i, r := range recs {
+		start := len(w.keys)
+		w.keys = w.key(w.keys, r)
+		w.keyEnd = append(w.keyEnd, len(w.keys))
 		if w.state[i]&settled != 0 {
 			continue
 		}
 		p := free
-		if w.keyBuf = w.key(w.keyBuf[:0], r); len(w.keyBuf) > 0 {
-			p = murmur2.Balance(kafka.Message{Key: w.keyBuf}, w.ids...)
+		if key := w.keys[start:]; len(key) > 0 {
+			p = murmur2.Balance(kafka.Message{Key: key}, w.ids...)
 		}
 		w.parts[p].idx = append(w.parts[p].idx, int32(i))
 	}
@@ -378,23 +379,33 @@ func (w *Writer) round(ctx context.Context, recs []*flow.Record) bool {
 	return true
 }
 
+// keyOf returns the key of record i, which is valid until the next route.
+func (w *Writer) keyOf(i int32) []byte {
+	start := 0
+	if i > 0 {
+		start = w.keyEnd[i-1]
+	}
+	return w.keys[start:w.keyEnd[i]]
+}
+
 // encode makes the batch of p's next records.
 func (w *Writer) encode(p *partition, recs []*flow.Record, now int64) {
 	w.batch.reset()
 	p.sent = 0
 	for _, i := range p.pending() {
-		r := recs[i]
-		w.value = w.opt.Encoder.Append(w.value[:0], r)
-		w.keyBuf = w.key(w.keyBuf[:0], r)
-		size := len(w.batch.records) + len(w.value) + len(w.keyBuf) + len(w.headers) + maxRecordOverhead
-		if p.sent > 0 && (p.sent == p.max || size > w.limit) {
+		if p.sent == p.max {
 			break
 		}
-		key := w.keyBuf
-		if len(key) == 0 {
-			key = nil
+		r := recs[i]
+		ms, clamped := timestamp(r, w.state[i], now)
+		w.batch.open(ms, w.keyOf(i))
+		w.batch.records = w.opt.Encoder.Append(w.batch.records, r)
+		if !w.batch.close(w.headers, w.limit) {
+			break
 		}
-		w.batch.add(w.timestamp(r, w.state[i], now), key, w.value, w.headers)
+		if clamped {
+			w.counters.Clamped.Add(1)
+		}
 		p.sent++
 	}
 	p.raw = len(w.batch.records)
@@ -402,21 +413,19 @@ func (w *Writer) encode(p *partition, recs []*flow.Record, now int64) {
 }
 
 // timestamp returns the message's timestamp in ms: when the flow ended or the event was, but never ahead of the clock:
-// brokers refuse what is too far ahead.
-func (w *Writer) timestamp(r *flow.Record, state byte, now int64) int64 {
+// brokers refuse what is too far ahead. clamped says that this is another time than the record's, for the first time.
+func timestamp(r *flow.Record, state byte, now int64) (ms int64, clamped bool) {
 	switch {
 	case state&stampNone != 0:
-		return -1
+		return -1, false
 	case state&stampNow != 0:
-		return now
+		return now, false
 	}
 	ns, _ := r.Time()
-	ms := ns / 1e6
-	if ms > now {
-		w.counters.Clamped.Add(1)
-		return now
+	if ms = ns / 1e6; ms > now {
+		return now, true
 	}
-	return ms
+	return ms, false
 }
 
 // send makes one Produce request of the batches, all for the same broker, and gives each partition its answer.
@@ -551,7 +560,7 @@ func (w *Writer) reject(p *partition, accused []int32, recs []*flow.Record, reas
 		if w.letters.path == "" {
 			continue
 		}
-		l := deadLetter{Time: now, Topic: w.cfg.Topic, Error: reason.Err.Error(), Key: string(w.key(nil, recs[i]))}
+		l := deadLetter{Time: now, Topic: w.cfg.Topic, Error: reason.Err.Error(), Key: string(w.keyOf(i))}
 		if value := w.opt.Encoder.Append(nil, recs[i]); json.Valid(value) {
 			l.Value = value
 		} else {
