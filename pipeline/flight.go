@@ -119,7 +119,7 @@ func (q *Queue) crash() {
 		}
 	}
 	if from := oldest(parts); from != 0 {
-		q.losses.add(Gap{Gap: flow.Gap{Cause: flow.CauseOutputDown, Output: q.name}, From: from, To: now.UnixNano()}, now)
+		q.lost(Gap{Gap: flow.Gap{Cause: flow.CauseOutputDown, Output: q.name}, From: from, To: now.UnixNano()}, now)
 	}
 	q.flight = flight{sent: q.flight.sent, base: q.flight.sent}
 	q.mu.Unlock()

@@ -109,6 +109,9 @@ func (q *Queue) Name() string { return q.name }
 func (q *Queue) Output() Output {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if u, ok := q.out.(*unbuilt); ok {
+		return u.built()
+	}
 	return q.out
 }
 
@@ -136,7 +139,7 @@ func (q *Queue) Replace(build func() (Output, error)) {
 func (q *Queue) Lose(g Gap) {
 	now := time.Now()
 	q.mu.Lock()
-	q.Stats.Lost.Add(g.Gap, q.losses.add(g, now), now)
+	q.lost(g, now)
 	q.mu.Unlock()
 	q.wakeUp()
 }
@@ -240,10 +243,13 @@ func (q *Queue) note(cause flow.Cause, recs iter.Seq[*flow.Record]) uint64 {
 		g.lose(r, func(kept Gap) { q.losses.add(kept, now) })
 	}
 	if g.Lost > 0 {
-		q.Stats.Lost.Add(g.Gap, q.losses.add(g, now), now)
+		q.lost(g, now)
 	}
 	return g.Lost
 }
+
+// lost counts a new loss, and has it put on record. The lock is held.
+func (q *Queue) lost(g Gap, now time.Time) { q.Stats.Lost.Add(g.Gap, q.losses.add(g, now), now) }
 
 func (q *Queue) wakeUp() {
 	select {
@@ -408,7 +414,7 @@ type unbuilt struct {
 	name  string
 	build func() (Output, error)
 
-	mu  sync.Mutex // against Acknowledged
+	mu  sync.Mutex // against those who look from elsewhere
 	out Output     // nil until built
 }
 
@@ -425,6 +431,16 @@ func (u *unbuilt) Write(ctx context.Context, recs []*flow.Record) (n int, err er
 		u.mu.Unlock()
 	}
 	return u.out.Write(ctx, recs)
+}
+
+// built returns the output, or u as long as it could not be built.
+func (u *unbuilt) built() Output {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.out != nil {
+		return u.out
+	}
+	return u
 }
 
 func (u *unbuilt) Acknowledged() uint64 {
@@ -649,7 +665,7 @@ func (q *Queue) strand() {
 	defer q.mu.Unlock()
 	now := time.Now()
 	if q.inWrite != 0 {
-		q.losses.add(Gap{Gap: flow.Gap{Cause: flow.CauseOutputDown, Output: q.name}, From: q.inWrite, To: now.UnixNano()}, now)
+		q.lost(Gap{Gap: flow.Gap{Cause: flow.CauseOutputDown, Output: q.name}, From: q.inWrite, To: now.UnixNano()}, now)
 	}
 	for _, b := range q.batches {
 		q.Stats.Left.Add(q.lose(b.Records, flow.CauseOutputDown))

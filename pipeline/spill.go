@@ -262,7 +262,7 @@ func (q *Queue) closeSpool() {
 	if n > 0 && s.spool.Removed() {
 		now := time.Now()
 		q.mu.Lock()
-		q.losses.add(Gap{Gap: flow.Gap{Cause: flow.CauseCrash, Output: q.name, Lost: n, LostKnown: true},
+		q.lost(Gap{Gap: flow.Gap{Cause: flow.CauseCrash, Output: q.name, Lost: n, LostKnown: true},
 			From: s.spool.Oldest().UnixNano(), To: now.UnixNano()}, now)
 		q.mu.Unlock()
 		log.Error("somebody has removed the spool with what waited in it", zap.Uint64("records", n))

@@ -156,3 +156,30 @@ func TestDamageCounts(t *testing.T) {
 		t.Errorf("%d lost, and %d damaged, want 10", lost, damaged)
 	}
 }
+
+// An output that could be built only at a later try is the one that others find, to open its file again, say.
+func TestOutputBuiltLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := NewQueue(&stub{}, nil, 0, zap.NewNop())
+		p := New(nil, []*Queue{q})
+		p.Start()
+		late, tries := &stub{}, 0
+		q.Replace(func() (Output, error) {
+			if tries++; tries < 3 {
+				return nil, errors.New("not yet")
+			}
+			return late, nil
+		})
+		synctest.Wait()
+		if q.Output() == Output(late) {
+			t.Error("it is there before it was built")
+		}
+		send(p, 1, 1)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if q.Output() != Output(late) {
+			t.Errorf("the output is a %T", q.Output())
+		}
+		p.Close(t.Context())
+	})
+}
