@@ -11,7 +11,7 @@ STATICCHECK  = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # command:package, for what the integration tests, the demo and the benchmark call
 DEMO_NEEDS   = ip:iproute2 nft:nftables
 TEST_NEEDS   = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack unshare:util-linux vsftpd:vsftpd in.tftpd:tftpd-hpa \
-    java:default-jre-headless mvn:maven kcat:kcat \
+    java:default-jre-headless mvn:maven kcat:kcat chromium:chromium \
     nfcapd:nfdump nfacctd:pmacct tshark:tshark dumpcap:wireshark-common ipfixDump:libfixbuf-tools socat:socat \
     openssl:openssl promtool:prometheus rpm:rpm lintian:lintian man:man-db file:file \
     $$(/usr/bin/python3 -c 'import ipfix' 2>/dev/null || echo :python3-ipfix)
@@ -26,7 +26,7 @@ RACE         = $(if $(shell command -v gcc),-race)
 # Where users other than root do not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: all build test setup unit integration fuzz lint bench demo packages clean
+.PHONY: all build test setup unit integration fuzz lint bench bench-live demo packages clean
 all: build
 
 build:
@@ -61,6 +61,11 @@ lint:
 bench:
 	@./.ci/need $(BENCH_NEEDS) $$(find /usr/lib -name ulogd_output_JSON.so 2>/dev/null | grep -q . || echo :ulogd2-json)
 	@bench/compare.sh $(BENCH)
+
+# What it costs the daemon to be looked at; BENCH='-k 5' chooses, see bench/live.sh.
+bench-live:
+	@./.ci/need $(DEMO_NEEDS) gcc:build-essential script:bsdutils curl:curl
+	@bench/live.sh $(BENCH)
 
 # Standard output carries the records alone, so that "make -s demo | jq" works.
 demo:

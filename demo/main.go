@@ -12,18 +12,23 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/integration/lab"
+	"github.com/ctlogd/ctlogd/live"
 )
 
 func main() {
@@ -45,6 +50,7 @@ input:
 outputs:
   jsonl:
     - path: "-"
+live: {socket: %s}
 `
 
 func run(ctx context.Context, ctlogd string, rounds int) error {
@@ -62,8 +68,14 @@ func run(ctx context.Context, ctlogd string, rounds int) error {
 	}
 	defer n.close()
 
+	dir, err := os.MkdirTemp("", "ctlogd-demo-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	socket := filepath.Join(dir, "ctlogd.sock")
 	cmd := exec.Command(ctlogd, "run", "-c", "/dev/stdin")
-	cmd.Stdin, cmd.Stderr = strings.NewReader(config), os.Stderr
+	cmd.Stdin, cmd.Stderr = strings.NewReader(fmt.Sprintf(config, socket)), os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the demo, which then ends the daemon
 	records, err := cmd.StdoutPipe()
 	if err != nil {
@@ -73,16 +85,27 @@ func run(ctx context.Context, ctlogd string, rounds int) error {
 		return err
 	}
 	ctx, ended := context.WithCancelCause(ctx)
-	shown := make(chan int, 1)
+	terminal := isTerminal(os.Stdout)
+	read := make(chan int, 1)
 	go func() {
-		shown <- show(bufio.NewScanner(records))
+		read <- pass(records, !terminal)
 		ended(errors.New("ctlogd has ended"))
 	}()
-	err = n.play(ctx, cmd.Process.Pid, rounds)
+	err = listening(ctx, cmd.Process.Pid, socket)
+	var shown sync.WaitGroup
+	if err == nil && terminal {
+		tapped := make(chan struct{})
+		shown.Go(func() { tap(socket, sync.OnceFunc(func() { close(tapped) })) })
+		<-tapped
+	}
+	if err == nil {
+		err = n.play(ctx, rounds)
+	}
 	_ = cmd.Process.Signal(syscall.SIGTERM)
 	late := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
-	count := <-shown // the pipe ends with the daemon
+	count := <-read // the pipe ends with the daemon
 	late.Stop()
+	shown.Wait()
 	if exit := cmd.Wait(); exit != nil {
 		err = fmt.Errorf("ctlogd: %w", exit)
 	}
@@ -90,9 +113,35 @@ func run(ctx context.Context, ctlogd string, rounds int) error {
 	return err
 }
 
-// play waits until the daemon listens, makes traffic, and waits until the flows have ended.
-func (n *network) play(ctx context.Context, pid, rounds int) error {
-	for deadline := time.Now().Add(10 * time.Second); !lab.Listens(pid, lab.GroupDestroy); {
+// pass reads the records, as JSON lines, until there are no more, prints them if they are to be seen like this, and
+// returns how many there were.
+func pass(records io.Reader, print bool) (count int) {
+	for lines := bufio.NewScanner(records); lines.Scan(); count++ {
+		if print {
+			fmt.Println(lines.Text())
+		}
+	}
+	return count
+}
+
+// tap shows the records as "ctlogd tap" does, until the daemon ends. tapped is called when none is missed any more.
+func tap(socket string, tapped func()) {
+	defer tapped()
+	p := live.Printer{Color: true}
+	fmt.Println(p.Head())
+	_ = live.NewClient(socket).Tap(context.Background(), nil, func(r *flow.Record) bool {
+		fmt.Println(p.Line(r))
+		return true
+	}, tapped)
+}
+
+// listening waits until the daemon listens, for events and on its socket.
+func listening(ctx context.Context, pid int, socket string) error {
+	listens := func() bool {
+		_, err := os.Stat(socket)
+		return err == nil && lab.Listens(pid, lab.GroupDestroy)
+	}
+	for deadline := time.Now().Add(10 * time.Second); !listens(); {
 		if time.Now().After(deadline) {
 			return errors.New("ctlogd does not listen for conntrack events")
 		}
@@ -100,6 +149,11 @@ func (n *network) play(ctx context.Context, pid, rounds int) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// play makes traffic, and waits until the flows have ended.
+func (n *network) play(ctx context.Context, rounds int) error {
 	say("client 192.168.1.2 -- gateway 198.51.100.1 -- server 198.51.100.10; ctlogd runs in the gateway.")
 	for round := range rounds {
 		if err := n.traffic(round); err != nil {

@@ -18,6 +18,7 @@ type Stage interface {
 // Pipeline takes batches from the reader through the stages to the outputs.
 type Pipeline struct {
 	pool pool
+	taps atomic.Pointer[[]*Tap] // nil: nobody looks on
 
 	mu     sync.Mutex // for those who are not the reader's goroutine, which alone changes what follows
 	stages []Stage
@@ -82,6 +83,11 @@ func (p *Pipeline) Ingest(b *flow.Batch) *flow.Batch {
 	offered.Hold(1)
 	for _, q := range p.queues {
 		q.offer(offered)
+	}
+	if taps := p.taps.Load(); taps != nil {
+		for _, t := range *taps {
+			t.offer(offered)
+		}
 	}
 	offered.Done()
 	if offered == b {

@@ -11,7 +11,9 @@ import (
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/live"
 	"github.com/ctlogd/ctlogd/monitor"
+	"github.com/ctlogd/ctlogd/output/format"
 	"github.com/ctlogd/ctlogd/pipeline"
 )
 
@@ -64,7 +66,10 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, ow
 	}
 	st.restore(a.pipeline.Queues(), socket)
 	a.pipeline.Start()
-	a.server = monitor.NewServer(monitor.NewMux(a.snapshot), log.Named("metrics"))
+	mux := monitor.NewMux(a.snapshot)
+	shown := a.show()
+	mux.HandleFunc("GET /{$}", shown.Page)
+	a.server = monitor.NewServer(mux, log.Named("metrics"))
 	a.server.Configure(cfg.Metrics)
 	defer a.server.Close()
 	marking, stopMarking := context.WithCancel(context.Background())
@@ -87,6 +92,7 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, ow
 	stopOpening()
 	socket = a.socket(cfg)
 	a.close(cfg.ShutdownTimeout)
+	shown.Close() // behind the last records
 	stopMarking()
 	background.Wait()
 	st.finish(a.pipeline, a.reader.ReadUntil(), socket)
@@ -179,6 +185,23 @@ func (a *app) close(within time.Duration) {
 	if err := a.reader.Close(); err != nil {
 		a.log.Error("close netlink socket", zap.Error(err))
 	}
+}
+
+// show opens the socket for those who look on. Logging does not depend on it.
+func (a *app) show() *live.Server {
+	cfg, log := a.cfg, a.log.Named("live")
+	s := live.NewServer(live.Options{Pipeline: a.pipeline, Snapshot: a.snapshot, Table: input.ReadTable,
+		Talkers: cfg.Live.Talkers, Log: log,
+		Encoder: func() (format.Encoder, error) {
+			return format.New("", format.FlatOptions{Host: cfg.Host, Observer: cfg.Observer})
+		}})
+	if cfg.Live.Socket != "" && cfg.Live.Socket != live.NoSocket {
+		if err := s.Listen(cfg.Live.Socket); err != nil {
+			log.Error("tap, top and status do not work, logging does", zap.Error(err))
+		}
+	}
+	s.Start()
+	return s
 }
 
 // report logs the sums of the whole run.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -178,8 +177,5 @@ func printResults(w io.Writer, results []preflight.Result) error {
 }
 
 func printJSON(w io.Writer, results []preflight.Result) error {
-	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false)
-	enc.SetIndent("", "  ")
-	return enc.Encode(results)
+	return printAsJSON(w, results)
 }

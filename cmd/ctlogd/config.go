@@ -11,6 +11,7 @@ import (
 	"unicode"
 
 	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/live"
 	"github.com/ctlogd/ctlogd/monitor"
 	"github.com/ctlogd/ctlogd/output/ipfix"
 	"github.com/ctlogd/ctlogd/output/jsonl"
@@ -26,6 +27,7 @@ type Config struct {
 	Filter          pipeline.FilterConfig `yaml:"filter"` // of all outputs; each may have its own behind it
 	Outputs         OutputsConfig         `yaml:"outputs"`
 	Metrics         monitor.Config        `yaml:"metrics"`
+	Live            live.Config           `yaml:"live"` // for those who look on
 	Log             LogConfig             `yaml:"log"`
 	Observer        string                `yaml:"observer"` // enters every flow_id; unset: the machine id
 	Host            string                `yaml:"host"`     // stands in every record; unset: the host name
@@ -188,6 +190,7 @@ func (c *Config) Validate(report func(path, msg string)) {
 	if !slices.Contains(logFormats, c.Log.Format) {
 		report("log.format", fmt.Sprintf("unknown format %q; use %s", c.Log.Format, oneOf(logFormats)))
 	}
+	c.Live.Validate(block("live"))
 	for path, name := range map[string]string{"host": c.Host, "observer": c.Observer} {
 		if strings.ContainsFunc(name, unicode.IsControl) {
 			report(path, fmt.Sprintf("%q has a control character; write printable text", name))
@@ -320,6 +323,9 @@ func (c *Config) Resolve() error {
 	}
 	if c.StateDirectory == "" {
 		c.StateDirectory, _, _ = strings.Cut(os.Getenv("STATE_DIRECTORY"), ":") // systemd.exec(5): a list
+	}
+	if dir, _, _ := strings.Cut(os.Getenv("RUNTIME_DIRECTORY"), ":"); c.Live.Socket == "" && dir != "" {
+		c.Live.Socket = filepath.Join(dir, filepath.Base(live.DefaultSocket))
 	}
 	if c.Observer == "" {
 		id, err := os.ReadFile("/etc/machine-id") // machine-id(5)

@@ -36,6 +36,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	cmd, err := root.ExecuteContextC(ctx)
 
 	var failed *failure
+	var code exitCode
 	var file *FileError
 	switch {
 	case err == nil:
@@ -45,6 +46,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exitFailure
 	case errors.Is(err, errChecks): // the checks have been printed
 		return exitFailure
+	case errors.As(err, &code):
+		return int(code)
 	case errors.As(err, &failed):
 		complain(stderr, "ctlogd: "+err.Error())
 		return exitFailure
@@ -108,13 +111,13 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return errors.New("no command given; use run, check, ipfix or version")
+			return errors.New("no command given; use run, check, status, tap, top, ipfix or version")
 		},
 	}
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(runCmd, checkCmd, newIPFIX(stdout), versionCmd)
+	root.AddCommand(runCmd, checkCmd, newStatus(stdout), newTap(stdout), newTop(stdout), newIPFIX(stdout), versionCmd)
 	root.AddCommand(newMan(root, stdout))
 	return root
 }

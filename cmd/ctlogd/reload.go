@@ -62,6 +62,10 @@ func (a *app) reload(ctx context.Context) (err error) {
 		a.log.Warn("reload: state_directory takes effect at the next start")
 	}
 
+	if cfg.Live != a.cfg.Live {
+		a.log.Warn("reload: live takes effect at the next start")
+	}
+
 	was := map[string]plannedOutput{}
 	for _, o := range a.outputs {
 		was[o.name] = o

@@ -45,6 +45,13 @@ func TestBoot(t *testing.T) {
 			t.Errorf("the process has no %q:\n%s", want, status)
 		}
 	}
+	// The members of its group may look, others not.
+	for groups, want := range map[string]string{"--groups=ctlogd": " 1,000 events", "--clear-groups": "permission denied"} {
+		out, err := m.run("setpriv", "--reuid=65534", "--regid=65534", groups, "/usr/bin/ctlogd", "status")
+		if !strings.Contains(out, want) {
+			t.Errorf("status with %s: %v\n%s", groups, err, out)
+		}
+	}
 	m.systemctl(t, "reload", "ctlogd")
 	must(t, m.flood.Churn(1000, 2000))
 	if l := m.settle(t, 2000); len(l.missing) > 0 {

@@ -158,13 +158,14 @@ func appendHex(b, p []byte) []byte {
 }
 
 // appendString appends s, which may be any bytes, as a JSON string (RFC 8259 section 7). What is not UTF-8 becomes
-// U+FFFD. U+2028 and U+2029 are escaped for readers that take them for line ends.
+// U+FFFD. U+2028 and U+2029 are escaped for readers that take them for line ends, DEL and the C1 controls for terminals
+// that obey them.
 func appendString[T string | []byte](b []byte, s T) []byte {
 	b = append(b, '"')
 	done := 0
 	for i := 0; i < len(s); {
 		c := s[i]
-		if c >= ' ' && c != '"' && c != '\\' && c < utf8.RuneSelf {
+		if c >= ' ' && c != '"' && c != '\\' && c < 0x7f {
 			i++
 			continue
 		}
@@ -194,6 +195,9 @@ func appendString[T string | []byte](b []byte, s T) []byte {
 		switch {
 		case r == utf8.RuneError && n == 1:
 			b = append(append(b, s[done:i]...), `\ufffd`...)
+			done = i + n
+		case r <= '\u009f':
+			b = append(append(b, s[done:i]...), '\\', 'u', '0', '0', hexDigits[r>>4], hexDigits[r&15])
 			done = i + n
 		case r == '\u2028' || r == '\u2029':
 			b = append(append(b, s[done:i]...), `\u202`...)

@@ -1,0 +1,37 @@
+package input
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+// ReadTable calls visit for each flow in the table of the caller's network namespace, through a socket of its own and
+// on the caller's goroutine; the record is visit's until it returns. A dump is no snapshot: flows that come and go
+// meanwhile may be in it or not.
+func ReadTable(ctx context.Context, visit func(*flow.Record)) error {
+	d, err := newDump(0, time.Now())
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	var stats Stats
+	fds := [...]unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}
+	for ctx.Err() == nil {
+		if _, err := unix.Poll(fds[:], 1000); err != nil && err != unix.EINTR {
+			return fmt.Errorf("wait for the table: %w", err)
+		}
+		more, err := d.step(&stats, time.Now(), visit)
+		if err != nil {
+			return fmt.Errorf("read the table: %w", err)
+		}
+		if !more {
+			return nil
+		}
+	}
+	return ctx.Err()
+}

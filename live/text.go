@@ -1,0 +1,229 @@
+package live
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/ctlogd/ctlogd/monitor"
+)
+
+// Status writes v as one screen of text.
+func (v *View) Status(color bool) string {
+	p := Printer{Color: color}
+	var b strings.Builder
+	fmt.Fprintf(&b, "ctlogd %s on %s: %s\n", Text(v.Version), Text(v.Host), p.paint(stateColors[v.State], string(v.State)))
+	fmt.Fprintf(&b, "up %s, pid %d, %s delivery\n", age(v.Uptime), v.PID, Text(strings.ReplaceAll(v.Delivery, "_", " ")))
+	for _, reason := range v.Reasons {
+		fmt.Fprintf(&b, "  %s\n", p.paint(stateColors[v.State], Text(reason)))
+	}
+	b.WriteByte('\n')
+	for _, line := range v.facts() {
+		fmt.Fprintf(&b, "%-7s %s\n", line[0], line[1])
+	}
+	b.WriteByte('\n')
+	for i, row := range layout(v.outputs()) {
+		if i == 0 {
+			row = p.paint(bold, row)
+		} else if v.Outputs[i-1].Failing {
+			row = p.paint(red, row)
+		}
+		b.WriteString(row + "\n")
+		if i > 0 && v.Outputs[i-1].Error != "" {
+			o := &v.Outputs[i-1]
+			fmt.Fprintf(&b, "  last error %s ago: %s\n", age(v.Time.Sub(o.ErrorAt).Seconds()), Text(o.Error))
+		}
+	}
+	return b.String()
+}
+
+var stateColors = map[monitor.State]string{monitor.StateOK: green, monitor.StateDegraded: yellow, monitor.StateDown: red}
+
+// facts are what is said of the daemon besides its outputs, each a word and a sentence.
+func (v *View) facts() [][2]string {
+	events := uint64(0)
+	for _, n := range v.Reader.Events {
+		events += n
+	}
+	gaps := uint64(0)
+	count := func(g []monitor.Gap) {
+		for i := range g {
+			gaps += g[i].Gaps
+		}
+	}
+	count(v.Gaps)
+	for i := range v.Outputs {
+		count(v.Outputs[i].Gaps)
+	}
+	table := Text(v.Kernel.Error)
+	if v.Kernel.Error == "" {
+		table = group(uint64(v.Kernel.Entries)) + " entries, no limit"
+		if v.Kernel.Limit > 0 {
+			table = fmt.Sprintf("%s of %s entries, %s", group(uint64(v.Kernel.Entries)), group(uint64(v.Kernel.Limit)),
+				percent(fill(float64(v.Kernel.Entries), float64(v.Kernel.Limit))))
+		}
+	}
+	return [][2]string{
+		{"reader", fmt.Sprintf("%s events, %s/s, busy %s; handed over all that ended before %s", group(events),
+			rate(v.Rates.Events), percent(v.Rates.Busy), v.Reader.ReadTo.Format("15:04:05.000"))},
+		{"lost", fmt.Sprintf("%s records in %s gaps since the start, %s/s", group(v.Lost()), group(gaps), rate(v.Rates.Lost))},
+		{"table", table},
+	}
+}
+
+// outputs returns the table of outputs, its head first.
+func (v *View) outputs() [][]string {
+	rows := [][]string{{"output", ">queue", ">waits", ">lag p99", ">records/s", ">records", ">lost", "state"}}
+	for i := range v.Outputs {
+		o := &v.Outputs[i]
+		state := "ok"
+		if o.Failing {
+			state = "failing for " + age(v.Time.Sub(o.Since).Seconds())
+		}
+		if s := o.Spool; s != nil && s.Records > 0 {
+			state += ", " + group(s.Records) + " on disk"
+		}
+		lost := uint64(0)
+		for _, g := range o.Gaps {
+			lost += g.Lost
+		}
+		rows = append(rows, []string{Text(o.Name), percent(fill(float64(o.Used), float64(o.Max))), age(o.OldestAge),
+			age(o.Lag.Quantile(0.99)), rate(v.Rates.Outputs[o.Name]), group(o.Written), group(lost), state})
+	}
+	return rows
+}
+
+// talkers returns a table of talkers, its head first.
+func (l *List) rows(what string, public bool, max int) [][]string {
+	head := []string{what, ">flows/min", ">bytes", ">flows now"}
+	if public {
+		head = append(head, ">tcp ports", ">udp ports")
+	}
+	rows := [][]string{head}
+	for _, t := range l.Top[:min(len(l.Top), max)] {
+		row := []string{Text(t.Key), group(t.Flows), size(t.Bytes), group(t.Now)}
+		if public {
+			row = append(row, portsUsed(t.TCP), portsUsed(t.UDP))
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+func portsUsed(n *int) string {
+	if n == nil {
+		return "?"
+	}
+	return fmt.Sprintf("%s (%s)", group(uint64(*n)), percent(float64(*n)/natPorts))
+}
+
+// natPorts are how many ports translation has to choose from for each address and protocol, unless a rule says
+// otherwise: 1024 to 65535.
+const natPorts = 65536 - 1024
+
+// layout puts rows into columns; those whose head begins with > stand to the right.
+func layout(rows [][]string) (lines []string) {
+	width := make([]int, len(rows[0]))
+	for i, row := range rows {
+		for j, cell := range row {
+			if i == 0 {
+				cell = strings.TrimPrefix(cell, ">")
+			}
+			width[j] = max(width[j], utf8.RuneCountInString(cell))
+		}
+	}
+	for i, row := range rows {
+		var b strings.Builder
+		for j, cell := range row {
+			if i == 0 {
+				cell = strings.TrimPrefix(cell, ">")
+			}
+			pad := strings.Repeat(" ", width[j]-utf8.RuneCountInString(cell))
+			if strings.HasPrefix(rows[0][j], ">") {
+				cell = pad + cell
+			} else {
+				cell += pad
+			}
+			b.WriteString(cell)
+			b.WriteString("  ")
+		}
+		lines = append(lines, strings.TrimRight(b.String(), " "))
+	}
+	return lines
+}
+
+// group writes a number with its thousands apart.
+func group(n uint64) string {
+	s := strconv.FormatUint(n, 10)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+func rate(r float64) string {
+	if r > 0 && r < 10 {
+		return strconv.FormatFloat(r, 'f', 1, 64)
+	}
+	return group(uint64(r + 0.5))
+}
+
+func percent(part float64) string {
+	if part > 0 && part < 0.0005 {
+		return "<0.1%"
+	}
+	if part > 0 && part < 0.0995 {
+		return strconv.FormatFloat(100*part, 'f', 1, 64) + "%"
+	}
+	return strconv.FormatFloat(100*part, 'f', 0, 64) + "%"
+}
+
+func size(n uint64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return strconv.FormatUint(n, 10) + " B"
+	}
+	f, i := float64(n)/1024, 0
+	for f >= 1024 && i < len(units)-1 {
+		f, i = f/1024, i+1
+	}
+	return strconv.FormatFloat(f, 'f', 1, 64) + " " + units[i:i+1] + "iB"
+}
+
+// age writes seconds as people say them.
+func age(seconds float64) string {
+	d := time.Duration(seconds * float64(time.Second))
+	switch {
+	case d <= 0:
+		return "0s"
+	case d < time.Second:
+		return max(d.Round(time.Millisecond), time.Millisecond).String()
+	case d < 10*time.Second:
+		return d.Round(100 * time.Millisecond).String()
+	case d < 48*time.Hour:
+		return d.Round(time.Second).String()
+	}
+	return fmt.Sprintf("%dd%dh", int(d.Hours())/24, int(d.Hours())%24)
+}
+
+// Text returns foreign text as a terminal can be given it: what is not printable is written as an escape.
+func Text(s string) string {
+	var b strings.Builder
+	for len(s) > 0 {
+		r, n := utf8.DecodeRuneInString(s)
+		switch {
+		case r == utf8.RuneError && n == 1:
+			fmt.Fprintf(&b, `\x%02x`, s[0])
+		case r == ' ' || unicode.IsPrint(r):
+			b.WriteRune(r)
+		default:
+			q := strconv.QuoteRune(r)
+			b.WriteString(q[1 : len(q)-1])
+		}
+		s = s[n:]
+	}
+	return b.String()
+}
