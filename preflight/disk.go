@@ -18,6 +18,8 @@ type Files struct {
 	Path  string    // a file, or a directory that is theirs alone
 	Bound unit.Size // of all of them together; 0: there is none
 	Keep  int       // rotated files beside Path: PATH.1 to PATH.Keep
+
+	Reserve unit.Size // what they leave free on the file system
 }
 
 // system is a file system, and what is to go there.
@@ -26,6 +28,7 @@ type system struct {
 	free         uint64
 	err          error // free is not known
 	bound, taken int64
+	reserve      int64    // what stays free
 	names        []string // whose files have a bound
 	endless      []string // whose have none
 }
@@ -47,6 +50,7 @@ func (h host) systems(files []Files) (systems []*system) {
 		if err == nil {
 			byDevice[device] = s
 		}
+		s.reserve = max(s.reserve, int64(f.Reserve))
 		if f.Bound == 0 {
 			s.endless = append(s.endless, f.Name)
 			continue
@@ -70,7 +74,10 @@ func (s *system) result(context.Context) Result {
 	if len(s.names) > 0 {
 		r.Detail += fmt.Sprintf(", and %s may take %s more", strings.Join(s.names, ", "), about(need))
 	}
-	if uint64(need) > s.free {
+	if s.reserve > 0 {
+		r.Detail += fmt.Sprintf("; %s of it stay free", about(s.reserve))
+	}
+	if uint64(need+s.reserve) > s.free {
 		r.Status = Warn
 		r.Remedy = "lower max_size or keep, or make room: a disk that is full loses records"
 	}

@@ -474,8 +474,10 @@ func TestDisks(t *testing.T) {
 	write("log/flows.3", 1<<20) // beyond keep
 	write("spool/a", 1<<20)
 	write("spool/b", 2<<20)
-	log := Files{"outputs.jsonl[0]", logs, 4 << 20, 2}
-	spool := Files{"outputs.kafka[0].spool", filepath.Join(dir, "spool"), 8 << 20, 0}
+	log := Files{"outputs.jsonl[0]", logs, 4 << 20, 2, 0}
+	spool := Files{"outputs.kafka[0].spool", filepath.Join(dir, "spool"), 8 << 20, 0, 0}
+	reserving := log
+	reserving.Reserve = 1 << 20
 	const remedy = "lower max_size or keep, or make room: a disk that is full loses records"
 	for _, tt := range []struct {
 		name  string
@@ -487,6 +489,9 @@ func TestDisks(t *testing.T) {
 			"the file system of " + logs + " has 2 MiB left, and outputs.jsonl[0] may take 2 MiB more", ""}}},
 		{"one byte short", []Files{log}, map[string]uint64{"flows": 2<<20 - 1}, []Result{{"disk", Warn,
 			"the file system of " + logs + " has 2 MiB left, and outputs.jsonl[0] may take 2 MiB more", remedy}}},
+		{"too little beside the reserve", []Files{reserving}, map[string]uint64{"flows": 3<<20 - 1}, []Result{{"disk", Warn,
+			"the file system of " + logs + " has 3 MiB left, and outputs.jsonl[0] may take 2 MiB more; 1 MiB of it stay free",
+			remedy}}},
 		{"too little for both on one", []Files{log, spool}, map[string]uint64{"flows": 5 << 20, "spool": 5 << 20},
 			[]Result{{"disk", Warn, "the file system of " + logs +
 				" has 5 MiB left, and outputs.jsonl[0], outputs.kafka[0].spool may take 7 MiB more", remedy}}},
@@ -495,10 +500,10 @@ func TestDisks(t *testing.T) {
 			{"disk", Pass, "the file system of " + dir + "/spool has 5 MiB left, and outputs.kafka[0].spool may take 5 MiB more",
 				""},
 		}},
-		{"without a bound, and not there yet", []Files{{"outputs.jsonl[0]", filepath.Join(dir, "spool/x/y"), 0, 0}},
+		{"without a bound, and not there yet", []Files{{"outputs.jsonl[0]", filepath.Join(dir, "spool/x/y"), 0, 0, 0}},
 			map[string]uint64{"spool": 100}, []Result{{"disk", Pass, "the file system of " + dir + "/spool has 100 bytes " +
 				"left; without max_size, outputs.jsonl[0] grows as long as nobody rotates it", ""}}},
-		{"a device", []Files{{"outputs.jsonl[0]", "/dev/null", 0, 0}}, nil, nil},
+		{"a device", []Files{{"outputs.jsonl[0]", "/dev/null", 0, 0, 0}}, nil, nil},
 		{"not ours to ask", []Files{log}, nil, []Result{{"disk", Warn, "how much room " + logs +
 			" has cannot be told: permission denied", ""}}},
 	} {

@@ -78,8 +78,8 @@ func configResults(file string, err error) []preflight.Result {
 func hostChecks(cfg *Config) preflight.Options {
 	in := &cfg.Input.Conntrack
 	o := preflight.Options{ReceiveBuffer: in.ReceiveBuffer}
-	files := func(name, path string, bound unit.Size, keep int) {
-		o.Files = append(o.Files, preflight.Files{Name: name, Path: path, Bound: bound, Keep: keep})
+	files := func(name, path string, bound unit.Size, keep int, reserve unit.Size) {
+		o.Files = append(o.Files, preflight.Files{Name: name, Path: path, Bound: bound, Keep: keep, Reserve: reserve})
 	}
 	certificate := func(name, file string) {
 		if file != "" {
@@ -91,14 +91,14 @@ func hostChecks(cfg *Config) preflight.Options {
 		name := fmt.Sprintf("outputs.%s[%d]", kind, i)
 		o.Outputs = append(o.Outputs, preflight.Output{Name: name, About: about, Check: check, Reach: reach})
 		if common.Spool != nil {
-			files(name+".spool", common.Spool.Path, common.Spool.MaxSize, 0)
+			files(name+".spool", common.Spool.Path, common.Spool.MaxSize, 0, 0)
 		}
 		return name
 	}
 	for i, out := range cfg.Outputs.JSONL {
 		name := add("jsonl", i, out.Path, &out.OutputConfig, func(context.Context) error { return out.Check() }, nil)
 		if out.Path != jsonl.Stdout {
-			files(name, out.Path, out.MaxSize*unit.Size(out.Keep+1), out.Keep)
+			files(name, out.Path, out.MaxSize*unit.Size(out.Keep+1), out.Keep, out.Reserve)
 		}
 	}
 	for i, out := range cfg.Outputs.IPFIX {
@@ -114,11 +114,11 @@ func hostChecks(cfg *Config) preflight.Options {
 			certificate(name+".tls.cert", out.TLS.Cert)
 		}
 		if out.DeadLetter != "" {
-			files(name+".dead_letter", out.DeadLetter, out.DeadLetterSize, 0)
+			files(name+".dead_letter", out.DeadLetter, out.DeadLetterSize, 0, 0)
 		}
 	}
 	if cfg.StateDirectory != "" && in.Follow != input.FollowNever {
-		files("input.conntrack.follow", filepath.Join(cfg.StateDirectory, "follow"), unit.Size(*in.FollowEntries)*followBytes, 0)
+		files("input.conntrack.follow", filepath.Join(cfg.StateDirectory, "follow"), unit.Size(*in.FollowEntries)*followBytes, 0, 0)
 	}
 	if m := cfg.Metrics; m.Listen != "" {
 		o.Outputs = append(o.Outputs, preflight.Output{Name: "metrics", About: m.Listen, Check: m.Check,
