@@ -138,8 +138,13 @@ func TestEncodeAllocs(t *testing.T) {
 		}
 	}
 	once()
-	if n := testing.AllocsPerRun(10, once); n != 0 {
-		t.Errorf("%v allocations for %d records", n, len(recs))
+	// What earlier tests have left running allocates as well, now and then.
+	least := testing.AllocsPerRun(10, once)
+	for i := 0; i < 50 && least > 0; i++ {
+		least = min(least, testing.AllocsPerRun(10, once))
+	}
+	if least != 0 {
+		t.Errorf("%v allocations for %d records", least, len(recs))
 	}
 }
 
