@@ -1,6 +1,9 @@
 package input
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"time"
 
 	"go.uber.org/zap"
@@ -26,7 +29,7 @@ type clock struct {
 	ask func() (bool, error)
 
 	log            *zap.Logger
-	refused        bool // the kernel does not answer: a seccomp filter, as ProtectClock= of systemd makes it
+	refused        bool // there is nobody to ask: a seccomp filter, as ProtectClock= of systemd makes it, keeps the kernel from it
 	unsynchronized bool
 	askedAt        int64 // by the steady clock
 	offset         int64 // of the clock against the steady one
@@ -35,7 +38,8 @@ type clock struct {
 
 func newClock(log *zap.Logger) clock {
 	base := time.Now()
-	c := clock{log: log, ask: adjtimex, read: func() (wall, steady int64) {
+	ask := func() (bool, error) { return unsynchronised(unix.Adjtimex, timesync) }
+	c := clock{log: log, ask: ask, read: func() (wall, steady int64) {
 		now := time.Now()
 		return now.UnixNano(), int64(now.Sub(base))
 	}}
@@ -105,9 +109,21 @@ func (c *clock) mark(recs []flow.Record) {
 	}
 }
 
-// adjtimex asks the kernel whether its clock is unsynchronised: nobody has set it, or not for long (adjtimex(2)).
-func adjtimex() (bool, error) {
+// timesync is the directory of systemd-timesyncd(8), there while it runs. Its file says that it has synchronised the
+// clock since the machine started.
+const timesync = "/run/systemd/timesync"
+
+// unsynchronised asks the kernel whether its clock is unsynchronised: nobody has set it, or not for long (adjtimex(2)).
+// Where the kernel may not be asked, as under ProtectClock= of systemd, systemd-timesyncd tells, if it runs in dir.
+func unsynchronised(ask func(*unix.Timex) (int, error), dir string) (bool, error) {
 	var t unix.Timex
-	state, err := unix.Adjtimex(&t)
-	return state == unix.TIME_ERROR || t.Status&unix.STA_UNSYNC != 0, err
+	state, err := ask(&t)
+	if !errors.Is(err, unix.EPERM) {
+		return state == unix.TIME_ERROR || t.Status&unix.STA_UNSYNC != 0, err
+	}
+	if _, gone := os.Stat(dir); gone != nil {
+		return false, err
+	}
+	_, missing := os.Stat(filepath.Join(dir, "synchronized"))
+	return missing != nil, nil
 }

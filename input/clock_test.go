@@ -2,12 +2,15 @@ package input
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/flow"
 )
@@ -151,6 +154,48 @@ func BenchmarkClockMark(b *testing.B) {
 			recs := make([]flow.Record, 256)
 			for b.Loop() {
 				w.mark(recs)
+			}
+		})
+	}
+}
+
+// Whoever can tell is asked: the kernel, and where that is not allowed, systemd-timesyncd.
+func TestUnsynchronised(t *testing.T) {
+	dir := t.TempDir()
+	kernel := func(state int, status int32, err error) func(*unix.Timex) (int, error) {
+		return func(x *unix.Timex) (int, error) {
+			x.Status = status
+			return state, err
+		}
+	}
+	refused := kernel(-1, 0, unix.EPERM)
+	tests := []struct {
+		name string
+		ask  func(*unix.Timex) (int, error)
+		dir  string
+		file bool
+		want bool
+		err  error
+	}{
+		{"synchronised", kernel(unix.TIME_OK, 0, nil), dir, false, false, nil},
+		{"not", kernel(unix.TIME_ERROR, unix.STA_UNSYNC, nil), dir, true, true, nil},
+		{"refused, and timesyncd does not run", refused, dir + "/none", false, false, unix.EPERM},
+		{"refused, and timesyncd has not synchronised it", refused, dir, false, true, nil},
+		{"refused, and timesyncd has", refused, dir, true, false, nil},
+		{"another error", kernel(-1, 0, unix.EFAULT), dir, false, false, unix.EFAULT},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			file := filepath.Join(dir, "synchronized")
+			_ = os.Remove(file)
+			if tt.file {
+				if err := os.WriteFile(file, nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			got, err := unsynchronised(tt.ask, tt.dir)
+			if got != tt.want || err != tt.err {
+				t.Errorf("%v, %v; want %v, %v", got, err, tt.want, tt.err)
 			}
 		})
 	}
