@@ -12,8 +12,8 @@ STATICCHECK  = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DEMO_NEEDS   = ip:iproute2 nft:nftables
 TEST_NEEDS   = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack unshare:util-linux vsftpd:vsftpd in.tftpd:tftpd-hpa \
     java:default-jre-headless mvn:maven kcat:kcat chromium:chromium \
-    nfcapd:nfdump nfacctd:pmacct tshark:tshark dumpcap:wireshark-common ipfixDump:libfixbuf-tools socat:socat openssl:openssl \
-    promtool:prometheus \
+    nfcapd:nfdump nfacctd:pmacct tshark:tshark dumpcap:wireshark-common ipfixDump:libfixbuf-tools socat:socat \
+    openssl:openssl promtool:prometheus rpm:rpm lintian:lintian man:man-db file:file \
     $$(/usr/bin/python3 -c 'import ipfix' 2>/dev/null || echo :python3-ipfix)
 BENCH_NEEDS  = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack ulogd:ulogd2 sysctl:procps
 
@@ -26,7 +26,7 @@ RACE         = $(if $(shell command -v gcc),-race)
 # Where users other than root do not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: all build test setup unit integration fuzz lint bench bench-live demo clean
+.PHONY: all build test setup unit integration fuzz lint bench bench-live demo packages clean
 all: build
 
 build:
@@ -73,6 +73,10 @@ demo:
 	@$(GO) build -ldflags "$(LDFLAGS)" -o bin/ctlogd ./cmd/ctlogd
 	@$(GO) build -o bin/demo ./demo
 	@bin/demo
+
+# deb and rpm for amd64, arm64 and armv7, in dist. The same commit gives the same bytes.
+packages:
+	$(GO) run ./packaging/build -version "$(VERSION)" -commit "$(COMMIT)" -o dist
 
 clean:
 	rm -rf bin dist

@@ -27,20 +27,22 @@ func (e Event) String() string {
 type Has uint16
 
 const (
-	HasOrig       Has = 1 << iota // Orig (CTA_TUPLE_ORIG)
-	HasReply                      // Reply (CTA_TUPLE_REPLY)
-	HasStatus                     // Status
-	HasID                         // ID
-	HasMark                       // Mark
-	HasZone                       // Zone
-	HasTimeout                    // Timeout
-	HasCounters                   // OrigCounters and ReplyCounters
-	HasTCP                        // State is a TCP state
-	HasSCTP                       // State is an SCTP state
-	HasDCCP                       // State is a DCCP state
-	ByRequest                     // somebody asked for the change over netlink (nlmsg_pid): conntrack -D, -F
-	Inferred                      // the end was inferred: it is after Stamp, and Stop is when the flow was found gone
-	HelperUnknown                 // STATUS says that there was a helper or a master, which is not known
+	HasOrig        Has = 1 << iota // Orig (CTA_TUPLE_ORIG)
+	HasReply                       // Reply (CTA_TUPLE_REPLY)
+	HasStatus                      // Status
+	HasID                          // ID
+	HasMark                        // Mark
+	HasZone                        // Zone
+	HasTimeout                     // Timeout
+	HasCounters                    // OrigCounters and ReplyCounters
+	HasTCP                         // State is a TCP state
+	HasSCTP                        // State is an SCTP state
+	HasDCCP                        // State is a DCCP state
+	ByRequest                      // somebody asked for the change over netlink (nlmsg_pid): conntrack -D, -F
+	Inferred                       // the end was inferred: it is after Stamp, and Stop is when the flow was found gone
+	HelperUnknown                  // STATUS says that there was a helper or a master, which is not known
+	Unsynchronized                 // the machine's clock was not synchronised when the record was read
+	Stepped                        // the clock was set since the first of the record's times, or shows it a second time
 )
 
 // Record is one event. Times are in nanoseconds since 1970 UTC, 0 where they are not known.

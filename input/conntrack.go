@@ -91,6 +91,7 @@ type Conntrack struct {
 	emit      func(*flow.Batch) *flow.Batch
 	oldest    time.Time // when the first record of batch was read
 	table     table
+	clock     clock
 	lastDrops uint32
 	dropsAt   time.Time // when lastDrops was read
 	rose      time.Time // when lastDrops was last seen to have risen
@@ -112,7 +113,7 @@ func Open(cfg Config, opts Options) (*Conntrack, error) {
 		return nil, err
 	}
 	c := &Conntrack{cfg: cfg, opts: opts, log: opts.Log, sock: sock, wake: -1, block: newBlock(), dropsAt: time.Now(),
-		calls: make(chan func(), 1)}
+		calls: make(chan func(), 1), clock: newClock(opts.Log)}
 	joined := c.dropsAt
 	c.caught = joined
 	c.readUntil.Store(joined.UnixNano())
@@ -216,6 +217,7 @@ func (c *Conntrack) Run(ctx context.Context, batch *flow.Batch, emit func(*flow.
 // how many messages were read.
 func (c *Conntrack) round() (n int, now time.Time, busy bool, err error) {
 	c.answer()
+	c.clock.look()
 	began := time.Now()
 	c.worked(began)
 	busy = c.table.turn(began)
@@ -376,6 +378,7 @@ func (c *Conntrack) read() (int, error) {
 func (c *Conntrack) flush() {
 	if len(c.batch.Records) > 0 {
 		c.batch.Since = c.readUntil.Load()
+		c.clock.mark(c.batch.Records)
 		c.batch = c.emit(c.batch)
 		c.readUntil.Store(c.caught.UnixNano())
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/santhosh-tekuri/jsonschema/v6"
+	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/integration/lab"
 )
@@ -23,6 +24,7 @@ func TestFlows(t *testing.T) {
 	need(t, "conntrack", "unshare")
 	g := newGateway(t)
 	j := newJudge(t, g.NS)
+	clock := unsynchronized(t)
 	d := startDaemon(t, g.NS, buildDaemon(t, true),
 		"{events: [destroy], expectations: true, labels: true, delivery: reliable}")
 	d.awaitMember(t, lab.GroupExpectNew)
@@ -44,6 +46,10 @@ func TestFlows(t *testing.T) {
 			t.Errorf("no host in %v", r)
 		}
 		delete(r, "host")
+		if said := r["clock"] != nil; said != clock && clock == unsynchronized(t) {
+			t.Errorf("clock is %v, and the kernel says that it is not synchronised: %v", r["clock"], clock)
+		}
+		delete(r, "clock")
 		if strings.HasPrefix(r["event"].(string), "expect_") {
 			delete(r, "time") // of the daemon's clock
 			expectations = append(expectations, r)
@@ -193,6 +199,15 @@ func (g *gateway) owed() []owed {
 }
 
 // readRecords returns the records in a file of JSON lines, every line of which must be one.
+// unsynchronized reports what the kernel says of this machine's clock.
+func unsynchronized(t *testing.T) bool {
+	t.Helper()
+	var tx unix.Timex
+	state, err := unix.Adjtimex(&tx)
+	must(t, err)
+	return state == unix.TIME_ERROR || tx.Status&unix.STA_UNSYNC != 0
+}
+
 func readRecords(t *testing.T, file string) (records []record) {
 	t.Helper()
 	content, err := os.ReadFile(file)

@@ -202,7 +202,8 @@ func TestKafkaMillion(t *testing.T) {
 	d.checkMemory(t)
 	d.stop(t)
 	checkLedger(t, d.file, n)
-	if again := checkTopic(t, c, d.file, n); again != 0 {
+	again := checkTopic(t, c, d.file, n)
+	if again != 0 && !strings.Contains(d.stderr.String(), "write to output") { // as a broker that is starved makes it fail
 		t.Errorf("%d messages are there twice, and nothing failed", again)
 	}
 	checkMessages(t, c)
@@ -299,9 +300,6 @@ func TestKafkaBrokersKilled(t *testing.T) {
 		{"three brokers", 3, 2, 1, 3, time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if tt.brokers > 1 && os.Getenv("CTLOGD_LONG") == "" {
-				t.Skip("a change of leader can deliver records of one key out of order, a known fault; CTLOGD_LONG=1 runs this")
-			}
 			need(t)
 			ns, f := newFloodNS(t)
 			c := broker.Start(t, broker.Options{Nodes: tt.brokers, NS: ns})

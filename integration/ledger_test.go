@@ -345,7 +345,7 @@ func (ipfixOutput) kind() string { return "ipfix" }
 func (o ipfixOutput) config(r *trial, filter string) string {
 	c := fmt.Sprintf("{address: tcp://127.0.0.1:4739, dial_timeout: 1s, filter: %s", filter)
 	if !o.unspooled {
-		c += fmt.Sprintf(", spool: {path: %s, max_size: 64MiB}", filepath.Join(r.dir, "spool-ipfix"))
+		c += fmt.Sprintf(", spool: {path: %s, max_size: 1GiB}", filepath.Join(r.dir, "spool-ipfix"))
 	}
 	return c + "}"
 }

@@ -108,7 +108,9 @@ func TestPromtool(t *testing.T) {
 	}
 	t.Run("metrics", func(t *testing.T) { promtool(t, "", scrape(t, full()), "check", "metrics") })
 	t.Run("rules", func(t *testing.T) { promtool(t, prometheusDir, "", "check", "rules", "ctlogd.rules.yml") })
-	t.Run("alerts", func(t *testing.T) { promtool(t, prometheusDir, "", "test", "rules", "ctlogd.rules.test.yml") })
+	t.Run("alerts", func(t *testing.T) {
+		promtool(t, prometheusDir+"/testdata", "", "test", "rules", "ctlogd.rules.test.yml")
+	})
 	t.Run("dashboard", func(t *testing.T) { // its expressions, as rules
 		dir := t.TempDir()
 		var rules bytes.Buffer

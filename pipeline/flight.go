@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"math"
 	"time"
 
 	"go.uber.org/zap"
@@ -12,7 +13,7 @@ import (
 const lookEvery = 100 * time.Millisecond
 
 // flight is what the output has taken and has not acknowledged; always empty unless it is an Acknowledger. Only the
-// worker changes it, under the queue's lock.
+// worker changes it, under the queue's lock but for sent, which is its own.
 type flight struct {
 	sent  uint64 // records that the output has taken, and those before it
 	base  uint64 // sent when the output began
@@ -59,8 +60,7 @@ func (q *Queue) land() {
 
 // arrived returns up to where what was sent has been acknowledged.
 func (q *Queue) arrived() uint64 {
-	f := &q.flight
-	return f.base + min(q.out.(Acknowledger).Acknowledged(), f.sent-f.base)
+	return q.flight.base + min(q.out.(Acknowledger).Acknowledged(), math.MaxUint64-q.flight.base)
 }
 
 func (f *flight) drop(n int) {
@@ -108,8 +108,8 @@ func oldest(parts []part) (since int64) {
 func (q *Queue) crash() {
 	q.land()
 	parts := q.flight.parts
-	if _, ok := q.out.(Acknowledger); ok && len(parts) == 0 && q.arrived() < q.flight.sent {
-		parts = []part{{since: q.handing()}} // of a delivery that is not over yet
+	if _, ok := q.out.(Acknowledger); ok && q.inWrite != 0 && q.arrived() < q.flight.sent {
+		parts = append(parts, part{since: q.inWrite}) // of a delivery that is not over yet
 	}
 	now := time.Now()
 	q.mu.Lock()
@@ -126,12 +126,4 @@ func (q *Queue) crash() {
 	if q.spill != nil && len(parts) > 0 {
 		q.spill.spool.Rewind()
 	}
-}
-
-// handing returns since when flows have ended that are in the worker's hands.
-func (q *Queue) handing() int64 {
-	if q.inWrite == 0 && q.spill != nil && len(q.spill.batch.Records) > 0 {
-		return since([]*flow.Batch{q.spill.batch})
-	}
-	return q.inWrite
 }

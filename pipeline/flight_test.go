@@ -214,31 +214,36 @@ func (s *stub) count() int {
 // An output that fails when ctlogd ends is given up soon, one that is slow is not.
 func TestLastTries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		end := func(out Output) (took time.Duration, q *Queue) {
+		end := func(out Output, after time.Duration) (took time.Duration, q *Queue) {
 			q = NewQueue(out, nil, 0, zap.NewNop())
 			p := New(nil, []*Queue{q})
 			p.Start()
 			send(p, 0, 5)
-			time.Sleep(time.Minute) // the waits between its tries are long by now
+			time.Sleep(after)
 			began := time.Now()
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			p.Close(ctx)
 			return time.Since(began), q
 		}
-		if took, q := end(newSwitched(true)); took != giveUp || q.Stats.Left.Load() != 5 ||
-			lostIn(q.Unrecorded()) != 5 || q.Unrecorded()[0].Cause != flow.CauseOutputDown {
-			t.Errorf("dead: took %v, %d left, gaps %+v", took, q.Stats.Left.Load(), q.Unrecorded())
+		for after, want := range map[time.Duration]time.Duration{
+			time.Minute: lastTry, // the waits between its tries are long by now
+			time.Second: giveUp - time.Second,
+		} {
+			if took, q := end(newSwitched(true), after); took != want || q.Stats.Left.Load() != 5 ||
+				lostIn(q.Unrecorded()) != 5 || q.Unrecorded()[0].Cause != flow.CauseOutputDown {
+				t.Errorf("dead for %v: took %v, %d left, gaps %+v", after, took, q.Stats.Left.Load(), q.Unrecorded())
+			}
 		}
 		slow := &stub{write: func(ctx context.Context, _ int, recs []*flow.Record) (int, error) {
 			time.Sleep(80 * time.Second)
 			return len(recs), ctx.Err()
 		}}
-		if took, q := end(slow); took != 20*time.Second || len(q.Unrecorded()) != 0 {
+		if took, q := end(slow, time.Minute); took != 20*time.Second || len(q.Unrecorded()) != 0 {
 			t.Errorf("slow: took %v, gaps %+v", took, q.Unrecorded())
 		}
 		// It comes back in time: everything is delivered, though it takes long.
-		mended := time.Now().Add(time.Minute + giveUp/2)
+		mended := time.Now().Add(time.Minute)
 		back := &stub{write: func(_ context.Context, _ int, recs []*flow.Record) (int, error) {
 			if time.Now().Before(mended) {
 				return 0, errors.New("down")
@@ -246,7 +251,7 @@ func TestLastTries(t *testing.T) {
 			time.Sleep(10 * time.Second)
 			return len(recs), nil
 		}}
-		if took, q := end(back); took < 10*time.Second || len(back.ids) != 5 || len(q.Unrecorded()) != 0 {
+		if took, q := end(back, time.Minute); took < 10*time.Second || len(back.ids) != 5 || len(q.Unrecorded()) != 0 {
 			t.Errorf("back again: took %v, %d delivered, gaps %+v", took, len(back.ids), q.Unrecorded())
 		}
 	})
@@ -278,5 +283,71 @@ func TestOutputHangs(t *testing.T) {
 			t.Errorf("gaps (-want +got):\n%s", diff)
 		}
 		close(hold)
+	})
+}
+
+// Marks are taken while records are on their way: no record is before the mark that has not arrived.
+func TestMarksWhileFlying(t *testing.T) {
+	out := new(posted)
+	q := NewQueue(out, nil, 1<<20, zap.NewNop())
+	p := New(nil, []*Queue{q})
+	p.Start()
+	var offered atomic.Uint32
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			arrived, first := int64(out.arrived.Load()), int64(offered.Load())
+			safe := NewMark(p.Queues(), "", time.Unix(1, 0), false).Outputs[0].Safe
+			if first > arrived && safe > arrived+1 { // Received is the id
+				t.Errorf("safe until %d, and of %d records %d have arrived", safe, first, arrived)
+				return
+			}
+			out.arrived.Store(uint64(out.count())) // all of it, a moment later
+		}
+	}()
+	next := uint32(1)
+	for range 2000 {
+		next = send(p, next, 1, batchRecords)
+		offered.Store(next - 1)
+	}
+	eventually(t, "all is written", func() bool { return out.count() == int(next)-1 })
+	close(stop)
+	<-stopped
+	if len(q.Unrecorded()) > 0 {
+		t.Errorf("gaps: %v", q.Unrecorded())
+	}
+	out.arrived.Store(uint64(next))
+	p.Close(t.Context())
+}
+
+// An output is replaced in the middle of a write: what it had taken of that is in a gap, the rest goes to the next one.
+func TestReplacedInTheMiddle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, second := new(posted), new(posted)
+		first.write = func(context.Context, int, []*flow.Record) (int, error) { return 3, errors.New("down") }
+		q := NewQueue(first, nil, 0, zap.NewNop())
+		p := New(nil, []*Queue{q})
+		send(p, 1000, 10)
+		p.Start()
+		time.Sleep(firstRetry / 4)
+		synctest.Wait()
+		q.Replace(func() (Output, error) { return second, nil })
+		time.Sleep(lastRetry)
+		synctest.Wait()
+		if first.count() != 3 || second.count() != 7 {
+			t.Errorf("%d records to the first, %d to the second, want 3 and 7", first.count(), second.count())
+		}
+		second.arrived.Store(8) // with the gap
+		synctest.Wait()
+		if gaps := second.gaps; len(gaps) != 1 || gaps[0].Cause != flow.CauseOutputDown || gaps[0].From != 1000 || gaps[0].LostKnown {
+			t.Errorf("gaps %+v, want one of what the first had taken", gaps)
+		}
+		p.Close(t.Context())
 	})
 }

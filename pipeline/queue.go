@@ -268,11 +268,15 @@ func (q *Queue) close() {
 	q.wakeUp()
 }
 
-// giveUp is for how long an output that fails is tried again when ctlogd ends. While it is, ctlogd reads no events any
-// more, and without a manager who keeps the socket the other outputs lose what ends meanwhile.
-const giveUp = 2 * time.Second
+// An output that fails when ctlogd ends is given up when it has failed for giveUp; lastTry is for one more in any case.
+// While it is tried, ctlogd reads no events any more, and without a manager who keeps the socket the other outputs lose
+// what ends meanwhile.
+const (
+	giveUp  = 2 * time.Second
+	lastTry = 250 * time.Millisecond
+)
 
-// lastTries gives up an output that fails, after a little while, if the queue is closed. The lock is held.
+// lastTries gives up an output that fails, in a little while, if the queue is closed. The lock is held.
 func (q *Queue) lastTries() {
 	switch {
 	case !q.closed:
@@ -284,7 +288,7 @@ func (q *Queue) lastTries() {
 	case q.spill != nil:
 		q.abort() // the spool keeps what the output does not take
 	case q.ender == nil:
-		q.ender = time.AfterFunc(giveUp, q.abort)
+		q.ender = time.AfterFunc(max(giveUp-time.Since(q.told.since), lastTry), q.abort)
 	}
 }
 
@@ -325,8 +329,8 @@ func (q *Queue) take() bool {
 		clear(q.batches[rest:])
 		q.batches = q.batches[:rest]
 		if n > 0 {
-			first := q.taken[len(q.taken)-n:]
-			q.inWrite, q.writing = since(first), first[0].Records[0].Received
+			taken := q.taken[len(q.taken)-n:]
+			q.inWrite, q.writing = since(taken), taken[0].Records[0].Received
 		}
 		closed := q.closed
 		q.mu.Unlock()
@@ -561,8 +565,8 @@ func (q *Queue) deliver(recs []*flow.Record, fromMemory bool) (left []*flow.Reco
 		q.exchange()
 		n, err := q.out.Write(q.ctx, recs)
 		q.Stats.Written.Add(uint64(n))
-		q.Stats.Lag.observe(recs[:n], time.Now())
 		q.flight.sent += uint64(n)
+		q.Stats.Lag.observe(recs[:n], time.Now())
 		recs = recs[n:]
 		if err == nil {
 			if q.failed {

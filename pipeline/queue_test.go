@@ -238,7 +238,7 @@ func TestCloseIsBounded(t *testing.T) {
 		write func(context.Context, int, []*flow.Record) (int, error)
 		takes time.Duration
 	}{
-		"refuses": {func(context.Context, int, []*flow.Record) (int, error) { return 0, errors.New("down") }, giveUp},
+		"refuses": {func(context.Context, int, []*flow.Record) (int, error) { return 0, errors.New("down") }, lastTry},
 		"hangs": {func(ctx context.Context, _ int, _ []*flow.Record) (int, error) {
 			<-ctx.Done()
 			return 0, ctx.Err()

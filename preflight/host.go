@@ -235,22 +235,50 @@ func (h host) fill(context.Context) Result {
 	return r
 }
 
-func (h host) procTable() (entries, limit uint32, err error) {
-	for _, f := range []struct {
-		key string
-		to  *uint32
-	}{{"nf_conntrack_count", &entries}, {"nf_conntrack_max", &limit}} {
-		text, err := h.read(f.key)
-		if err != nil {
-			return 0, 0, err
-		}
-		n, err := strconv.ParseUint(text, 10, 32)
-		if err != nil {
-			return 0, 0, fmt.Errorf("%s: %w", f.key, err)
-		}
-		*f.to = uint32(n)
+// deepAt is how many flows may come to a bucket of the table before looking one up costs too much.
+const deepAt = 8
+
+// buckets compares the table's size with that of its hash. Each flow stands in it twice, once for each direction, and
+// each packet walks half of a bucket's list on average.
+func (h host) buckets(context.Context) Result {
+	r := Result{Name: "conntrack buckets", Status: Pass}
+	buckets, err := h.number("nf_conntrack_buckets")
+	limit, err2 := h.number("nf_conntrack_max")
+	switch {
+	case err != nil || err2 != nil:
+		r.Status, r.Detail = Warn, "cannot be told: "+cause(errors.Join(err, err2)).Error()
+	case limit > deepAt*buckets:
+		r.Status = Warn
+		r.Detail = fmt.Sprintf("nf_conntrack_max is %d, for %d buckets: a table that fills makes every packet search lists of up to %d entries",
+			limit, buckets, 2*limit/max(buckets, 1))
+		r.Remedy = fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_buckets=%d, which takes %s; outside any container", limit, about(int64(limit)*8))
+	case limit == 0:
+		r.Detail = fmt.Sprintf("%d, for any number of flows", buckets)
+	default:
+		r.Detail = fmt.Sprintf("%d, for %d flows at most", buckets, limit)
 	}
-	return entries, limit, nil
+	return r
+}
+
+func (h host) number(key string) (uint64, error) {
+	text, err := h.read(key)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseUint(text, 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", key, err)
+	}
+	return n, nil
+}
+
+func (h host) procTable() (entries, limit uint32, err error) {
+	count, err := h.number("nf_conntrack_count")
+	if err != nil {
+		return 0, 0, err
+	}
+	most, err := h.number("nf_conntrack_max")
+	return uint32(count), uint32(most), err
 }
 
 func (h host) buffer(size unit.Size) Result {
@@ -258,6 +286,12 @@ func (h host) buffer(size unit.Size) Result {
 	err := h.kernel.forceBuffer(int(size))
 	if err == nil {
 		r.Detail = size.String() + " is granted"
+		// The kernel counts what a message takes of its memory, which is twice as much as the buffer at most.
+		if total, err := h.memory(); err == nil && 2*int64(size) > total/4 {
+			r.Status = Warn
+			r.Detail += fmt.Sprintf(", but it may take %s of the %s that this machine has", about(2*int64(size)), about(total))
+			r.Remedy = "lower input.conntrack.receive_buffer"
+		}
 		return r
 	}
 	if !errors.Is(err, unix.EPERM) {
@@ -279,6 +313,21 @@ func (h host) buffer(size unit.Size) Result {
 		r.Detail = fmt.Sprintf("%s is within net.core.rmem_max", size)
 	}
 	return r
+}
+
+// memory is how much the machine has.
+func (h host) memory() (int64, error) {
+	text, err := os.ReadFile(filepath.Join(h.proc, "meminfo"))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if kib, ok := strings.CutPrefix(line, "MemTotal:"); ok {
+			n, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(kib), "kB")), 10, 54)
+			return n << 10, err
+		}
+	}
+	return 0, errors.New("no MemTotal in meminfo")
 }
 
 // path is where a sysctl of connection tracking lives; the kernel shows there the values of the calling thread's

@@ -3,7 +3,9 @@ package preflight
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"syscall"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -12,16 +14,32 @@ import (
 // Netfilter's netlink, include/uapi/linux/netfilter/nfnetlink*.h.
 const (
 	subsysCtnetlink = 1  // NFNL_SUBSYS_CTNETLINK
+	subsysNFTables  = 10 // NFNL_SUBSYS_NFTABLES
 	subsysHook      = 12 // NFNL_SUBSYS_HOOK
 
-	msgGetStats = 5 // IPCTNL_MSG_CT_GET_STATS
-	msgGetHooks = 0 // NFNL_MSG_HOOK_GET
+	msgGetStats     = 5  // IPCTNL_MSG_CT_GET_STATS
+	msgGetHooks     = 0  // NFNL_MSG_HOOK_GET
+	msgGetObjects   = 19 // NFT_MSG_GETOBJ
+	msgGetFlowtable = 23 // NFT_MSG_GETFLOWTABLE
 
 	attrEntries    = 1 // CTA_STATS_GLOBAL_ENTRIES
 	attrMaxEntries = 2 // CTA_STATS_GLOBAL_MAX_ENTRIES
 
 	attrHookNumber   = 1 // NFNLA_HOOK_HOOKNUM
 	attrHookFunction = 4 // NFNLA_HOOK_FUNCTION_NAME
+
+	attrFlowtableTable = 1 // NFTA_FLOWTABLE_TABLE
+	attrFlowtableName  = 2 // NFTA_FLOWTABLE_NAME
+	attrFlowtableFlags = 7 // NFTA_FLOWTABLE_FLAGS
+
+	flowtableCounter = 2 // NFT_FLOWTABLE_COUNTER, since Linux 5.7
+
+	attrObjectTable = 1 // NFTA_OBJ_TABLE
+	attrObjectType  = 3 // NFTA_OBJ_TYPE
+	attrObjectData  = 4 // NFTA_OBJ_DATA
+	attrHelperName  = 1 // NFTA_CT_HELPER_NAME
+
+	objectHelper = 3 // NFT_OBJECT_CT_HELPER
 
 	hookPrerouting = 0 // NF_INET_PRE_ROUTING
 
@@ -53,6 +71,82 @@ func (linux) hooks(family uint8) ([]string, error) {
 	return parseHooks(answers)
 }
 
+func (linux) flowtables() ([]flowtable, error) {
+	answers, err := ask(subsysNFTables, msgGetFlowtable, unix.NLM_F_DUMP, unix.AF_UNSPEC, nil)
+	if err != nil {
+		return nil, err
+	}
+	return parseFlowtables(answers)
+}
+
+func (linux) helpers() ([]string, error) {
+	kind, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: attrObjectType, Data: []byte{0, 0, 0, objectHelper}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	answers, err := ask(subsysNFTables, msgGetObjects, unix.NLM_F_DUMP, unix.AF_UNSPEC, kind)
+	if err != nil {
+		return nil, err
+	}
+	return parseHelpers(answers)
+}
+
+// Asking netlink about its sockets, include/uapi/linux/netlink_diag.h.
+const (
+	sockDiagByFamily = 20 // SOCK_DIAG_BY_FAMILY
+
+	diagShowGroups = 2 // NDIAG_SHOW_GROUPS
+	diagShowFlags  = 8 // NDIAG_SHOW_FLAGS
+
+	attrDiagGroups = 1 // NETLINK_DIAG_GROUPS
+	attrDiagFlags  = 4 // NETLINK_DIAG_FLAGS
+
+	diagBroadcastError = 4 // NDIAG_FLAG_BROADCAST_ERROR: a reliable listener
+
+	diagInode = 16 // offset of ndiag_ino in struct netlink_diag_msg
+	diagLen   = 28 // its size
+)
+
+func (linux) listeners() ([]listener, error) {
+	// struct netlink_diag_req: family, protocol, padding, inode (any), what to show, cookie (any)
+	request := []byte{unix.AF_NETLINK, unix.NETLINK_NETFILTER, 0, 0}
+	request = binary.NativeEndian.AppendUint32(request, 0)
+	request = binary.NativeEndian.AppendUint32(request, diagShowGroups|diagShowFlags)
+	request = append(request, make([]byte, 8)...)
+	answers, err := exchange(unix.NETLINK_SOCK_DIAG, sockDiagByFamily, unix.NLM_F_DUMP, request)
+	if err != nil {
+		return nil, err
+	}
+	return parseListeners(answers)
+}
+
+func (linux) clock() (c clock, err error) {
+	var t unix.Timex // asks, as it sets nothing
+	state, err := unix.Adjtimex(&t)
+	if err != nil {
+		return c, err
+	}
+	return clock{
+		unsynchronized: state == unix.TIME_ERROR || t.Status&unix.STA_UNSYNC != 0,
+		estimated:      time.Duration(t.Esterror) * time.Microsecond,
+		most:           time.Duration(t.Maxerror) * time.Microsecond,
+	}, nil
+}
+
+func (linux) disk(path string) (device, free uint64, err error) {
+	var st unix.Stat_t
+	var fs unix.Statfs_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, 0, err
+	}
+	if err := unix.Statfs(path, &fs); err != nil {
+		return 0, 0, err
+	}
+	return uint64(st.Dev), fs.Bavail * uint64(fs.Frsize), nil
+}
+
 func (linux) forceBuffer(bytes int) error {
 	s, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
@@ -62,13 +156,17 @@ func (linux) forceBuffer(bytes int) error {
 	return unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, bytes)
 }
 
-// ask sends one request, a dump or one that asks for an acknowledgement, and returns the bodies of the answers, from
-// the nfgenmsg on.
+// ask asks a subsystem of netfilter; the answers begin with an nfgenmsg.
+func ask(subsys, msg uint16, flags uint16, family uint8, attrs []byte) ([][]byte, error) {
+	return exchange(unix.NETLINK_NETFILTER, subsys<<8|msg, flags, append([]byte{family, unix.NFNETLINK_V0, 0, 0}, attrs...))
+}
+
+// exchange sends one request, a dump or one that asks for an acknowledgement, and returns the bodies of the answers.
 //
 // It has a plain socket instead of a netlink.Conn, which waits for an end that ctnetlink never sends: its answer to
 // GET_STATS is flagged as a part of several (NLM_F_MULTI), and nothing but the acknowledgement follows.
-func ask(subsys, msg uint16, flags uint16, family uint8, attrs []byte) ([][]byte, error) {
-	s, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+func exchange(protocol int, msg, flags uint16, body []byte) ([][]byte, error) {
+	s, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return nil, err
 	}
@@ -79,12 +177,12 @@ func ask(subsys, msg uint16, flags uint16, family uint8, attrs []byte) ([][]byte
 	}
 	request, err := netlink.Message{
 		Header: netlink.Header{
-			Length:   uint32(unix.NLMSG_HDRLEN + nfgenLen + len(attrs)),
-			Type:     netlink.HeaderType(subsys<<8 | msg),
+			Length:   uint32(unix.NLMSG_HDRLEN + len(body)),
+			Type:     netlink.HeaderType(msg),
 			Flags:    netlink.HeaderFlags(unix.NLM_F_REQUEST | flags),
 			Sequence: 1,
 		},
-		Data: append([]byte{family, unix.NFNETLINK_V0, 0, 0}, attrs...),
+		Data: body,
 	}.MarshalBinary()
 	if err != nil {
 		return nil, err
@@ -160,6 +258,93 @@ func parseHooks(answers [][]byte) ([]string, error) {
 		}
 	}
 	return names, nil
+}
+
+func parseFlowtables(answers [][]byte) ([]flowtable, error) {
+	tables := make([]flowtable, len(answers))
+	for i, a := range answers {
+		ad, err := attributes(a)
+		if err != nil {
+			return nil, err
+		}
+		t := &tables[i]
+		t.family = a[0]
+		for ad.Next() {
+			switch ad.Type() {
+			case attrFlowtableTable:
+				t.table = ad.String()
+			case attrFlowtableName:
+				t.name = ad.String()
+			case attrFlowtableFlags:
+				t.counter = ad.Uint32()&flowtableCounter != 0
+			}
+		}
+		if err := ad.Err(); err != nil {
+			return nil, fmt.Errorf("read the list of flowtables: %w", err)
+		}
+	}
+	return tables, nil
+}
+
+// parseHelpers returns the name of each helper that an nftables object assigns.
+func parseHelpers(answers [][]byte) (names []string, err error) {
+	for _, a := range answers {
+		ad, err := attributes(a)
+		if err != nil {
+			return nil, err
+		}
+		for ad.Next() {
+			if ad.Type() == attrObjectData {
+				ad.Nested(func(nad *netlink.AttributeDecoder) error {
+					for nad.Next() {
+						if nad.Type() == attrHelperName {
+							names = append(names, nad.String())
+						}
+					}
+					return nil
+				})
+			}
+		}
+		if err := ad.Err(); err != nil {
+			return nil, fmt.Errorf("read the list of nftables objects: %w", err)
+		}
+	}
+	return names, nil
+}
+
+// parseListeners returns the sockets that are members of one of conntrack's groups.
+func parseListeners(answers [][]byte) (listeners []listener, err error) {
+	for _, a := range answers {
+		if len(a) < diagLen {
+			return nil, fmt.Errorf("an answer of %d bytes", len(a))
+		}
+		ad, err := netlink.NewAttributeDecoder(a[diagLen:])
+		if err != nil {
+			return nil, err
+		}
+		l := listener{inode: binary.NativeEndian.Uint32(a[diagInode:]), told: true}
+		for ad.Next() {
+			switch ad.Type() {
+			case attrDiagGroups: // unsigned longs, of which the first has all groups of conntrack
+				switch b := ad.Bytes(); {
+				case len(b) >= 8:
+					l.groups = uint32(binary.NativeEndian.Uint64(b))
+				case len(b) >= 4:
+					l.groups = binary.NativeEndian.Uint32(b)
+				}
+			case attrDiagFlags:
+				l.reliable = ad.Uint32()&diagBroadcastError != 0
+			}
+		}
+		if err := ad.Err(); err != nil {
+			return nil, fmt.Errorf("read the list of netlink sockets: %w", err)
+		}
+		// A member of groups comes twice: among the bound ones and among the members.
+		if l.groups&conntrackGroups != 0 && !slices.Contains(listeners, l) {
+			listeners = append(listeners, l)
+		}
+	}
+	return listeners, nil
 }
 
 // attributes reads what follows the nfgenmsg; netfilter's numbers are big-endian.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 )
 
@@ -78,17 +79,29 @@ func TestKernelSysctls(t *testing.T) {
 	}
 }
 
+// nft loads rules, or skips the test where that cannot be done.
+func nft(t *testing.T, rules string) {
+	t.Helper()
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(rules)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Skipf("needs nftables: nft: %v: %s", err, out)
+	}
+}
+
+func find(results []Result, name string) Result {
+	for _, r := range results {
+		if r.Name == name {
+			return r
+		}
+	}
+	return Result{}
+}
+
 // As conntrack starts with the first rule that uses it, so does the check's verdict change. Kernels that do not list
 // their hooks (Linux before 5.14, or without CONFIG_NETFILTER_NETLINK_HOOK) are known by the flows they track.
 func TestKernelTracking(t *testing.T) {
 	inNamespace(t)
-	nft := func(rules string) {
-		cmd := exec.Command("nft", "-f", "-")
-		cmd.Stdin = strings.NewReader(rules)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Skipf("needs nftables: nft: %v: %s", err, out)
-		}
-	}
 	_, err := linux{}.hooks(nfprotoIPv4)
 	lists := err == nil
 	t.Logf("this kernel lists its hooks: %v (%v)", lists, err)
@@ -105,7 +118,7 @@ func TestKernelTracking(t *testing.T) {
 		}
 	}
 	check("without rules", untold)
-	nft("table inet t { chain c { type filter hook input priority 0; ct state established accept; }; }")
+	nft(t, "table inet t { chain c { type filter hook input priority 0; ct state established accept; }; }")
 	if lists {
 		check("with a rule", Pass)
 	} else {
@@ -149,6 +162,111 @@ func TestKernelTable(t *testing.T) {
 	}
 	if entries != procEntries || limit != procLimit || limit == 0 {
 		t.Errorf("netlink says %d of %d, proc %d of %d", entries, limit, procEntries, procLimit)
+	}
+}
+
+// Flowtables are told apart by whether they count.
+func TestKernelFlowtables(t *testing.T) {
+	inNamespace(t)
+	check := func(when string, want Result) {
+		t.Helper()
+		want.Name = "flowtables"
+		got := find(Run(t.Context(), Options{}), "flowtables")
+		got.Remedy = ""
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", when, diff)
+		}
+	}
+	nft(t, "table inet empty { }") // loads nf_tables
+	check("without", Result{Status: Pass, Detail: "none in nftables"})
+	nft(t, "table inet filter { flowtable counting { hook ingress priority 0; devices = { lo }; counter; }; }")
+	check("one with counter", Result{Status: Pass, Detail: "1, with counters"})
+	nft(t, "table ip nat { flowtable silent { hook ingress priority 0; devices = { lo }; }; }")
+	check("and one without", Result{Status: Warn,
+		Detail: "without counter: ip nat silent; the packets and bytes of flows that go through stand still"})
+}
+
+func TestKernelHelpers(t *testing.T) {
+	inNamespace(t)
+	nft(t, `table inet filter {
+		ct helper a { type "ftp" protocol tcp; l3proto ip; }
+		ct helper b { type "ftp" protocol tcp; l3proto ip6; }
+		counter c { }
+	}`)
+	got := find(Run(t.Context(), Options{}), "conntrack helpers")
+	if _, err := os.Stat("/proc/sys/net/netfilter/nf_conntrack_helper"); err == nil {
+		t.Logf("this kernel assigns helpers by port as well: %v", got)
+	}
+	if names, err := (linux{}).helpers(); err != nil || cmp.Diff([]string{"ftp", "ftp"}, names) != "" {
+		t.Errorf("got %q, %v", names, err)
+	}
+}
+
+// Listeners of this namespace are found with their flags and their process: a child that has inherited a socket.
+func TestKernelListeners(t *testing.T) {
+	inNamespace(t)
+	check := func(when string, status Status, detail string) {
+		t.Helper()
+		got := find(Run(t.Context(), Options{}), "other listeners")
+		if got.Status != status || !strings.Contains(got.Detail, detail) {
+			t.Errorf("%s: %+v", when, got)
+		}
+	}
+	check("nobody", Pass, "nobody listens")
+
+	// The sockets are passed on to a child of another name and closed here: this process's own do not count.
+	listen := func(reliable bool) {
+		t.Helper()
+		s, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Bind(s, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << 2}); err != nil {
+			t.Fatal(err)
+		}
+		if reliable {
+			if err := unix.SetsockoptInt(s, unix.SOL_NETLINK, unix.NETLINK_BROADCAST_ERROR, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f := os.NewFile(uintptr(s), "netlink")
+		child := exec.Command("sleep", "600")
+		child.ExtraFiles = []*os.File{f}
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		t.Cleanup(func() { _ = child.Process.Kill(); _ = child.Wait() })
+	}
+	listen(false)
+	check("one that is not reliable", Pass, "sleep (process ")
+	listeners, err := (linux{}).listeners()
+	if err != nil {
+		t.Fatalf("netlink_diag: %v", err)
+	}
+	fromProc, err := host{proc: "/proc"}.procListeners()
+	if err != nil || len(fromProc) != 1 || len(listeners) != 1 ||
+		fromProc[0].inode != listeners[0].inode || fromProc[0].groups != listeners[0].groups {
+		t.Errorf("netlink says %v, proc %v, %v", listeners, fromProc, err)
+	}
+	listen(true)
+	check("a reliable one", Warn, ") listens reliably")
+}
+
+// The answers come from this machine, whatever they are; only that they come is for sure.
+func TestKernelClockAndDisk(t *testing.T) {
+	if c, err := (linux{}).clock(); err != nil {
+		t.Errorf("clock: %v", err)
+	} else {
+		t.Logf("%+v", c)
+	}
+	dir := t.TempDir()
+	device, free, err := linux{}.disk(dir)
+	if err != nil || free == 0 {
+		t.Errorf("disk: %d bytes, %v", free, err)
+	}
+	if other, _, err := (linux{}).disk("/proc"); err != nil || other == device {
+		t.Errorf("/proc is on the device of %s: %v", dir, err)
 	}
 }
 

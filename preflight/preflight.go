@@ -5,7 +5,9 @@ package preflight
 
 import (
 	"context"
+	"fmt"
 	"strings"
+	"time"
 
 	"github.com/ctlogd/ctlogd/unit"
 )
@@ -35,7 +37,16 @@ type Options struct {
 	// Fix sets to 1 those of the Sysctls that are not.
 	Fix bool
 
-	// Outputs are checked in order after the host.
+	// Daemon says that the daemon itself asks: then any other ctlogd is one too many.
+	Daemon bool
+
+	// Files are what the disks must have room for.
+	Files []Files
+
+	// Certificates are checked in order after the host.
+	Certificates []Certificate
+
+	// Outputs are checked in order after those.
 	Outputs []Output
 }
 
@@ -44,13 +55,16 @@ type Output struct {
 	Name  string                      // "outputs.jsonl[0]"
 	About string                      // what it writes to
 	Check func(context.Context) error // the error says what is wrong, and behind "; " what to do
-	Reach func(context.Context) error // may be nil; likewise, of what may be right by itself later: a warning
+
+	// Reach tries the way to the destination. Its error is of what may be right by itself later: a warning. expires is
+	// when the first certificate of the peer's does, zero if it has none. May be nil.
+	Reach func(context.Context) (expires time.Time, err error)
 }
 
 // Run makes every check, in a fixed order, and stops early only when ctx ends. It needs no privilege: what cannot be
 // told without one comes out as a warning that says so.
 func Run(ctx context.Context, o Options) []Result {
-	return host{proc: "/proc", kernel: linux{}}.run(ctx, o)
+	return host{proc: "/proc", kernel: linux{}, now: time.Now, daemon: o.Daemon}.run(ctx, o)
 }
 
 // kernel is what the checks ask through sockets.
@@ -59,6 +73,15 @@ type kernel interface {
 	table() (entries, limit uint32, err error)
 	// hooks returns the names of the functions hooked into PREROUTING for a family (NFPROTO_IPV4, NFPROTO_IPV6).
 	hooks(family uint8) ([]string, error)
+	// flowtables returns those of nftables.
+	flowtables() ([]flowtable, error)
+	// helpers returns the helpers that objects of nftables assign, one name for each object.
+	helpers() ([]string, error)
+	// listeners returns the netlink sockets that are members of conntrack's groups.
+	listeners() ([]listener, error)
+	clock() (clock, error)
+	// disk tells on which device a path is, and how many bytes a user without rights may still write there.
+	disk(path string) (device, free uint64, err error)
 	// forceBuffer tries SO_RCVBUFFORCE on a socket of its own.
 	forceBuffer(bytes int) error
 }
@@ -67,6 +90,8 @@ type kernel interface {
 type host struct {
 	proc   string
 	kernel kernel
+	now    func() time.Time
+	daemon bool
 }
 
 func (h host) run(ctx context.Context, o Options) []Result {
@@ -74,12 +99,18 @@ func (h host) run(ctx context.Context, o Options) []Result {
 	for _, s := range Sysctls {
 		checks = append(checks, func(context.Context) Result { return h.sysctl(s, o.Fix) })
 	}
-	checks = append(checks, h.tracking, h.fill)
+	checks = append(checks, h.tracking, h.fill, h.buckets, h.offload, h.helpers, h.others, h.clock)
 	if o.ReceiveBuffer > 0 {
 		checks = append(checks, func(context.Context) Result { return h.buffer(o.ReceiveBuffer) })
 	}
+	for _, s := range h.systems(o.Files) {
+		checks = append(checks, s.result)
+	}
+	for _, c := range o.Certificates {
+		checks = append(checks, func(context.Context) Result { return c.result(h.now()) })
+	}
 	for _, out := range o.Outputs {
-		checks = append(checks, out.result)
+		checks = append(checks, func(ctx context.Context) Result { return out.result(ctx, h.now()) })
 	}
 
 	var results []Result
@@ -92,14 +123,21 @@ func (h host) run(ctx context.Context, o Options) []Result {
 	return results
 }
 
-func (o Output) result(ctx context.Context) Result {
+func (o Output) result(ctx context.Context, now time.Time) Result {
+	var expires time.Time
 	status, err := Fail, o.Check(ctx)
 	if err == nil && o.Reach != nil {
-		status, err = Warn, o.Reach(ctx)
+		status = Warn
+		expires, err = o.Reach(ctx)
 	}
-	if err == nil {
-		return Result{Name: o.Name, Status: Pass, Detail: o.About}
+	switch {
+	case err != nil:
+		detail, remedy, _ := strings.Cut(err.Error(), "; ")
+		return Result{Name: o.Name, Status: status, Detail: detail, Remedy: remedy}
+	case !expires.IsZero() && expires.Sub(now) < soon:
+		return Result{Name: o.Name, Status: Warn,
+			Detail: fmt.Sprintf("%s: a certificate that it shows expires on %s", o.About, day(expires)),
+			Remedy: "have it renewed there, or records will wait for a session"}
 	}
-	detail, remedy, _ := strings.Cut(err.Error(), "; ")
-	return Result{Name: o.Name, Status: status, Detail: detail, Remedy: remedy}
+	return Result{Name: o.Name, Status: Pass, Detail: o.About}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,7 +21,7 @@ import (
 type app struct {
 	cfg      *Config
 	log      *zap.Logger
-	level    *zap.AtomicLevel // of log
+	own      *ownLog // what log writes to
 	manager  *manager
 	outputs  []plannedOutput // those that run
 	helpers  *pipeline.Helpers
@@ -41,8 +42,7 @@ type app struct {
 }
 
 // runDaemon logs flows as cfg says until ctx ends, then delivers what is left.
-func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, level *zap.AtomicLevel,
-	signals signals) error {
+func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, own *ownLog, signals signals) error {
 	st, err := openState(cfg.StateDirectory, log)
 	if err != nil {
 		return err
@@ -53,7 +53,12 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, le
 	if err != nil {
 		return err
 	}
-	a.level, a.state = level, st
+	a.own, a.state = own, st
+	if given, err := giveUpRights(); err != nil {
+		return fmt.Errorf("give up the rights that are not needed: %w", err)
+	} else if given {
+		log.Info("of root's capabilities CAP_NET_ADMIN is kept alone; from now on files are opened as their permissions allow")
+	}
 	socket := a.socket(cfg)
 	m.ready(a.reader.FD())
 	if !kept {

@@ -5,12 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/preflight"
+	"github.com/ctlogd/ctlogd/unit"
 )
 
 // errChecks says that a check failed; what and why has been printed.
@@ -71,29 +76,64 @@ func configResults(file string, err error) []preflight.Result {
 // hostChecks says what cfg needs of the host. Each kind of output adds its entries' checks here; metrics are checked
 // like one.
 func hostChecks(cfg *Config) preflight.Options {
-	o := preflight.Options{ReceiveBuffer: cfg.Input.Conntrack.ReceiveBuffer}
-	add := func(kind string, i int, about string, check, reach func(context.Context) error) {
+	in := &cfg.Input.Conntrack
+	o := preflight.Options{ReceiveBuffer: in.ReceiveBuffer}
+	files := func(name, path string, bound unit.Size, keep int, reserve unit.Size) {
+		o.Files = append(o.Files, preflight.Files{Name: name, Path: path, Bound: bound, Keep: keep, Reserve: reserve})
+	}
+	certificate := func(name, file string) {
+		if file != "" {
+			o.Certificates = append(o.Certificates, preflight.Certificate{Name: name, File: file})
+		}
+	}
+	add := func(kind string, i int, about string, common *OutputConfig, check func(context.Context) error,
+		reach func(context.Context) (time.Time, error)) string {
 		name := fmt.Sprintf("outputs.%s[%d]", kind, i)
 		o.Outputs = append(o.Outputs, preflight.Output{Name: name, About: about, Check: check, Reach: reach})
+		if common.Spool != nil {
+			files(name+".spool", common.Spool.Path, common.Spool.MaxSize, 0, 0)
+		}
+		return name
 	}
 	for i, out := range cfg.Outputs.JSONL {
-		add("jsonl", i, out.Path, func(context.Context) error { return out.Check() }, nil)
+		name := add("jsonl", i, out.Path, &out.OutputConfig, func(context.Context) error { return out.Check() }, nil)
+		if out.Path != jsonl.Stdout {
+			files(name, out.Path, out.MaxSize*unit.Size(out.Keep+1), out.Keep, out.Reserve)
+		}
 	}
 	for i, out := range cfg.Outputs.IPFIX {
-		add("ipfix", i, strings.Join(out.Collectors(), ", "), out.Check, out.Reach)
+		name := add("ipfix", i, strings.Join(out.Collectors(), ", "), &out.OutputConfig, out.Check, out.Reach)
+		certificate(name+".tls.ca", out.TLS.CA)
+		certificate(name+".tls.cert", out.TLS.Cert)
 	}
 	for i, out := range cfg.Outputs.Kafka {
-		add("kafka", i, out.Topic+" on "+strings.Join(out.Brokers, ", "), out.Check, out.Reach)
+		about := out.Topic + " on " + strings.Join(out.Brokers, ", ")
+		name := add("kafka", i, about, &out.OutputConfig, out.Check, out.Reach)
+		if out.TLS != nil {
+			certificate(name+".tls.ca", out.TLS.CA)
+			certificate(name+".tls.cert", out.TLS.Cert)
+		}
+		if out.DeadLetter != "" {
+			files(name+".dead_letter", out.DeadLetter, out.DeadLetterSize, 0, 0)
+		}
+	}
+	if cfg.StateDirectory != "" && in.Follow != input.FollowNever {
+		files("input.conntrack.follow", filepath.Join(cfg.StateDirectory, "follow"), unit.Size(*in.FollowEntries)*followBytes, 0, 0)
 	}
 	if m := cfg.Metrics; m.Listen != "" {
-		o.Outputs = append(o.Outputs, preflight.Output{Name: "metrics", About: m.Listen, Check: m.Check, Reach: m.Reach})
+		o.Outputs = append(o.Outputs, preflight.Output{Name: "metrics", About: m.Listen, Check: m.Check,
+			Reach: func(ctx context.Context) (expires time.Time, err error) { return expires, m.Reach(ctx) }})
 	}
 	return o
 }
 
+// followBytes is what a followed flow takes in the state directory, rounded up.
+const followBytes = 137
+
 // logChecks makes the checks for a daemon that starts, and logs what is amiss.
 func logChecks(ctx context.Context, cfg *Config, log *zap.Logger) {
 	checks := hostChecks(cfg)
+	checks.Daemon = true
 	for i := range checks.Outputs {
 		checks.Outputs[i].Reach = nil // the outputs connect by themselves; another connection would be a flow of its own
 	}

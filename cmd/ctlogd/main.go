@@ -42,14 +42,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case err == nil:
 		return exitOK
 	case errors.As(err, &file): // its lines begin with file:line, as editors like them
-		fmt.Fprintln(stderr, file)
+		complain(stderr, file.Error())
 		return exitFailure
 	case errors.Is(err, errChecks): // the checks have been printed
 		return exitFailure
 	case errors.As(err, &code):
 		return int(code)
 	case errors.As(err, &failed):
-		fmt.Fprintln(stderr, "ctlogd:", err)
+		complain(stderr, "ctlogd: "+err.Error())
 		return exitFailure
 	default: // cobra's own: the command line is wrong
 		fmt.Fprintf(stderr, "ctlogd: %v\nsee %s --help\n", err, cmd.CommandPath())
@@ -118,6 +118,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(runCmd, checkCmd, newStatus(stdout), newTap(stdout), newTop(stdout), newIPFIX(stdout), versionCmd)
+	root.AddCommand(newMan(root, stdout))
 	return root
 }
 

@@ -13,7 +13,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
 
@@ -174,38 +173,5 @@ func TestSignalsDuringStart(t *testing.T) {
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != exitFailure || !strings.Contains(stderr.String(), fifo+":1: ") {
 		t.Errorf("got %v, want exit code 1; standard error %q", err, &stderr)
-	}
-}
-
-func TestLogger(t *testing.T) {
-	for _, tt := range []struct {
-		config LogConfig
-		want   []string // in the one line that comes through
-	}{
-		{LogConfig{Level: "info", Format: "console"}, []string{"\tINFO\tinput\tat info\t", `{"n": 1}`}},
-		{LogConfig{Level: "info", Format: "json"}, []string{`"level":"info"`, `"logger":"input"`, `"msg":"at info"`,
-			`"n":1}`}},
-	} {
-		var out bytes.Buffer
-		log, _, err := newLogger(tt.config, &out)
-		if err != nil {
-			t.Fatal(err)
-		}
-		log = log.Named("input")
-		log.Debug("at debug")
-		log.Info("at info", zap.Int("n", 1))
-		if n := strings.Count(out.String(), "\n"); n != 1 {
-			t.Errorf("%v: %d lines, want 1: %q", tt.config, n, &out)
-		}
-		for _, want := range tt.want {
-			if !strings.Contains(out.String(), want) {
-				t.Errorf("%v: %q lacks %q", tt.config, &out, want)
-			}
-		}
-	}
-	for _, level := range logLevels {
-		if _, _, err := newLogger(LogConfig{Level: level, Format: "json"}, io.Discard); err != nil {
-			t.Errorf("level %s: %v", level, err)
-		}
 	}
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"reflect"
 	"strings"
@@ -131,8 +130,8 @@ func (a *app) reload(ctx context.Context) (err error) {
 	}
 	a.outputs, a.cfg = outputs, cfg
 	a.server.Configure(cfg.Metrics)
-	if err := a.level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
-		return errors.Join(errors.New("log.level"), err)
+	if err := a.own.set(cfg.Log); err != nil {
+		return err
 	}
 	a.log.Info("configuration reloaded", zap.Int("outputs", len(outputs)), zap.Int("new", len(added)),
 		zap.Int("changed", len(replaced)), zap.Int("gone", len(running)))

@@ -2,14 +2,11 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"slices"
 
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/output/jsonl"
@@ -28,7 +25,7 @@ func runRun(ctx context.Context, file string, stderr io.Writer) error {
 	if err := cfg.Resolve(); err != nil {
 		return err
 	}
-	log, level, err := newLogger(cfg.Log, stderr)
+	log, own, err := newLogger(cfg.Log, stderr)
 	if err != nil {
 		return err
 	}
@@ -38,7 +35,7 @@ func runRun(ctx context.Context, file string, stderr io.Writer) error {
 		// Whoever reads this log may go, and the flows' log goes on. Without the reader of standard output it would not.
 		signal.Ignore(unix.SIGPIPE)
 	}
-	return runDaemon(ctx, cfg, m, log, level, signals)
+	return runDaemon(ctx, cfg, m, log, own, signals)
 }
 
 // signals are those that ask the daemon for something. They are caught from the first to the last: one that comes while
@@ -75,22 +72,4 @@ func answer(signals <-chan os.Signal, do func()) (stop func()) {
 		close(quit)
 		<-done
 	}
-}
-
-// newLogger returns ctlogd's own log, written to w, one line an entry, unbuffered.
-// Its level can be changed while it is in use.
-func newLogger(c LogConfig, w io.Writer) (*zap.Logger, *zap.AtomicLevel, error) {
-	level, err := zap.ParseAtomicLevel(c.Level)
-	if err != nil {
-		return nil, nil, fmt.Errorf("log.level: %w", err)
-	}
-	e := zap.NewProductionEncoderConfig()
-	e.EncodeTime = zapcore.RFC3339NanoTimeEncoder
-	e.EncodeDuration = zapcore.StringDurationEncoder
-	encoder := zapcore.NewJSONEncoder(e)
-	if c.Format == "console" {
-		e.EncodeLevel = zapcore.CapitalLevelEncoder
-		encoder = zapcore.NewConsoleEncoder(e)
-	}
-	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level)), &level, nil
 }

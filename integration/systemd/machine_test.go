@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -84,10 +85,49 @@ type machine struct {
 	cmd   *exec.Cmd
 	log   string       // systemd's own
 	early bytes.Buffer // what was said before there was a systemd
+	ended chan error   // once it has
 }
 
 // boot boots a machine that runs the service with a configuration, and drop-ins of its unit.
 func boot(t *testing.T, conf string, dropIns ...string) *machine {
+	t.Helper()
+	skipUnlessBootable(t)
+	binary := filepath.Join(buildDir, "ctlogd")
+	if out, err := exec.Command("go", "build", "-o", binary, "../../cmd/ctlogd").CombinedOutput(); err != nil {
+		t.Fatalf("build ctlogd: %v\n%s", err, out)
+	}
+	unit, err := filepath.Abs("../../packaging/systemd")
+	must(t, err)
+	text := map[string]string{config: conf}
+	for i, d := range dropIns {
+		text[fmt.Sprintf("/etc/systemd/system/ctlogd.service.d/%d.conf", i)] = d
+	}
+	m := newMachine(t, map[string]string{
+		"/usr/bin/ctlogd":                                            binary,
+		"/usr/lib/systemd/system/ctlogd.service":                     filepath.Join(unit, "ctlogd.service"),
+		"/usr/lib/systemd/system/ctlogd.service.d/ctlogd-early.conf": filepath.Join(unit, "ctlogd-early.conf"),
+		"/usr/lib/sysusers.d/ctlogd.conf":                            filepath.Join(unit, "ctlogd.sysusers"),
+	}, text)
+	m.await(t, "ctlogd.service")
+	return m
+}
+
+// await waits until a unit is active.
+func (m *machine) await(t *testing.T, unit string) {
+	t.Helper()
+	eventually(t, unit+" is up", func() bool {
+		select {
+		case err := <-m.ended:
+			m.ended <- err
+			t.Fatalf("systemd has ended: %v", err)
+		default:
+		}
+		_, err := m.run("systemctl", "is-active", unit)
+		return err == nil
+	})
+}
+
+func skipUnlessBootable(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: namespaces, mounts and conntrack events")
@@ -100,24 +140,25 @@ func boot(t *testing.T, conf string, dropIns ...string) *machine {
 			t.Skipf("needs the command %s", c)
 		}
 	}
-	unified := cgroup2()
-	if unified == "" {
+	if cgroup2() == "" {
 		t.Skip("needs a mounted cgroup2 hierarchy")
 	}
-	binary := filepath.Join(buildDir, "ctlogd")
-	if out, err := exec.Command("go", "build", "-o", binary, "../../cmd/ctlogd").CombinedOutput(); err != nil {
-		t.Fatalf("build ctlogd: %v\n%s", err, out)
-	}
-	unit, err := filepath.Abs("../../packaging/systemd")
-	must(t, err)
+}
 
+// newMachine boots a machine on what is installed here and on files, which are named as in setup. It wants the service,
+// if there is one.
+func newMachine(t *testing.T, files, text map[string]string) *machine {
+	t.Helper()
 	m := &machine{log: filepath.Join(t.TempDir(), "systemd.log")}
+	var err error
 	m.ns, err = lab.New("machine")
 	must(t, err)
 	t.Cleanup(func() { m.ns.Close() })
 	for _, key := range []string{"acct", "timestamp", "events"} {
 		must(t, m.ns.Sysctl("net.netfilter.nf_conntrack_"+key, "1"))
 	}
+	// There is a network to send to, in which everything vanishes.
+	must(t, m.ns.Run("ip", "route", "add", "default", "dev", "lo"))
 	m.flood, err = m.ns.NewFlood()
 	must(t, err)
 	t.Cleanup(func() { _ = m.flood.Flush(); m.flood.Close() })
@@ -125,22 +166,15 @@ func boot(t *testing.T, conf string, dropIns ...string) *machine {
 	s := setup{
 		Dir:    t.TempDir(),
 		TTY:    console(t, m.log),
-		Cgroup: filepath.Join(unified, fmt.Sprintf("ctlogd-test-%d", os.Getpid())),
-		Files: map[string]string{
-			"/usr/bin/ctlogd":                        binary,
-			"/usr/lib/systemd/system/ctlogd.service": filepath.Join(unit, "ctlogd.service"),
-			"/usr/lib/sysusers.d/ctlogd.conf":        filepath.Join(unit, "ctlogd.sysusers"),
-		},
+		Cgroup: filepath.Join(cgroup2(), fmt.Sprintf("ctlogd-test-%d", os.Getpid())),
+		Files:  files,
 		Text: map[string]string{
-			config:                           conf,
 			"/etc/systemd/system/lab.target": "[Unit]\nDefaultDependencies=no\nWants=ctlogd.service\n",
 			// There is no journal here.
 			"/etc/systemd/system/ctlogd.service.d/log.conf": "[Service]\nStandardError=append:" + ownLog + "\n",
 		},
 	}
-	for i, d := range dropIns {
-		s.Text[fmt.Sprintf("/etc/systemd/system/ctlogd.service.d/%d.conf", i)] = d
-	}
+	maps.Copy(s.Text, text)
 	must(t, os.Mkdir(s.Cgroup, 0o755))
 	t.Cleanup(func() { removeCgroup(s.Cgroup) })
 	encoded, err := json.Marshal(s)
@@ -154,24 +188,16 @@ func boot(t *testing.T, conf string, dropIns ...string) *machine {
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC, Setsid: true,
 	}
 	must(t, m.ns.Start(m.cmd))
-	ended := make(chan error, 1)
-	go func() { ended <- m.cmd.Wait() }()
+	m.ended = make(chan error, 1)
+	go func() { m.ended <- m.cmd.Wait() }()
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the machine's log:\n%s%s\nthe service's:\n%s", &m.early, tail(m.log), tail(m.path(ownLog)))
 		}
 		_ = m.cmd.Process.Kill() // and with it all of the machine
-		<-ended
+		<-m.ended
 	})
-	eventually(t, "the service is up", func() bool {
-		select {
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("systemd has ended: %v", err)
-		default:
-		}
-		return m.show("ActiveState") == "active"
-	})
+	m.await(t, "lab.target")
 	return m
 }
 
@@ -245,9 +271,11 @@ func becomeSystemd(encoded string) error {
 	if err != nil {
 		return err
 	}
-	out, err := exec.Command("systemd-sysusers", "--root="+root, "ctlogd.conf").CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("make the user: %w: %s", err, out)
+	if _, has := s.Files["/usr/lib/sysusers.d/ctlogd.conf"]; has {
+		out, err := exec.Command("systemd-sysusers", "--root="+root, "ctlogd.conf").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("make the user: %w: %s", err, out)
+		}
 	}
 	err = errors.Join(unix.Chdir(root), unix.Mount(".", "/", "", unix.MS_MOVE, ""), unix.Chroot("."), unix.Chdir("/"))
 	if err != nil {

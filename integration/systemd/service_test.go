@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -58,23 +59,47 @@ func TestBoot(t *testing.T) {
 	}
 }
 
+// The unit exposes no more than it must, as systemd counts it.
 func TestSecurity(t *testing.T) {
-	m := boot(t, outputs)
-	out, err := m.run("systemd-analyze", "security", "--offline=yes", "/usr/lib/systemd/system/ctlogd.service")
-	must(t, err)
-	lines := strings.Split(out, "\n")
+	if _, err := exec.LookPath("systemd-analyze"); err != nil {
+		t.Skip("needs the command systemd-analyze")
+	}
+	out, err := exec.Command("systemd-analyze", "security", "--offline=yes", "--threshold=15",
+		"../../packaging/systemd/ctlogd.service").CombinedOutput()
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 	t.Log(lines[len(lines)-1])
-	// Of a unit that starts early, PrivateTmp, ProtectHome and ProtectSystem are not counted: 1.6 instead of 1.5.
-	if _, err := m.run("systemd-analyze", "security", "--offline=yes", "--threshold=16",
-		"/usr/lib/systemd/system/ctlogd.service"); err != nil {
-		t.Error(err)
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// Nothing that the network would have to answer keeps the service from its start, or makes it late: here all that is
+// sent vanishes, and every destination may take longer than systemd waits for a start.
+func TestBootAlone(t *testing.T) {
+	const n = 1000
+	m := boot(t, `
+state_directory: /var/lib/ctlogd
+outputs:
+  jsonl: [{path: `+flowsFile+`}]
+  ipfix:
+    - {address: tcp://192.0.2.10, dial_timeout: 10m}
+    - {address: udp://collector.example.net, dial_timeout: 10m, spool: {path: /var/lib/ctlogd/spool/ipfix}}
+  kafka:
+    - {brokers: ["192.0.2.20:9092", "kafka.example.net:9092"], topic: flows, connect_timeout: 10m}
+`)
+	if got := m.show("NRestarts"); got != "0" {
+		t.Errorf("the service was started %s times more", got)
+	}
+	must(t, m.flood.Churn(0, n))
+	if l := m.settle(t, n); len(l.missing)+len(l.gaps) > 0 {
+		t.Errorf("%d flows are missing, and there are %d gaps", len(l.missing), len(l.gaps))
 	}
 }
 
 // Restarts lose nothing: what comes meanwhile waits in the socket.
 func TestRestarts(t *testing.T) {
 	m := boot(t, outputs)
-	c := m.churn(t)
+	c := m.churn(t, churnFor)
 	restarts := 0
 	for c.running() {
 		time.Sleep(3 * time.Second)
@@ -94,7 +119,7 @@ func TestRestarts(t *testing.T) {
 // After a crash the next process reads on; what the last one had read and not written is missing, and a gap says when.
 func TestCrashes(t *testing.T) {
 	m := boot(t, outputs)
-	c := m.churn(t)
+	c := m.churn(t, churnFor)
 	for range 3 {
 		time.Sleep(4 * time.Second)
 		m.signal(t, "KILL")
@@ -241,13 +266,13 @@ type churn struct {
 
 const churnStep = churnHz / 100
 
-func (m *machine) churn(t *testing.T) *churn {
+func (m *machine) churn(t *testing.T, lasting time.Duration) *churn {
 	t.Helper()
 	c := &churn{done: make(chan struct{})}
 	go func() {
 		defer close(c.done)
 		start := time.Now()
-		for next := start; next.Sub(start) < churnFor; next = next.Add(time.Second / 100) {
+		for next := start; next.Sub(start) < lasting; next = next.Add(time.Second / 100) {
 			time.Sleep(time.Until(next))
 			if c.err = m.flood.Churn(c.n, c.n+churnStep); c.err != nil {
 				return

@@ -137,6 +137,13 @@ func examples() []example {
 			Received: ns("2026-03-09T14:02:11.2Z"), ID: 17,
 			Extra: &flow.Extra{Helper: flow.NameFrom("ftp"), Master: control, HasMaster: true},
 		}},
+		{"destroy of a flow during which the clock was set, by hand", flow.Record{
+			Event: flow.EventDestroy, Has: common | flow.Unsynchronized | flow.Stepped,
+			Orig:  tuple(flow.UDP, "10.64.3.7", 5353, "198.51.100.53", 53),
+			Reply: tuple(flow.UDP, "198.51.100.53", 53, "192.0.2.33", 5353),
+			Start: ns("2026-03-09T13:00:00.25Z"), Stop: ns("2026-03-09T14:02:11.5Z"), Received: ns("2026-03-09T14:02:11.5003Z"),
+			Status: natted | flow.StatusDying, ID: 560,
+		}},
 		{"gap", flow.Record{
 			Event: flow.EventGap, Start: ns("2026-03-09T14:02:11Z"), Stop: ns("2026-03-09T14:02:12.5Z"),
 			Received: ns("2026-03-09T14:02:12.5Z"),

@@ -73,7 +73,7 @@ const (
 )
 
 // keyNames are the names of the keys that can be dropped, indexed by key, in the order in which they are written.
-// Before them stand v, time, time_source and event, behind them a gap's cause, from, to, lost and output, all of which
+// Before them stand v, time, time_source, clock and event, behind them a gap's cause, from, to, lost and output, all of which
 // always stay: without them a reader cannot tell what it has, nor that something is missing.
 var keyNames = [keyCount]string{
 	"host", "flow_id", "start", "end", "end_after", "end_before", "duration_ms", "proto", "proto_num", "src_ip",
@@ -96,7 +96,7 @@ type FlatOptions struct {
 // one fixed order and absent where the value is not known. It is for one goroutine.
 type Flat struct {
 	keep     uint64 // bit set of key
-	heads    [2][len(flow.EventNames)]string
+	heads    [8][len(flow.EventNames)]string
 	observer ObserverKey
 	clock    clock
 	status   [64]statusText
@@ -125,9 +125,11 @@ func NewFlat(o FlatOptions) (*Flat, error) {
 	if o.Host != "" && e.has(kHost) {
 		host = `,"host":` + string(appendString(nil, o.Host))
 	}
-	for i, source := range []string{"received", "kernel"} {
+	for i := range e.heads { // see head
+		source, clock := [2]string{"received", "kernel"}[i&1], [4]string{
+			"", `,"clock":["unsynchronized"]`, `,"clock":["stepped"]`, `,"clock":["unsynchronized","stepped"]`}[i>>1]
 		for ev, name := range flow.EventNames {
-			e.heads[i][ev] = `","time_source":"` + source + `","event":"` + name + `"` + host
+			e.heads[i][ev] = `","time_source":"` + source + `"` + clock + `,"event":"` + name + `"` + host
 		}
 	}
 	return e, nil
@@ -143,11 +145,7 @@ func (e *Flat) Append(dst []byte, r *flow.Record) []byte {
 	b = append(b, `{"v":1,"time":"`...)
 	nowAt := len(b)
 	b = e.clock.append(b, now)
-	heads := &e.heads[0]
-	if kernel {
-		heads = &e.heads[1]
-	}
-	b = append(b, heads[int(r.Event)%len(heads)]...)
+	b = append(b, e.head(r, kernel)...)
 	if r.Event == flow.EventGap {
 		return append(e.appendGap(b, r), '}')
 	}
@@ -269,6 +267,21 @@ func (e *Flat) Append(dst []byte, r *flow.Record) []byte {
 		b = append(b, `,"wildcard":true`...)
 	}
 	return append(b, '}')
+}
+
+// head returns the keys from time_source to host, with the quote that ends the time before them.
+func (e *Flat) head(r *flow.Record, kernel bool) string {
+	i := 0
+	if kernel {
+		i = 1
+	}
+	if r.Has&flow.Unsynchronized != 0 {
+		i |= 2
+	}
+	if r.Has&flow.Stepped != 0 {
+		i |= 4
+	}
+	return e.heads[i][int(r.Event)%len(flow.EventNames)]
 }
 
 // appendTuple appends protocol, addresses and ports.

@@ -21,7 +21,7 @@ import (
 )
 
 // allKeys are the keys of the format in their order.
-var allKeys = slices.Concat([]string{"v", "time", "time_source", "event"}, keyNames[:],
+var allKeys = slices.Concat([]string{"v", "time", "time_source", "clock", "event"}, keyNames[:],
 	[]string{"cause", "from", "to", "lost", "output"})
 
 func newFlat(t testing.TB, drop ...string) *Flat {
@@ -171,8 +171,10 @@ func generate(n int) []example {
 				r.Stamp = when()
 			}
 		}
+		clock := flow.Has(rng.UintN(4)) * flow.Unsynchronized
+		r.Has |= clock
 		if r.Event == flow.EventGap {
-			r = flow.Record{Event: flow.EventGap, Start: when(), Stop: when(), Received: when(), Extra: &flow.Extra{}}
+			r = flow.Record{Event: flow.EventGap, Has: clock, Start: when(), Stop: when(), Received: when(), Extra: &flow.Extra{}}
 			r.Extra.Gap = flow.Gap{
 				Cause: flow.Cause(1 + rng.IntN(len(flow.CauseNames)-1)), Lost: rng.Uint64(), LostKnown: chance(50),
 			}
@@ -620,6 +622,8 @@ func TestDocsQueries(t *testing.T) {
 			`"output":"jsonl:/var/log/ctlogd/flows.jsonl"}` + "\n",
 		ping + "\n",
 		"{\n  \"10.64.3.7\": 22944,\n  \"2001:db8:64::7\": 0\n}\n",
+		`{"time":"2026-03-09T14:02:11.500000000Z","clock":["unsynchronized","stepped"],` +
+			`"flow_id":"90ec4fc0ed01f8a79a5a8731b60b02e1"}` + "\n",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"time"
 )
 
 // Check tells whether the collectors' names resolve, which no collector has to be up for. The error says how to put
@@ -17,20 +18,29 @@ func (c *Config) Check(ctx context.Context) error {
 	})
 }
 
-// Reach tells whether sessions can be begun. Over UDP it sends nothing, so that only the lack of a route shows. What
-// the error says need not be lasting: an Exporter tries again.
-func (c *Config) Reach(ctx context.Context) error {
+// Reach tells whether sessions can be begun, and when the first of the certificates that the collectors show expires;
+// the zero time if they show none. Over UDP it sends nothing, so that only the lack of a route shows. What the error
+// says need not be lasting: an Exporter tries again.
+func (c *Config) Reach(ctx context.Context) (expires time.Time, err error) {
 	e, err := New(*c, nil)
 	if err != nil {
-		return err
+		return expires, err
 	}
-	return c.each(ctx, "records wait until a session can be begun", func(ctx context.Context, a address) error {
+	err = c.each(ctx, "records wait until a session can be begun", func(ctx context.Context, a address) error {
 		session, err := e.dialAddress(ctx, a)
 		if err != nil {
 			return err
 		}
+		if s, ok := session.(*stream); ok {
+			for _, cert := range s.chain() {
+				if expires.IsZero() || cert.NotAfter.Before(expires) {
+					expires = cert.NotAfter
+				}
+			}
+		}
 		return session.close()
 	})
+	return expires, err
 }
 
 // each calls f with each collector, within the dial timeout, and puts the errors on one line.

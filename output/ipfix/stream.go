@@ -3,6 +3,7 @@ package ipfix
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -85,6 +86,15 @@ func dialStream(ctx context.Context, a address, secure *TLS, size int, ended fun
 		}
 	}
 	return s, nil
+}
+
+// chain returns the certificates that the collector has shown, none without TLS.
+func (s *stream) chain() []*x509.Certificate {
+	c, ok := s.conn.(*tls.Conn)
+	if !ok {
+		return nil
+	}
+	return c.ConnectionState().PeerCertificates
 }
 
 // verdict waits until the server has shown that it accepts the session, or has had the time to refuse it.

@@ -130,3 +130,33 @@ func TestTLSFilesReadAnew(t *testing.T) {
 	write(t, e, numbered(1, 1))
 	c.wait(enough(1))
 }
+
+// Reach tells until when the collector's certificate holds, of several the one that ends first.
+func TestReachCertificate(t *testing.T) {
+	a := newAuthority(t)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, a.pem, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var addresses []string
+	var first time.Time
+	for _, validFor := range []time.Duration{2 * time.Hour, time.Hour} {
+		certPEM, keyPEM := a.issue(t, "server", validFor)
+		pair, err := tls.X509KeyPair(certPEM, keyPEM)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first = pair.Leaf.NotAfter
+		l := listenTCP(t, "127.0.0.1:0")
+		newReceived(t).serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{pair}}))
+		addresses = append(addresses, "tls://"+l.Addr().String())
+	}
+	c := Config{Address: addresses[0], Failover: addresses[1:], TLS: TLS{CA: ca}}
+	if got, err := c.Reach(t.Context()); err != nil || !got.Equal(first) {
+		t.Errorf("got %v, %v, want %v", got, err, first)
+	}
+	c = Config{Address: "udp://127.0.0.1"}
+	if got, err := c.Reach(t.Context()); err != nil || !got.IsZero() {
+		t.Errorf("over UDP: got %v, %v", got, err)
+	}
+}

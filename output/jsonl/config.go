@@ -31,6 +31,9 @@ type Config struct {
 	MaxSize unit.Size `yaml:"max_size"`
 	Keep    int       `yaml:"keep"`
 
+	// Reserve is what others shall find free on the file system: with less, a write fails as on a full disk. 0: nothing.
+	Reserve unit.Size `yaml:"reserve"`
+
 	Format string `yaml:"format"` // one of format.Names; "" is the first
 	Fields Fields `yaml:"fields"`
 }
@@ -59,6 +62,9 @@ func (c *Config) Validate(report func(field, msg string)) {
 		report("keep", fmt.Sprintf("missing keep; write how many rotated files max_size leaves, 1 to %d", maxKeep))
 	case c.Keep < 0 || c.Keep > maxKeep:
 		report("keep", fmt.Sprintf("%d is out of range; write a number from 1 to %d", c.Keep, maxKeep))
+	}
+	if c.Reserve != 0 && c.Path == Stdout {
+		report("reserve", "standard output is on no file system; leave out reserve, or write a file's path")
 	}
 	if c.Format != "" && !slices.Contains(format.Names, c.Format) {
 		report("format", fmt.Sprintf("unknown format %q; allowed are: %s", c.Format, strings.Join(format.Names, ", ")))
@@ -123,6 +129,22 @@ func (e *missingDirError) Error() string {
 }
 
 func (e *missingDirError) Unwrap() error { return os.ErrNotExist }
+
+// suits tells whether what was opened can have the keys that are set.
+func (c *Config) suits(t *target) error {
+	key := ""
+	switch {
+	case t.regular:
+	case c.MaxSize != 0:
+		key = "max_size"
+	case c.Reserve != 0:
+		key = "reserve"
+	}
+	if key == "" {
+		return nil
+	}
+	return fmt.Errorf("open %s: is no regular file, which %s needs; leave out max_size, keep and reserve", c.Path, key)
+}
 
 // Name is the output's name.
 func (c *Config) Name() string { return "jsonl:" + c.Path }

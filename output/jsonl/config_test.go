@@ -18,6 +18,7 @@ func TestConfig(t *testing.T) {
 path: /var/log/ctlogd/flows.jsonl
 max_size: 1GiB
 keep: 7
+reserve: 2GiB
 format: flat
 fields: {drop: [dst_ip, dst_port]}
 `
@@ -28,7 +29,7 @@ fields: {drop: [dst_ip, dst_port]}
 		t.Fatal(err)
 	}
 	want := Config{
-		Path: "/var/log/ctlogd/flows.jsonl", MaxSize: 1 << 30, Keep: 7, Format: "flat",
+		Path: "/var/log/ctlogd/flows.jsonl", MaxSize: 1 << 30, Keep: 7, Reserve: 2 << 30, Format: "flat",
 		Fields: Fields{Drop: []string{"dst_ip", "dst_port"}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -62,6 +63,9 @@ func TestConfigValidate(t *testing.T) {
 		}},
 		{Config{Path: "-", MaxSize: 1 << 20, Keep: 1}, []string{
 			"max_size: standard output is not rotated; leave out max_size and keep, or write a file's path",
+		}},
+		{Config{Path: "-", Reserve: 1 << 20}, []string{
+			"reserve: standard output is on no file system; leave out reserve, or write a file's path",
 		}},
 		{Config{Path: "f", Format: "ecs", Fields: Fields{Drop: []string{"time"}}}, []string{
 			`format: unknown format "ecs"; allowed are: flat`,

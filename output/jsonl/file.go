@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/output/format"
@@ -23,6 +24,9 @@ const (
 
 	// rotateRetry is how long a failed rotation is left alone; meanwhile the file grows past its size.
 	rotateRetry = 10 * time.Second
+
+	// askFree is how often at most the file system is asked what it has free while there is room: others use it as well.
+	askFree = time.Second
 )
 
 // Stats counts what a File does. It may be read at any time.
@@ -48,6 +52,9 @@ type File struct {
 	current        *target
 	noRotateBefore time.Time
 
+	room    int64 // what may be written until the file system is asked again
+	askedAt time.Time
+
 	mu   sync.Mutex
 	used *target // is current, for Reopen to compare with
 	next *target // opened by Reopen, current from the next Write on; or nil
@@ -68,9 +75,9 @@ func New(cfg Config, enc format.Encoder, log *zap.Logger) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if cfg.MaxSize != 0 && !t.regular {
+	if err := cfg.suits(t); err != nil {
 		t.close()
-		return nil, fmt.Errorf("open %s: is no regular file, which max_size needs; leave out max_size and keep", cfg.Path)
+		return nil, err
 	}
 	f.current, f.used = t, t
 	return f, nil
@@ -128,6 +135,12 @@ func (f *File) write(ctx context.Context, b []byte, lines int) (n int, err error
 		f.rotate(len(b))
 	}
 	t := f.current
+	if f.cfg.Reserve != 0 {
+		if err := f.leaveReserve(int64(len(b))); err != nil {
+			f.Stats.Errors.Add(1)
+			return 0, err
+		}
+	}
 	w, err := t.write(ctx, b)
 	f.Stats.Bytes.Add(uint64(w))
 	if err == nil {
@@ -144,6 +157,23 @@ func (f *File) write(ctx context.Context, b []byte, lines int) (n int, err error
 		}
 	}
 	return bytes.Count(b[:whole], newline), fmt.Errorf("write %s: %w", f.cfg.Path, err)
+}
+
+// leaveReserve returns ENOSPC if n more bytes would not leave the reserve free.
+func (f *File) leaveReserve(n int64) error {
+	now := time.Now()
+	if f.room < n || now.Sub(f.askedAt) >= askFree {
+		free, err := f.current.free()
+		if err != nil {
+			return fmt.Errorf("ask what is free for %s: %w", f.cfg.Path, err)
+		}
+		f.room, f.askedAt = free-int64(f.cfg.Reserve), now
+	}
+	if f.room < n {
+		return fmt.Errorf("write %s: %w but the reserve of %s", f.cfg.Path, unix.ENOSPC, f.cfg.Reserve)
+	}
+	f.room -= n
+	return nil
 }
 
 var newline = []byte{'\n'}
@@ -222,9 +252,9 @@ func (f *File) Reopen() error {
 	if err != nil {
 		return err
 	}
-	if f.cfg.MaxSize != 0 && !t.regular {
+	if err := f.cfg.suits(t); err != nil {
 		t.close()
-		return fmt.Errorf("open %s: is no regular file any more", f.cfg.Path)
+		return err
 	}
 	if f.next != nil {
 		f.next.close()

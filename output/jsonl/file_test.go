@@ -152,7 +152,7 @@ func TestWrite(t *testing.T) {
 }
 
 func TestWriteAllocs(t *testing.T) {
-	f := newFile(t, Config{Path: filepath.Join(t.TempDir(), "f"), MaxSize: 1 << 30, Keep: 1}, nil)
+	f := newFile(t, Config{Path: filepath.Join(t.TempDir(), "f"), MaxSize: 1 << 30, Keep: 1, Reserve: 1}, nil)
 	recs := records(0, 100)
 	write(t, f, recs)
 	if n := testing.AllocsPerRun(20, func() { write(t, f, recs) }); n != 0 {
@@ -190,7 +190,9 @@ func TestNewErrors(t *testing.T) {
 		{Config{Path: at("note")}, "open " + at("note") + ": " + notRecords},
 		{Config{Path: at("long")}, "open " + at("long") + ": " + notRecords},
 		{Config{Path: at("fifo"), MaxSize: 1 << 20, Keep: 1},
-			"open " + at("fifo") + ": is no regular file, which max_size needs; leave out max_size and keep"},
+			"open " + at("fifo") + ": is no regular file, which max_size needs; leave out max_size, keep and reserve"},
+		{Config{Path: "/dev/null", Reserve: 1},
+			"open /dev/null: is no regular file, which reserve needs; leave out max_size, keep and reserve"},
 	} {
 		before, _ := os.Stat(tt.cfg.Path)
 		_, err := New(tt.cfg, nil, nil)
@@ -640,6 +642,58 @@ func TestDiskFull(t *testing.T) {
 	}
 	write(t, f, recs[n:n+50])
 	wantIDs(t, upTo(n+50), ids(t, path))
+}
+
+// TestReserve fills a small file system but for the reserve: no part of a batch is written that would touch it, and once
+// there is room, writing goes on.
+func TestReserve(t *testing.T) {
+	dir := t.TempDir()
+	mountTmpfs(t, dir, 0)
+	path := filepath.Join(dir, "f")
+	f := newFile(t, Config{Path: path, Reserve: 64 << 10}, nil)
+	free := func() int64 {
+		free, err := f.current.free()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return free
+	}
+	n := 0
+	var err error
+	for err == nil && n < 1000 {
+		var m int
+		m, err = f.Write(ctx, records(n, 20))
+		n += m
+	}
+	want := fmt.Sprintf("write %s: no space left on device but the reserve of 64KiB", path)
+	if !errors.Is(err, syscall.ENOSPC) || err.Error() != want {
+		t.Fatalf("after %d records: %v, want %s", n, err, want)
+	}
+	if free() < 64<<10 || free() > 72<<10 {
+		t.Errorf("%d bytes are free", free())
+	}
+	if got := f.Stats.Errors.Load(); got != 1 {
+		t.Errorf("Errors = %d, want 1", got)
+	}
+	wantIDs(t, upTo(n), ids(t, path))
+
+	// Others take what is left, which is noticed within askFree; then they give it back.
+	f.cfg.Reserve = 48 << 10
+	write(t, f, records(n, 20))
+	n += 20
+	ballast := filepath.Join(dir, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 32<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.askedAt = f.askedAt.Add(-askFree)
+	if m, err := f.Write(ctx, records(n, 20)); m != 0 || !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("Write = %d, %v, want ENOSPC", m, err)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	write(t, f, records(n, 20))
+	wantIDs(t, upTo(n+20), ids(t, path))
 }
 
 // TestFIFO has nobody read for a while: ctx ends the wait, and every line that is read later is whole.

@@ -176,6 +176,13 @@ func (t *target) size() (int64, error) {
 	return st.Size, err
 }
 
+// free returns how many bytes the file system has left for those who are not root.
+func (t *target) free() (int64, error) {
+	var st unix.Statfs_t
+	err := unix.Fstatfs(int(t.file.Fd()), &st)
+	return int64(st.Bavail) * int64(st.Frsize), err
+}
+
 // deleted tells whether a regular file has no name any more.
 func (t *target) deleted() bool {
 	var st unix.Stat_t

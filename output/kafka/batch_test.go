@@ -138,8 +138,14 @@ func TestEncodeAllocs(t *testing.T) {
 		}
 	}
 	once()
-	if n := testing.AllocsPerRun(10, once); n != 0 {
-		t.Errorf("%v allocations for %d records", n, len(recs))
+	// What earlier tests have left running allocates as well, now and then.
+	least := testing.AllocsPerRun(1, once)
+	for i := 0; i < 100 && least > 0; i++ {
+		time.Sleep(10 * time.Millisecond)
+		least = min(least, testing.AllocsPerRun(1, once))
+	}
+	if least != 0 {
+		t.Errorf("%v allocations for %d records", least, len(recs))
 	}
 }
 

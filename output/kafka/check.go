@@ -2,12 +2,14 @@ package kafka
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	kafka "github.com/segmentio/kafka-go"
@@ -51,19 +53,32 @@ func writable(path string) error {
 	return err
 }
 
-// Reach asks the brokers for the topic, which it does not create. What the error says need not be lasting: a Writer
-// tries again.
-func (c Config) Reach(ctx context.Context) error {
+// Reach asks the brokers for the topic, which it does not create, and tells when the first of the certificates that
+// they show expires; the zero time if they show none. What the error says need not be lasting: a Writer tries again.
+func (c Config) Reach(ctx context.Context) (expires time.Time, err error) {
 	w, err := New(c, Options{})
 	if err != nil {
-		return err
+		return expires, err
 	}
 	defer w.reset()
+	var mu sync.Mutex // brokers are connected to from goroutines of the transport
+	w.conns.verify = func(state tls.ConnectionState) error {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, cert := range state.PeerCertificates {
+			if expires.IsZero() || cert.NotAfter.Before(expires) {
+				expires = cert.NotAfter
+			}
+		}
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.ConnectTimeout*time.Duration(len(c.Brokers)))
 	defer cancel()
 	_, err = w.lookup(ctx)
+	mu.Lock()
+	defer mu.Unlock()
 	if err == nil || errors.Is(err, kafka.UnknownTopicOrPartition) && c.CreateTopic != nil {
-		return nil
+		return expires, nil
 	}
-	return w.fail(-1, err)
+	return expires, w.fail(-1, err)
 }

@@ -1,11 +1,18 @@
 package kafka
 
 import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
 )
@@ -46,11 +53,12 @@ func TestCheckAndReach(t *testing.T) {
 			"dead_letter /nonexistent/letters: no such file or directory; make the directory ", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			_, reach := tt.config.Reach(t.Context())
 			for what, got := range map[string]struct {
 				err  error
 				want string
 			}{
-				"Check": {tt.config.Check(t.Context()), tt.check}, "Reach": {tt.config.Reach(t.Context()), tt.reach},
+				"Check": {tt.config.Check(t.Context()), tt.check}, "Reach": {reach, tt.reach},
 			} {
 				switch {
 				case got.want == "" && got.err != nil:
@@ -60,5 +68,34 @@ func TestCheckAndReach(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Reach tells until when the broker's certificate holds.
+func TestReachCertificate(t *testing.T) {
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expires := time.Now().Add(time.Hour).Truncate(time.Second)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: expires, IPAddresses: []net.IP{{127, 0, 0, 1}}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pair := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private}
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "flows"),
+		kfake.TLS(&tls.Config{Certificates: []tls.Certificate{pair}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	got, err := Config{Brokers: cluster.ListenAddrs(), Topic: "flows", TLS: &TLS{CA: ca}}.Reach(t.Context())
+	if err != nil || !got.Equal(expires) {
+		t.Errorf("got %v, %v, want %v", got, err, expires)
 	}
 }

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -232,8 +233,10 @@ func (t *TLS) validate(report func(field, msg string)) {
 	if _, err := t.authorities(); err != nil {
 		report("ca", err.Error())
 	}
-	if _, err := t.certificates(); err != nil {
-		report("cert", err.Error())
+	if t.Cert != "" {
+		if _, err := t.certificate(); err != nil {
+			report("cert", err.Error())
+		}
 	}
 }
 
@@ -253,16 +256,8 @@ func (t *TLS) authorities() (*x509.CertPool, error) {
 	return pool, nil
 }
 
-func (t *TLS) certificates() ([]tls.Certificate, error) {
-	if t.Cert == "" {
-		return nil, nil
-	}
-	cert, err := tls.LoadX509KeyPair(t.Cert, t.Key)
-	if err != nil {
-		return nil, err
-	}
-	return []tls.Certificate{cert}, nil
-}
+// certificate returns ours.
+func (t *TLS) certificate() (tls.Certificate, error) { return tls.LoadX509KeyPair(t.Cert, t.Key) }
 
 // config returns the block as crypto/tls wants it, nil for no TLS.
 func (t *TLS) config() (*tls.Config, error) {
@@ -273,11 +268,15 @@ func (t *TLS) config() (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	certs, err := t.certificates()
-	if err != nil {
-		return nil, err
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool, ServerName: t.ServerName}
+	if t.Cert != "" {
+		cert, err := t.certificate()
+		if err != nil {
+			return nil, err
+		}
+		cfg.Certificates = []tls.Certificate{cert}
 	}
-	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool, Certificates: certs, ServerName: t.ServerName}, nil
+	return cfg, nil
 }
 
 func (s *SASL) validate(report func(field, msg string)) {
@@ -329,6 +328,26 @@ func (s *SASL) mechanism() (sasl.Mechanism, error) {
 	if s == nil {
 		return nil, nil
 	}
+	if _, err := s.build(); err != nil {
+		return nil, err
+	}
+	return fresh{s}, nil
+}
+
+// fresh is a mechanism that reads the password anew for each connection: an operator who mends it expects no less.
+type fresh struct{ *SASL }
+
+func (f fresh) Name() string { return f.Mechanism }
+
+func (f fresh) Start(ctx context.Context) (sasl.StateMachine, []byte, error) {
+	m, err := f.build()
+	if err != nil {
+		return nil, nil, err
+	}
+	return m.Start(ctx)
+}
+
+func (s *SASL) build() (sasl.Mechanism, error) {
 	password, err := s.password()
 	if err != nil {
 		return nil, err

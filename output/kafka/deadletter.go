@@ -57,6 +57,7 @@ func (d *deadLetters) append(letters []deadLetter) (n int, err error) {
 		n++
 	}
 	if _, werr := f.Write(buf); werr != nil {
+		_ = f.Truncate(info.Size()) // no half lines, for what comes later to follow
 		return 0, fmt.Errorf("write dead-letter file: %w", werr)
 	}
 	return n, err

@@ -165,18 +165,18 @@ func New(cfg Config, opt Options) (*Writer, error) {
 	}
 	w.headers = appendHeaders(nil, headers...)
 
-	tlsConfig, err := cfg.TLS.config()
-	if err != nil {
+	if _, err := cfg.TLS.config(); err != nil { // read anew for each connection; what is wrong now, is told now
 		return nil, fmt.Errorf("%s: tls: %w", w.name, err)
 	}
 	mechanism, err := cfg.SASL.mechanism()
 	if err != nil {
 		return nil, fmt.Errorf("%s: sasl: %w", w.name, err)
 	}
-	if mechanism != nil && mechanism.Name() == "PLAIN" && tlsConfig == nil {
+	if mechanism != nil && mechanism.Name() == "PLAIN" && cfg.TLS == nil {
 		w.log.Warn("the password goes over the network in clear: sasl mechanism PLAIN without tls")
 	}
 	w.conns.dialer.Timeout = cfg.ConnectTimeout
+	w.conns.tls = cfg.TLS
 	w.transport = &kafka.Transport{
 		Dial: w.conns.dial,
 		// All brokers of the list are tried one after the other under this limit.
@@ -185,7 +185,6 @@ func New(cfg Config, opt Options) (*Writer, error) {
 		MetadataTTL:    time.Minute,
 		MetadataTopics: []string{cfg.Topic},
 		ClientID:       cfg.ClientID,
-		TLS:            tlsConfig,
 		SASL:           mechanism,
 	}
 	return w, nil
@@ -265,9 +264,16 @@ func (w *Writer) layout(ctx context.Context) error {
 			w.ids = append(w.ids, i)
 		}
 	}
-	for i, t := range topic.Partitions {
+	for i := range w.parts {
 		p := &w.parts[i]
-		*p = partition{id: t.PartitionIndex, leader: t.LeaderID, idx: p.idx[:0], max: 1 << 30, buf: p.buf}
+		*p = partition{id: int32(i), idx: p.idx[:0], max: 1 << 30, buf: p.buf, err: kafka.LeaderNotAvailable}
+	}
+	for _, t := range topic.Partitions { // in any order
+		if t.PartitionIndex < 0 || int(t.PartitionIndex) >= len(w.parts) {
+			continue
+		}
+		p := &w.parts[t.PartitionIndex]
+		p.leader, p.err = t.LeaderID, nil
 		if code := kafka.Error(t.ErrorCode); code != 0 && code != kafka.ReplicaNotAvailable {
 			p.err = code
 		}
@@ -280,7 +286,11 @@ func (w *Writer) lookup(ctx context.Context) (*metadata.ResponseTopic, error) {
 	if err != nil {
 		return nil, err
 	}
-	topic := &res.(*metadata.Response).Topics[0]
+	topics := res.(*metadata.Response).Topics
+	if len(topics) == 0 {
+		return nil, kafka.UnknownTopicOrPartition
+	}
+	topic := &topics[0]
 	switch {
 	case topic.ErrorCode != 0:
 		return nil, kafka.Error(topic.ErrorCode)
@@ -370,6 +380,10 @@ func (w *Writer) round(ctx context.Context, recs []*flow.Record) bool {
 		}
 		group := rest[:end]
 		rest = rest[end:]
+		if len(rest) == 0 {
+			w.send(ctx, group) // the only one, as a rule
+			break
+		}
 		wg.Go(func() { w.send(ctx, group) })
 	}
 	wg.Wait()
@@ -659,47 +673,4 @@ func (w *Writer) recall(recs []*flow.Record) {
 func (w *Writer) hash(r *flow.Record) uint64 {
 	w.value = w.opt.Encoder.Append(w.value[:0], r)
 	return maphash.Bytes(w.seed, w.value)
-}
-
-// connections are the transport's, so that all of them can be closed.
-type connections struct {
-	dialer net.Dialer
-	mu     sync.Mutex
-	open   map[*connection]struct{}
-}
-
-type connection struct {
-	net.Conn
-	all *connections
-}
-
-func (c *connections) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	nc, err := c.dialer.DialContext(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	conn := &connection{nc, c}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.open == nil {
-		c.open = make(map[*connection]struct{})
-	}
-	c.open[conn] = struct{}{}
-	return conn, nil
-}
-
-func (c *connection) Close() error {
-	c.all.mu.Lock()
-	delete(c.all.open, c)
-	c.all.mu.Unlock()
-	return c.Conn.Close()
-}
-
-func (c *connections) closeAll() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for conn := range c.open {
-		_ = conn.Conn.Close() // whoever uses it gets the error
-	}
-	clear(c.open)
 }

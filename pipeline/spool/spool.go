@@ -655,18 +655,18 @@ func (s *Spool) Len() (records uint64, bytes int64) {
 	return records, s.size
 }
 
-// Path returns the directory.
-func (s *Spool) Path() string { return s.cfg.Path }
-
-// Max returns how many bytes the segments may have.
-func (s *Spool) Max() int64 { return int64(s.cfg.MaxSize) }
-
 // Unread reports whether there is something that was not read yet, or is to be read again.
 func (s *Spool) Unread() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.pos < s.next || s.state.gaps.next() != nil
 }
+
+// Path returns the directory.
+func (s *Spool) Path() string { return s.cfg.Path }
+
+// Max returns how many bytes the segments may have.
+func (s *Spool) Max() int64 { return int64(s.cfg.MaxSize) }
 
 // Oldest returns when the first record that waits was received, or somewhat earlier; zero if there is none.
 func (s *Spool) Oldest() time.Time {

@@ -1,0 +1,225 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+func TestLogger(t *testing.T) {
+	for _, tt := range []struct {
+		config LogConfig
+		want   []string // in the one line that comes through
+	}{
+		{LogConfig{Level: "info", Format: "console"}, []string{"\tINFO\tinput\tat info\t", `{"a": "b", "n": 1}`}},
+		{LogConfig{Level: "info", Format: "json"}, []string{`"level":"info"`, `"logger":"input"`, `"msg":"at info"`,
+			`"a":"b","n":1}`}},
+	} {
+		var out bytes.Buffer
+		log, _, err := newLogger(tt.config, &out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		log = log.Named("input").With(zap.String("a", "b"))
+		log.Debug("at debug")
+		log.Info("at info", zap.Int("n", 1))
+		if n := strings.Count(out.String(), "\n"); n != 1 {
+			t.Errorf("%v: %d lines, want 1: %q", tt.config, n, &out)
+		}
+		for _, want := range tt.want {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("%v: %q lacks %q", tt.config, &out, want)
+			}
+		}
+	}
+	for _, level := range logLevels {
+		if _, _, err := newLogger(LogConfig{Level: level, Format: "json"}, io.Discard); err != nil {
+			t.Errorf("level %s: %v", level, err)
+		}
+	}
+}
+
+// Level and format change for the loggers that there are already.
+func TestLogSet(t *testing.T) {
+	var out bytes.Buffer
+	log, own, err := newLogger(LogConfig{Level: "error", Format: "console"}, &out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log = log.Named("queue").With(zap.String("output", "x"))
+	log.Warn("before")
+	if err := own.set(LogConfig{Level: "debug", Format: "json"}); err != nil {
+		t.Fatal(err)
+	}
+	log.Debug("after")
+	if got := out.String(); !regexp.MustCompile(
+		`^\{"level":"debug","ts":"[^"]+","logger":"queue","msg":"after","output":"x"\}\n$`).MatchString(got) {
+		t.Errorf("got %q", got)
+	}
+	if err := own.set(LogConfig{Level: "loud"}); err == nil {
+		t.Error("an unknown level is taken")
+	}
+}
+
+// asJournal makes a file that is the journal's stream for this process.
+func asJournal(t *testing.T) *os.File {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "journal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("JOURNAL_STREAM", fmt.Sprintf("%d:%d", st.Dev, st.Ino))
+	return f
+}
+
+func content(t *testing.T, f *os.File) string {
+	t.Helper()
+	text, err := os.ReadFile(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func TestLogToJournal(t *testing.T) {
+	for format, want := range map[string]string{
+		"console": `^<7>DEBUG\tx\ta\n<6>INFO\tx\ta\n<4>WARN\tx\ta\n<3>ERROR\tx\ta\t\{"error": "y"\}\n$`,
+		"json": `^<7>\{"level":"debug","ts":"[^"]+","logger":"x","msg":"a"\}\n<6>\{"level":"info".*\n<4>\{"level":"warn".*\n` +
+			`<3>\{"level":"error".*"error":"y"\}\n$`,
+	} {
+		t.Run(format, func(t *testing.T) {
+			f := asJournal(t)
+			log, _, err := newLogger(LogConfig{Level: "debug", Format: format}, f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			log = log.Named("x")
+			log.Debug("a")
+			log.Info("a")
+			log.Warn("a")
+			log.Error("a", zap.Error(errors.New("y")))
+			if got := content(t, f); !regexp.MustCompile(want).MatchString(got) {
+				t.Errorf("got %q, want %s", got, want)
+			}
+		})
+	}
+}
+
+// A stream of another process, which this one has inherited the variable from, is no journal.
+func TestLogBesideJournal(t *testing.T) {
+	f := asJournal(t)
+	other, err := os.Create(f.Name() + "2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	log, _, err := newLogger(LogConfig{Level: "info", Format: "console"}, other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.Info("a")
+	if got := content(t, other); !strings.HasSuffix(got, "Z\tINFO\ta\n") && !regexp.MustCompile(`^\d.*\tINFO\ta\n$`).MatchString(got) {
+		t.Errorf("got %q", got)
+	}
+	complain(other, "b")
+	complain(f, "c\nd")
+	if got := content(t, other); !strings.HasSuffix(got, "\nb\n") {
+		t.Errorf("got %q", got)
+	}
+	if got := content(t, f); got != "<3>c\n<3>d\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// lockedBuffer is written to by timers as well.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// What repeats is told some times and then summed up, each message by itself, until it pauses.
+func TestLogSums(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out lockedBuffer
+		log, _, err := newLogger(LogConfig{Level: "debug", Format: "json"}, &out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		told := func(message string) (lines []string) {
+			for line := range strings.Lines(out.String()) {
+				if strings.Contains(line, `"msg":"`+message+`"`) {
+					_, fields, _ := strings.Cut(strings.TrimSpace(line), `"msg":"`+message+`"`)
+					lines = append(lines, fields)
+				}
+			}
+			return lines
+		}
+		a, b := log.With(zap.String("output", "a")), log.Named("b")
+		for i := range 25 {
+			a.Warn("fails", zap.Int("n", i))
+			time.Sleep(100 * time.Millisecond)
+		}
+		b.Warn("fails too")
+		for range 200 {
+			log.Debug("detail")
+		}
+		var want []string
+		for i := range logBurst {
+			want = append(want, fmt.Sprintf(`,"output":"a","n":%d}`, i))
+		}
+		if diff := cmp.Diff(want, told("fails")); diff != "" {
+			t.Errorf("at first (-want +got):\n%s", diff)
+		}
+		time.Sleep(logInterval)
+		synctest.Wait()
+		want = append(want, `,"output":"a","n":24,"repeated":15}`)
+		if diff := cmp.Diff(want, told("fails")); diff != "" {
+			t.Errorf("after the interval (-want +got):\n%s", diff)
+		}
+		a.Warn("fails", zap.Int("n", 25))
+		want = append(want, `,"output":"a","n":25}`)
+		if diff := cmp.Diff(want, told("fails")); diff != "" {
+			t.Errorf("after a pause (-want +got):\n%s", diff)
+		}
+		for i := range logBurst {
+			a.Warn("fails", zap.Int("n", 26+i))
+		}
+		_ = log.Sync() // the end of the process
+		if got := told("fails"); got[len(got)-1] != `,"output":"a","n":35,"repeated":1}` {
+			t.Errorf("at the end: %v", got)
+		}
+		if n, m := len(told("fails too")), len(told("detail")); n != 1 || m != 200 {
+			t.Errorf("of another logger %d lines, of debug %d", n, m)
+		}
+	})
+}
