@@ -235,7 +235,12 @@ func (m *machine) gateway(t *testing.T) {
 	} {
 		must(t, m.ns.Sysctl(key, value))
 	}
-	must(t, m.ns.Nft(`table ip nat { chain post { type nat hook postrouting priority 100; oifname "wan" masquerade; } }`))
+	must(t, m.ns.Nft(`table ip nat {
+		chain post {
+			type nat hook postrouting priority 100
+			oifname "wan" masquerade
+		}
+	}`))
 	conn, err := server.ListenPacket("udp", "198.51.100.2:7")
 	must(t, err)
 	defer conn.Close()
