@@ -2,6 +2,7 @@ package live
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 )
 
@@ -26,4 +27,17 @@ func (c *Config) Validate(report func(field, msg string)) {
 	case len(c.Socket) > maxPath:
 		report("socket", fmt.Sprintf("a path of %d bytes; the kernel allows sockets no more than %d", len(c.Socket), maxPath))
 	}
+}
+
+// Check tells whether there is a directory for the socket, which must be one.
+func (c *Config) Check() error {
+	dir := filepath.Dir(c.Socket)
+	info, err := os.Stat(dir)
+	if err != nil {
+		return fmt.Errorf("socket: %w; make the directory, or write %s", err, NoSocket)
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("socket: %s is no directory; name another one, or write %s", dir, NoSocket)
+	}
+	return nil
 }

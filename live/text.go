@@ -48,10 +48,11 @@ func (v *View) facts() [][2]string {
 	for _, n := range v.Reader.Events {
 		events += n
 	}
-	gaps := uint64(0)
+	gaps, unknown := uint64(0), uint64(0)
 	count := func(g []monitor.Gap) {
 		for i := range g {
 			gaps += g[i].Gaps
+			unknown += g[i].Unknown
 		}
 	}
 	count(v.Gaps)
@@ -66,10 +67,14 @@ func (v *View) facts() [][2]string {
 				percent(fill(float64(v.Kernel.Entries), float64(v.Kernel.Limit))))
 		}
 	}
+	lost := fmt.Sprintf("%s records in %s gaps since the start, %s/s", group(v.Lost()), group(gaps), rate(v.Rates.Lost))
+	if unknown > 0 {
+		lost += fmt.Sprintf("; of %s gaps it is not known how many", group(unknown))
+	}
 	return [][2]string{
-		{"reader", fmt.Sprintf("%s events, %s/s, busy %s; handed over all that ended before %s", group(events),
+		{"reader", fmt.Sprintf("%s events, %s/s, busy %s; handed over all that was reported before %s", group(events),
 			rate(v.Rates.Events), percent(v.Rates.Busy), v.Reader.ReadTo.Format("15:04:05.000"))},
-		{"lost", fmt.Sprintf("%s records in %s gaps since the start, %s/s", group(v.Lost()), group(gaps), rate(v.Rates.Lost))},
+		{"lost", lost},
 		{"table", table},
 	}
 }

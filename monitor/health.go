@@ -45,8 +45,8 @@ func (s *Snapshot) Judge() {
 	gaps := func(prefix string, gaps []Gap) {
 		for _, g := range gaps {
 			if age := s.Time.Sub(g.Last); g.Gaps > 0 && age < recentGap {
-				say(StateDegraded, "%sgap %s ago: %s, %d records lost for it since the start",
-					prefix, age.Round(time.Second), g.Cause, g.Lost)
+				say(StateDegraded, "%sgap %s ago: %s, %s for it since the start",
+					prefix, age.Round(time.Second), g.Cause, g.lost())
 			}
 		}
 	}

@@ -6,6 +6,7 @@
 package monitor
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -78,10 +79,22 @@ type Follow struct {
 
 // Gap counts the gaps of one cause.
 type Gap struct {
-	Cause string    `json:"cause"`
-	Gaps  uint64    `json:"gaps"`
-	Lost  uint64    `json:"lost"`          // records, where it is known how many
-	Last  time.Time `json:"last,omitzero"` // when the last one grew last
+	Cause   string    `json:"cause"`
+	Gaps    uint64    `json:"gaps"`
+	Lost    uint64    `json:"lost"`          // records, where it is known how many
+	Unknown uint64    `json:"lost_unknown"`  // gaps among them of which it is not known
+	Last    time.Time `json:"last,omitzero"` // when the last one grew last
+}
+
+// lost says in words how many records were lost.
+func (g *Gap) lost() string {
+	switch {
+	case g.Unknown == 0:
+		return fmt.Sprintf("%d records lost", g.Lost)
+	case g.Lost == 0:
+		return "records lost, it is not known how many,"
+	}
+	return fmt.Sprintf("%d records lost, and more of which it is not known how many,", g.Lost)
 }
 
 // Output is one output with its queue.
@@ -167,7 +180,8 @@ type Reloads struct {
 func GapsOf(stats *flow.GapStats, always ...flow.Cause) []Gap {
 	gaps := []Gap{}
 	for c := range stats {
-		g := Gap{Cause: flow.Cause(c).String(), Gaps: stats[c].Gaps.Load(), Lost: stats[c].Lost.Load()}
+		g := Gap{Cause: flow.Cause(c).String(), Gaps: stats[c].Gaps.Load(), Lost: stats[c].Lost.Load(),
+			Unknown: stats[c].Unknown.Load()}
 		if ns := stats[c].Last.Load(); ns != 0 {
 			g.Last = time.Unix(0, ns)
 		}

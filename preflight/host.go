@@ -125,7 +125,7 @@ func (h host) sysctl(s Sysctl, fix bool) Result {
 		return r
 	}
 	r.Status, r.Detail = Pass, fmt.Sprintf("%s = 1, set just now (it was %s), for flows born from now on", name, value)
-	r.Remedy = "to keep it over a reboot: echo '" + name + " = 1' >> /etc/sysctl.d/60-ctlogd.conf"
+	r.Remedy = "to keep it over a reboot: echo '" + name + " = 1' >> /etc/sysctl.d/90-ctlogd-local.conf"
 	return r
 }
 

@@ -315,10 +315,10 @@ func TestFix(t *testing.T) {
 	want := []Result{
 		{"conntrack events", Pass,
 			"net.netfilter.nf_conntrack_events = 1, set just now (it was 2), for flows born from now on",
-			"to keep it over a reboot: echo 'net.netfilter.nf_conntrack_events = 1' >> /etc/sysctl.d/60-ctlogd.conf"},
+			"to keep it over a reboot: echo 'net.netfilter.nf_conntrack_events = 1' >> /etc/sysctl.d/90-ctlogd-local.conf"},
 		{"conntrack accounting", Pass,
 			"net.netfilter.nf_conntrack_acct = 1, set just now (it was 0), for flows born from now on",
-			"to keep it over a reboot: echo 'net.netfilter.nf_conntrack_acct = 1' >> /etc/sysctl.d/60-ctlogd.conf"},
+			"to keep it over a reboot: echo 'net.netfilter.nf_conntrack_acct = 1' >> /etc/sysctl.d/90-ctlogd-local.conf"},
 		{"conntrack timestamps", Pass, "net.netfilter.nf_conntrack_timestamp = 1", ""},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

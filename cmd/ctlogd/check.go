@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/live"
 	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/preflight"
 	"github.com/ctlogd/ctlogd/unit"
@@ -119,6 +120,14 @@ func hostChecks(cfg *Config) preflight.Options {
 	}
 	if cfg.StateDirectory != "" && in.Follow != input.FollowNever {
 		files("input.conntrack.follow", filepath.Join(cfg.StateDirectory, "follow"), unit.Size(*in.FollowEntries)*followBytes, 0, 0)
+	}
+	if dir := cfg.StateDirectory; dir != "" {
+		o.Outputs = append(o.Outputs, preflight.Output{Name: "state_directory", About: dir,
+			Check: func(context.Context) error { return checkState(dir) }})
+	}
+	if socket := cfg.Live.Socket; socket != "" && socket != live.NoSocket {
+		o.Outputs = append(o.Outputs, preflight.Output{Name: "live", About: socket,
+			Check: func(context.Context) error { return cfg.Live.Check() }})
 	}
 	if m := cfg.Metrics; m.Listen != "" {
 		o.Outputs = append(o.Outputs, preflight.Output{Name: "metrics", About: m.Listen, Check: m.Check,

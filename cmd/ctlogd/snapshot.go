@@ -34,6 +34,7 @@ func (a *app) snapshot() monitor.Snapshot {
 	}
 	a.reloads.Lock()
 	s.Reloads, s.Host = a.reloads.Reloads, a.reloads.host
+	s.Reloads.LastOK = s.Reloads.LastOK || s.Reloads.Last.IsZero()
 	a.reloads.Unlock()
 
 	in := &a.reader.Stats

@@ -33,14 +33,12 @@ type state struct {
 // openState makes sure that marks can be written, so that a missing directory shows at the start and not after a crash.
 func openState(dir string, log *zap.Logger) (*state, error) {
 	if dir == "" {
+		log.Warn("there is no state_directory: a restart leaves no gap, so what ends meanwhile is missing in silence",
+			zap.String("remedy", "set state_directory, such as to /var/lib/ctlogd"))
 		return nil, nil
 	}
-	probe := filepath.Join(dir, ".writable")
-	if err := os.WriteFile(probe, nil, 0o640); err != nil {
-		return nil, fmt.Errorf("state_directory: %w; make it, writable by the user that ctlogd runs as", err)
-	}
-	if err := os.Remove(probe); err != nil {
-		return nil, fmt.Errorf("state_directory: %w", err)
+	if err := checkState(dir); err != nil {
+		return nil, err
 	}
 	lock, err := os.Open(dir)
 	if err != nil {
@@ -54,6 +52,18 @@ func openState(dir string, log *zap.Logger) (*state, error) {
 		return nil, fmt.Errorf("state_directory: lock %s: %w", dir, err)
 	}
 	return &state{dir: dir, lock: lock, bootID: pipeline.BootID(), log: log}, nil
+}
+
+// checkState makes sure that files can be written to the directory.
+func checkState(dir string) error {
+	probe := filepath.Join(dir, ".writable")
+	if err := os.WriteFile(probe, nil, 0o640); err != nil {
+		return fmt.Errorf("state_directory: %w; make it, writable by the user that ctlogd runs as", err)
+	}
+	if err := os.Remove(probe); err != nil {
+		return fmt.Errorf("state_directory: %w", err)
+	}
+	return nil
 }
 
 // close gives the directory to the next process.
@@ -101,9 +111,12 @@ func (s *state) orphan(o pipeline.OutputMark) {
 }
 
 func (s *state) tell(what, output string, g pipeline.Gap) {
-	s.log.Warn(what, zap.String("output", output), zap.Stringer("cause", g.Cause),
-		zap.Time("from", time.Unix(0, g.From)), zap.Time("to", time.Unix(0, g.To)),
-		zap.Uint64("lost", g.Lost), zap.Bool("lost_known", g.LostKnown))
+	fields := []zap.Field{zap.String("output", output), zap.Stringer("cause", g.Cause),
+		zap.Time("from", time.Unix(0, g.From)), zap.Time("to", time.Unix(0, g.To))}
+	if g.LostKnown {
+		fields = append(fields, zap.Uint64("lost", g.Lost))
+	}
+	s.log.Warn(what, fields...)
 }
 
 // retire has the mark know of queues that the pipeline does not feed any more, until retired.

@@ -616,10 +616,12 @@ func TestDocsQueries(t *testing.T) {
 	_, ping, _ := strings.Cut(string(lines), "\n")
 	ping, _, _ = strings.Cut(ping, "\n")
 	want := []string{
-		`{"start":"2026-03-09T14:02:11.504113291Z","end":"2026-03-09T14:04:36.118920404Z","proto":"tcp",` +
+		`{"event":"destroy","start":"2026-03-09T14:02:11.504113291Z","end":"2026-03-09T14:04:36.118920404Z","proto":"tcp",` +
 			`"src_ip":"10.64.3.7","src_port":51544,"dst_ip":"198.51.100.80","dst_port":443}` + "\n",
 		`{"cause":"disk_full","from":"2026-03-09T14:02:11.000000000Z","to":"2026-03-09T14:02:12.500000000Z","lost":4096,` +
-			`"output":"jsonl:/var/log/ctlogd/flows.jsonl"}` + "\n",
+			`"output":"jsonl:/var/log/ctlogd/flows.jsonl"}` + "\n" +
+			`{"cause":"downtime","from":"2026-03-09T14:05:00.000000000Z","to":"2026-03-09T14:05:09.500000000Z","lost":null,` +
+			`"output":null}` + "\n",
 		ping + "\n",
 		"{\n  \"10.64.3.7\": 22944,\n  \"2001:db8:64::7\": 0\n}\n",
 		`{"time":"2026-03-09T14:02:11.500000000Z","clock":["unsynchronized","stepped"],` +
