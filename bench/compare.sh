@@ -14,10 +14,12 @@
 #   burst: FLOWS entries are created, then the whole table is flushed while the consumer listens.
 #   churn: FLOWS entries are created and deleted, RATE a second or as fast as the kernel goes, while it listens.
 # Rows: nobody, drain, drain-nap (1 ms naps), ulogd-json, ulogd-ipfix (Debian packages ulogd2, ulogd2-json), ctlogd-json,
-# ctlogd-ipfix, ctlogd-kafka and ctlogd-both, which has a file of JSON lines as well (where Kafka's jars are in the cache,
-# see integration/broker/fetch.sh; the broker runs in the namespace, and its CPU time is not counted); -o selects some. A COMMAND makes one more row: it runs in a scratch folder, and the lines that it
-# writes there to standard output and *.json* files are its records. $BENCH_DIR (default /var/tmp) is where the scratch
-# folder is made, so it says which disk is measured.
+# ctlogd-ipfix, ctlogd-kafka, ctlogd-both, which has a file of JSON lines as well, and ctlogd-spooled, which is ctlogd-kafka
+# with the default queue, much smaller than the burst, and a spool behind it (where Kafka's jars are in the cache, see
+# integration/broker/fetch.sh; the broker runs in the namespace, and its CPU time is not counted); -o selects some. A
+# COMMAND makes one more row: it runs in a scratch folder, and the lines that it writes there to standard output and
+# *.json* files are its records. $BENCH_DIR (default /var/tmp) is where the scratch folder is made, so it says which disk
+# is measured.
 #
 # Needs root, gcc, go, iproute2 and conntrack. The limits of the conntrack table, which are the machine's, are raised
 # and put back.
@@ -104,7 +106,7 @@ row() {
     pid= sink=
     case $name in
         drain*) records=$(sed -n 's/^events=\([0-9]*\).*/\1/p' "$dir/out/stdout") ;;
-        ctlogd-kafka | ctlogd-both) records=$(in_ns kcat -C -e -q -b 127.0.0.1:9092 -t "$name" -f '\n' | wc -l) ;;
+        ctlogd-kafka | ctlogd-both | ctlogd-spooled) records=$(in_ns kcat -C -e -q -b 127.0.0.1:9092 -t "$name" -f '\n' | wc -l) ;;
         *-ipfix) records=$(sed -n 's/^records=\([0-9]*\).*/\1/p' "$dir/sink") ;;
         *) records=$(find "$dir/out" -type f \( -name '*.json*' -o -name stdout \) -exec cat {} + | wc -l) ;;
     esac
@@ -135,7 +137,7 @@ END
 
 # Kafka is there for these rows alone: a fresh one for each run.
 kafka() {
-    if [[ -n $only && $only != *,ctlogd-kafka,* && $only != *,ctlogd-both,* ]]; then return; fi
+    if [[ -n $only && ! $only =~ ,ctlogd-(kafka|both|spooled), ]]; then return; fi
     if ! command -v java >/dev/null || ! command -v kcat >/dev/null || [[ -z $jars ]]; then
         if [[ $run == 1 ]]; then echo "ctlogd-kafka left out: install java and kcat, and run integration/broker/fetch.sh" >&2; fi
         return
@@ -143,16 +145,17 @@ kafka() {
     rm -rf "$work/kafka"
     (exec ip netns exec "$ns" "$here/kafka.sh" "$work/kafka" 9092 "$jars" >"$work/kafka.log" 2>&1) & kafka=$!
     local out="brokers: ['127.0.0.1:9092'], create_topic: {partitions: 12, replication: 1}"
-    out="$out, spool: {path: $work/spool}"
     for _ in $(seq 60); do
         if in_ns kcat -L -m 1 -b 127.0.0.1:9092 >/dev/null 2>&1; then break; fi
         sleep 1
     done
-    for row in kafka both; do
-        rm -rf "$work/spool"
-        ctlogd "$row" "kafka: [{topic: ctlogd-$row, $out}]
-  $([[ $row == kafka ]] || echo "jsonl: [{path: $work/run/ctlogd-both/out/flows.jsonl}]")"
-    done
+    # The broker takes less than the flush makes: the queue holds the difference, or the spool does.
+    local held="queue: $((n + n / 4 + 65536))"
+    rm -rf "$work/spool"
+    ctlogd kafka "kafka: [{topic: ctlogd-kafka, $out, $held}]"
+    ctlogd both "kafka: [{topic: ctlogd-both, $out, $held}]
+  jsonl: [{path: $work/run/ctlogd-both/out/flows.jsonl}]"
+    ctlogd spooled "kafka: [{topic: ctlogd-spooled, $out, spool: {path: $work/spool}}]"
     kill -9 "$kafka" 2>/dev/null || true
     wait "$kafka" 2>/dev/null || true
     kafka=
