@@ -13,7 +13,7 @@ DEMO_NEEDS   = ip:iproute2 nft:nftables
 TEST_NEEDS   = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack unshare:util-linux vsftpd:vsftpd in.tftpd:tftpd-hpa \
     java:default-jre-headless mvn:maven kcat:kcat chromium:chromium \
     nfcapd:nfdump nfacctd:pmacct tshark:tshark dumpcap:wireshark-common ipfixDump:libfixbuf-tools socat:socat \
-    openssl:openssl promtool:prometheus jq:jq rpm:rpm lintian:lintian man:man-db file:file \
+    openssl:openssl promtool:prometheus jq:jq systemd-analyze:systemd rpm:rpm lintian:lintian man:man-db file:file \
     $$(/usr/bin/python3 -c 'import ipfix' 2>/dev/null || echo :python3-ipfix)
 BENCH_NEEDS  = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack ulogd:ulogd2 sysctl:procps
 

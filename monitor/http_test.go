@@ -285,3 +285,16 @@ func TestCheck(t *testing.T) {
 		})
 	}
 }
+
+// A number that is not known is not told as 0.
+func TestLostInWords(t *testing.T) {
+	for want, g := range map[string]Gap{
+		"7 records lost": {Gaps: 2, Lost: 7},
+		"records lost, it is not known how many,":                     {Gaps: 1, Unknown: 1},
+		"7 records lost, and more of which it is not known how many,": {Gaps: 2, Lost: 7, Unknown: 1},
+	} {
+		if got := g.lost(); got != want {
+			t.Errorf("%+v: %q, want %q", g, got, want)
+		}
+	}
+}

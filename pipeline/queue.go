@@ -558,11 +558,12 @@ func (q *Queue) handle() {
 func (q *Queue) deliver(recs []*flow.Record, fromMemory bool) (left []*flow.Record) {
 	retry, closing := firstRetry, q.closing
 	for len(recs) > 0 {
-		// The new output may be what mends it.
-		if q.replaced() && !fromMemory {
-			return recs
+		if q.replaced() { // the new output may be what mends it
+			if !fromMemory {
+				return recs
+			}
+			q.exchange()
 		}
-		q.exchange()
 		n, err := q.out.Write(q.ctx, recs)
 		q.Stats.Written.Add(uint64(n))
 		q.flight.sent += uint64(n)

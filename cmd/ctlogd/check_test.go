@@ -144,3 +144,49 @@ func TestCheckPrintsText(t *testing.T) {
 		t.Errorf("got %q", &stdout)
 	}
 }
+
+// What would keep the daemon from starting, or from being looked at, is found without it.
+func TestCheckDirectories(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name, state, socket string
+		want                map[string]string // of each check its error
+	}{
+		{"neither is set", "", "", map[string]string{}},
+		{"none is wanted", "", "none", map[string]string{}},
+		{"both are right", dir, dir + "/s", map[string]string{"state_directory": "", "live": ""}},
+		{"both are missing", dir + "/no", dir + "/no/s", map[string]string{
+			"state_directory": "state_directory: open " + dir + "/no/.writable: no such file or directory; " +
+				"make it, writable by the user that ctlogd runs as",
+			"live": "socket: stat " + dir + "/no: no such file or directory; make the directory, or write none"}},
+		{"no directories", file, file + "/s", map[string]string{
+			"state_directory": "state_directory: open " + file + "/.writable: not a directory; " +
+				"make it, writable by the user that ctlogd runs as",
+			"live": "socket: " + file + " is no directory; name another one, or write none"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := DefaultConfig()
+			cfg.StateDirectory, cfg.Live.Socket = tt.state, tt.socket
+			got := map[string]string{}
+			for _, o := range hostChecks(cfg).Outputs {
+				if o.Name != "state_directory" && o.Name != "live" {
+					continue
+				}
+				got[o.Name] = ""
+				if err := o.Check(t.Context()); err != nil {
+					got[o.Name] = err.Error()
+				}
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("%d files in the directory, %v; want the one that was there", len(left), err)
+	}
+}
