@@ -160,7 +160,7 @@ kafka() {
     wait "$kafka" 2>/dev/null || true
     kafka=
 }
-jars=$(find "${XDG_CACHE_HOME:-$HOME/.cache}/ctlogd" -maxdepth 1 -name 'kafka-*' 2>/dev/null | head -n 1)
+jars=$(find "${XDG_CACHE_HOME:-$HOME/.cache}/ctlogd" -maxdepth 1 -name 'kafka-*' 2>/dev/null | head -n 1 || true)
 
 echo "$n flows, $pattern, median of $runs; $(nproc) CPUs, Linux $(uname -r)"
 for run in $(seq "$runs"); do
