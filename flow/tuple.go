@@ -15,6 +15,12 @@ func AddrFrom4(a [4]byte) Addr {
 	return Addr{10: 0xff, 11: 0xff, 12: a[0], 13: a[1], 14: a[2], 15: a[3]}
 }
 
+// Set4 makes x what AddrFrom4 returns, in place: with two stores, which what is read soon after does not wait for.
+func (x *Addr) Set4(a *[4]byte) {
+	binary.LittleEndian.PutUint64(x[:], 0)
+	binary.LittleEndian.PutUint64(x[8:], uint64(binary.LittleEndian.Uint32(a[:]))<<32|0xffff_0000)
+}
+
 // AddrFrom returns the address a as an Addr.
 func AddrFrom(a netip.Addr) Addr { return a.As16() }
 

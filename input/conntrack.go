@@ -20,8 +20,13 @@ const (
 
 	// Naps between reads that did not fill their block. While the reader naps, an event costs the packet path no
 	// wake-up; the buffer holds far more than comes in the longest nap.
-	minNap = 500 * time.Microsecond
+	minNap = time.Millisecond
 	maxNap = 4 * time.Millisecond
+
+	// How many messages are to come in a nap: so many that the nap's own cost, as that of some ten of them, is spread
+	// thin, and no more than the caches hold.
+	fewMessages  = 128
+	manyMessages = 384
 
 	// dropsEvery is how often the kernel's count of drops is read while events flow; it bounds how exactly the time of
 	// a loss is known.
@@ -180,27 +185,29 @@ func (c *Conntrack) Run(ctx context.Context, batch *flow.Batch, emit func(*flow.
 	defer stop()
 	stopGuard := c.guard.start()
 	defer stopGuard()
-	nap := minNap
+	nap, came := minNap, 0
 	for ctx.Err() == nil {
 		n, now, busy, err := c.round()
 		if err != nil {
 			return err
 		}
+		came += n
 		switch {
 		case n == blockSlots || busy:
 		case n > 0:
-			// Aim at a block that is half full after a nap: few wake-ups, and room for a burst.
 			switch {
-			case n > blockSlots*3/4:
+			case came > manyMessages:
 				nap = max(nap/2, minNap)
-			case n < blockSlots/4:
+			case came < fewMessages:
 				nap = min(nap+nap/4, maxNap)
 			}
+			came = 0
 			c.Stats.Naps.Add(1)
 			c.worked(time.Now())
 			time.Sleep(nap)
 			c.awake = time.Now()
 		default:
+			came = 0
 			if err := c.wait(now); err != nil {
 				return err
 			}

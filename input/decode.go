@@ -172,7 +172,7 @@ func decode(msg []byte, b *flow.Batch) (*flow.Record, error) {
 		if binary.NativeEndian.Uint32(msg[12:]) != 0 {
 			r.Has |= flow.ByRequest
 		}
-		err = decodeFlow(msg[msgHeader:], b, r)
+		err = decodeFlow(decodeUsual(msg[msgHeader:], r), b, r)
 	} else {
 		err = decodeExpect(msg[msgHeader:], b, r)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -367,25 +368,102 @@ func TestDecodeAllocates(t *testing.T) {
 	}
 }
 
-func BenchmarkDecode(b *testing.B) {
-	var msgs [][]byte
-	for _, msg := range corpus(b) {
-		if binary.NativeEndian.Uint16(msg[4:]) == subsysCT<<8|msgDelete {
-			msgs = append(msgs, msg)
+// slowly decodes msg as decode does, every attribute by its type.
+func slowly(msg []byte, b *flow.Batch) (flow.Record, error) {
+	r := b.Next()
+	err := decodeFlow(msg[msgHeader:], b, r)
+	return *r, err
+}
+
+// usually decodes msg as decode does.
+func usually(msg []byte, b *flow.Batch) (flow.Record, error) {
+	r := b.Next()
+	err := decodeFlow(decodeUsual(msg[msgHeader:], r), b, r)
+	return *r, err
+}
+
+// sameDecoded fails if what lies where it usually does is read otherwise than the same attributes elsewhere.
+func sameDecoded(t *testing.T, msg []byte) {
+	t.Helper()
+	want, wantErr := slowly(msg, flow.NewBatch(1, nil))
+	got, err := usually(msg, flow.NewBatch(1, nil))
+	if err != wantErr {
+		t.Fatalf("%x: error %v, want %v", msg, err, wantErr)
+	}
+	if err == nil && !reflect.DeepEqual(want, got) {
+		t.Fatalf("%x: record (-want +got):\n%s", msg, cmp.Diff(want, got))
+	}
+}
+
+// TestDecodeUsual holds the two ways to read a message to each other: on what the kernel sends, on the same with each
+// byte changed, and cut off everywhere.
+func TestDecodeUsual(t *testing.T) {
+	whole := 0
+	for _, msg := range corpus(t) {
+		if typ := binary.NativeEndian.Uint16(msg[4:]); typ != subsysCT<<8|msgDelete && typ != subsysCT<<8|msgNew {
+			continue
+		}
+		var r flow.Record
+		if len(decodeUsual(msg[msgHeader:], &r)) == 0 {
+			whole++
+		}
+		sameDecoded(t, msg)
+		for i := msgHeader; i < len(msg); i++ {
+			sameDecoded(t, msg[:i])
+			for _, bits := range []byte{0x01, 0x02, 0x04, 0x80, 0xff} {
+				changed := bytes.Clone(msg)
+				changed[i] ^= bits
+				sameDecoded(t, changed)
+			}
 		}
 	}
-	batch := flow.NewBatch(256, nil)
-	b.ReportAllocs()
-	i := 0
-	for b.Loop() {
-		if batch.Full() {
-			batch.Reset()
+	if whole < 10 {
+		t.Errorf("%d messages were read by the short way alone, of the corpus", whole)
+	}
+}
+
+func FuzzDecodeUsual(f *testing.F) {
+	for _, msg := range corpus(f) {
+		f.Add(msg)
+	}
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		if len(msg) >= msgHeader {
+			sameDecoded(t, msg)
 		}
-		if _, err := decode(msgs[i], batch); err != nil {
-			b.Fatal(err)
-		}
-		if i++; i == len(msgs) {
-			i = 0
-		}
+	})
+}
+
+func BenchmarkDecode(b *testing.B) {
+	kinds := map[string]func(r *flow.Record) bool{
+		"tcp": func(r *flow.Record) bool { return r.Orig.Proto == flow.TCP && r.Has&flow.HasTCP != 0 && r.Extra == nil },
+		"all": func(*flow.Record) bool { return true },
+	}
+	for kind, is := range kinds {
+		b.Run(kind, func(b *testing.B) {
+			batch := flow.NewBatch(256, nil)
+			var msgs [][]byte
+			for _, msg := range corpus(b) {
+				if binary.NativeEndian.Uint16(msg[4:]) != subsysCT<<8|msgDelete {
+					continue
+				}
+				batch.Reset()
+				if r, err := decode(msg, batch); err == nil && is(r) {
+					msgs = append(msgs, msg)
+				}
+			}
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				if batch.Full() {
+					batch.Reset()
+				}
+				if _, err := decode(msgs[i], batch); err != nil {
+					b.Fatal(err)
+				}
+				if i++; i == len(msgs) {
+					i = 0
+				}
+			}
+		})
 	}
 }

@@ -280,10 +280,12 @@ type mmsghdr struct {
 
 const (
 	// blockSlots messages are read with one system call at most.
-	blockSlots = 128
+	blockSlots = 64
 	// slotSize holds any event: the largest has two tuples, a master, a helper's private data, labels and a security
 	// context, well below this. A longer one is noticed by MSG_TRUNC.
 	slotSize = 4096
+	// slotStride is from one slot to the next: slots a power of two apart would share a few lines of the cache.
+	slotStride = slotSize + 7*64
 )
 
 // block is what one recvmmsg fills: fixed slots, each with its sender's address.
@@ -295,9 +297,9 @@ type block struct {
 }
 
 func newBlock() *block {
-	b := &block{data: make([]byte, blockSlots*slotSize)}
+	b := &block{data: make([]byte, blockSlots*slotStride)}
 	for i := range b.msgs {
-		b.iovs[i].Base = &b.data[i*slotSize]
+		b.iovs[i].Base = &b.data[i*slotStride]
 		b.iovs[i].SetLen(slotSize)
 		b.msgs[i].hdr.Iov = &b.iovs[i]
 		b.msgs[i].hdr.SetIovlen(1)
@@ -333,6 +335,6 @@ func (b *block) read(fd int) (int, error) {
 func (b *block) message(i int) (msg []byte, kernel, truncated bool) {
 	m := &b.msgs[i]
 	n := min(int(m.len), slotSize)
-	return b.data[i*slotSize : i*slotSize+n], m.hdr.Namelen >= unix.SizeofSockaddrNetlink && b.names[i].Pid == 0,
+	return b.data[i*slotStride : i*slotStride+n], m.hdr.Namelen >= unix.SizeofSockaddrNetlink && b.names[i].Pid == 0,
 		m.hdr.Flags&unix.MSG_TRUNC != 0
 }

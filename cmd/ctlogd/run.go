@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -14,6 +15,12 @@ import (
 
 // runRun is the daemon from its command line to its end; ctx ends with the first signal.
 func runRun(ctx context.Context, file string, stderr io.Writer) error {
+	// One processor does: the reader and the outputs' workers take turns on it within milliseconds, records are encoded
+	// where they are still in the cache, and no thread on another processor, which has packets to forward, is woken for
+	// every batch. What blocks, such as a disk, does not hold it.
+	if _, given := os.LookupEnv("GOMAXPROCS"); !given {
+		runtime.GOMAXPROCS(1)
+	}
 	signals := catchSignals()
 	defer signals.release()
 	m := findManager()

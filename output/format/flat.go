@@ -3,6 +3,7 @@ package format
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/ctlogd/ctlogd/flow"
@@ -97,6 +98,10 @@ type FlatOptions struct {
 type Flat struct {
 	keep     uint64 // bit set of key
 	heads    [8][len(flow.EventNames)]string
+	protos   [256]string // proto and proto_num, by flow.Proto
+	nats     [len(flow.NATNames)]string
+	reasons  [len(flow.EndReasonNames)]string
+	tcp      [256]string // tcp_state, by flow.Record.State
 	observer ObserverKey
 	clock    clock
 	status   [64]statusText
@@ -130,6 +135,28 @@ func NewFlat(o FlatOptions) (*Flat, error) {
 			"", `,"clock":["unsynchronized"]`, `,"clock":["stepped"]`, `,"clock":["unsynchronized","stepped"]`}[i>>1]
 		for ev, name := range flow.EventNames {
 			e.heads[i][ev] = `","time_source":"` + source + `"` + clock + `,"event":"` + name + `"` + host
+		}
+	}
+	for i := range e.protos {
+		p := flow.Proto(i)
+		if e.has(kProto) {
+			e.protos[i] = `,"proto":"` + p.String() + `"`
+		}
+		if e.has(kProtoNum) {
+			e.protos[i] += `,"proto_num":` + strconv.Itoa(i)
+		}
+		if r := (flow.Record{Has: flow.HasTCP, State: uint8(i)}); e.has(kTCPState) {
+			e.tcp[i] = `,"tcp_state":"` + r.StateName() + `"`
+		}
+	}
+	for i, name := range flow.NATNames {
+		if e.has(kNAT) {
+			e.nats[i] = `,"nat":"` + name + `"`
+		}
+	}
+	for i, name := range flow.EndReasonNames {
+		if e.has(kEndReason) {
+			e.reasons[i] = `,"end_reason":"` + name + `"`
 		}
 	}
 	return e, nil
@@ -204,9 +231,7 @@ func (e *Flat) Append(dst []byte, r *flow.Record) []byte {
 	switch {
 	case r.Has&(flow.HasTCP|flow.HasSCTP|flow.HasDCCP) == 0:
 	case r.Has&flow.HasTCP != 0:
-		if e.has(kTCPState) {
-			b = append(append(append(b, `,"tcp_state":"`...), r.StateName()...), '"')
-		}
+		b = append(b, e.tcp[r.State]...)
 	case r.Has&flow.HasSCTP != 0:
 		if e.has(kSCTPState) {
 			b = append(append(append(b, `,"sctp_state":"`...), r.StateName()...), '"')
@@ -253,8 +278,8 @@ func (e *Flat) Append(dst []byte, r *flow.Record) []byte {
 	if r.Has&flow.HasID != 0 && e.has(kCTID) {
 		b = appendUint(append(b, `,"ct_id":`...), uint64(r.ID))
 	}
-	if r.Event == flow.EventDestroy && e.has(kEndReason) {
-		b = append(append(append(b, `,"end_reason":"`...), r.EndReason().String()...), '"')
+	if r.Event == flow.EventDestroy {
+		b = append(b, e.reasons[r.EndReason()]...)
 	}
 	if expectation {
 		b = e.appendExpectation(b, r)
@@ -286,12 +311,7 @@ func (e *Flat) head(r *flow.Record, kernel bool) string {
 
 // appendTuple appends protocol, addresses and ports.
 func (e *Flat) appendTuple(b []byte, t *flow.Tuple) []byte {
-	if e.has(kProto) {
-		b = append(append(append(b, `,"proto":"`...), t.Proto.String()...), '"')
-	}
-	if e.has(kProtoNum) {
-		b = appendUint(append(b, `,"proto_num":`...), uint64(t.Proto))
-	}
+	b = append(b, e.protos[t.Proto]...)
 	ports := t.Proto.HasPorts()
 	if e.has(kSrcIP) {
 		b = append(appendAddr(append(b, `,"src_ip":"`...), &t.Src, t.V6), '"')
@@ -313,9 +333,7 @@ func (e *Flat) appendTuple(b []byte, t *flow.Tuple) []byte {
 // port finds every record.
 func (e *Flat) appendNAT(b []byte, r *flow.Record) []byte {
 	nat := r.NAT()
-	if e.has(kNAT) {
-		b = append(append(append(b, `,"nat":"`...), nat.String()...), '"')
-	}
+	b = append(b, e.nats[nat]...)
 	t := &r.Reply
 	ports := t.Proto.HasPorts()
 	if nat&flow.NATSrc != 0 {

@@ -3,6 +3,7 @@ package format
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"math/bits"
 
 	"github.com/dchest/siphash"
 
@@ -42,32 +43,38 @@ func FlowID(key ObserverKey, r *flow.Record) (id [16]byte, ok bool) {
 	if r.Start == 0 || r.Has&flow.HasOrig == 0 || (r.Event != flow.EventDestroy && r.Event != flow.EventOpen) {
 		return id, false
 	}
+	// The bytes are put together in words, as they are read again: a word that was stored in pieces is waited for.
 	t := &r.Orig
-	var b [54]byte
-	b[0], b[1], b[2] = flowIDVersion, 4, byte(t.Proto)
+	family, which := uint64(4), uint64(0)
+	var zone, zoneOrig, zoneReply uint16
 	if t.V6 {
-		b[1] = 6
+		family = 6
 	}
 	if r.Has&flow.HasZone != 0 {
-		b[3] |= 1
-		binary.BigEndian.PutUint16(b[4:], r.Zone)
+		which, zone = 1, r.Zone
 	}
 	if t.HasZone {
-		b[3] |= 2
-		binary.BigEndian.PutUint16(b[6:], t.Zone)
+		which, zoneOrig = which|2, t.Zone
 	}
 	if r.Has&flow.HasReply != 0 && r.Reply.HasZone {
-		b[3] |= 4
-		binary.BigEndian.PutUint16(b[8:], r.Reply.Zone)
+		which, zoneReply = which|4, r.Reply.Zone
 	}
-	*(*flow.Addr)(b[10:]) = t.Src
-	*(*flow.Addr)(b[26:]) = t.Dst
-	binary.BigEndian.PutUint16(b[42:], t.SrcPort)
-	binary.BigEndian.PutUint16(b[44:], t.DstPort)
-	binary.BigEndian.PutUint64(b[46:], uint64(r.Start))
+	le, start := binary.LittleEndian, bits.ReverseBytes64(uint64(r.Start))
+	src0, src1, dst0, dst1 := le.Uint64(t.Src[:]), le.Uint64(t.Src[8:]), le.Uint64(t.Dst[:]), le.Uint64(t.Dst[8:])
+	var b [56]byte
+	le.PutUint64(b[0:], flowIDVersion|family<<8|uint64(t.Proto)<<16|which<<24|network(zone)<<32|network(zoneOrig)<<48)
+	le.PutUint64(b[8:], network(zoneReply)|src0<<16)
+	le.PutUint64(b[16:], src0>>48|src1<<16)
+	le.PutUint64(b[24:], src1>>48|dst0<<16)
+	le.PutUint64(b[32:], dst0>>48|dst1<<16)
+	le.PutUint64(b[40:], dst1>>48|network(t.SrcPort)<<16|network(t.DstPort)<<32|start<<48)
+	le.PutUint64(b[48:], start>>16)
 
-	lo, hi := siphash.Hash128(key.k0, key.k1, b[:])
+	lo, hi := siphash.Hash128(key.k0, key.k1, b[:54])
 	binary.LittleEndian.PutUint64(id[:], lo)
 	binary.LittleEndian.PutUint64(id[8:], hi)
 	return id, true
 }
+
+// network returns v in network order, for a word that is stored in little-endian order.
+func network(v uint16) uint64 { return uint64(bits.ReverseBytes16(v)) }

@@ -427,12 +427,7 @@ func TestRefusedSendsEveryMessage(t *testing.T) {
 	to := gone.LocalAddr().(*net.UDPAddr).Port
 	gone.Close()
 	reconnect := func(port int) {
-		if err := u.raw.Control(func(fd uintptr) {
-			err = unix.Connect(int(fd), &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}})
-		}); err != nil {
-			t.Fatal(err)
-		}
-		if err != nil {
+		if err := unix.Connect(u.fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 			t.Fatal(err)
 		}
 	}
