@@ -266,20 +266,26 @@ func (e *Exporter) add(ctx context.Context, r *flow.Record, i int, sum *tally) e
 
 // room returns the open message of template t, with room for one more record and that record counted. i is the record's
 // index in Write's recs.
-func (e *Exporter) room(ctx context.Context, t *template, d *domain, i int) (*message, error) {
-	m := e.open[t.slot]
-	if m != nil && len(m.buf)+t.size > e.size {
+func (e *Exporter) room(ctx context.Context, t *template, d *domain, i int) (m *message, err error) {
+	if m = e.open[t.slot]; m == nil || len(m.buf)+t.size > e.size {
+		if m, err = e.next(ctx, t, d, i); err != nil {
+			return nil, err
+		}
+	}
+	m.records++
+	return m, nil
+}
+
+// next puts an empty message in the place of the open one of template t, if there is one, which is full.
+func (e *Exporter) next(ctx context.Context, t *template, d *domain, i int) (*message, error) {
+	if e.open[t.slot] != nil {
 		if err := e.queue(ctx, t.slot); err != nil {
 			return nil, err
 		}
-		m = nil
 	}
-	if m == nil {
-		m = e.message(d, t.id)
-		m.first = i
-		e.open[t.slot] = m
-	}
-	m.records++
+	m := e.message(d, t.id)
+	m.first = i
+	e.open[t.slot] = m
 	return m, nil
 }
 

@@ -19,8 +19,9 @@ import (
 )
 
 const (
-	// maxWrite bounds the buffer, but for one line: a Write of more records takes more than one write(2).
-	maxWrite = 1 << 20
+	// maxWrite bounds the buffer, but for one line: a Write of more records takes more than one write(2). It has room for
+	// a batch from the reader, and is in the cache when the kernel copies it.
+	maxWrite = 256 << 10
 
 	// rotateRetry is how long a failed rotation is left alone; meanwhile the file grows past its size.
 	rotateRetry = 10 * time.Second
@@ -93,7 +94,7 @@ func (f *File) Unsynced() bool {
 	return f.used != nil && f.used.regular
 }
 
-// Write appends a line for each of recs, all of them with one write(2) unless they are more than 1 MiB. When it
+// Write appends a line for each of recs, all of them with one write(2) unless they are more than 256 KiB. When it
 // returns an error, n lines are whole in the file, and no other is, or will be before it is cut off or finished. A
 // regular file does not wait; where others do, ctx ends the wait.
 func (f *File) Write(ctx context.Context, recs []*flow.Record) (n int, err error) {
