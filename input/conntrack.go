@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -379,6 +380,11 @@ func (c *Conntrack) read() (int, error) {
 		}
 	}
 	c.Stats.Reads.Add(1)
+	if n == blockSlots {
+		// More waits, and the outputs get their turn first: where the reader may take all of a processor, they would come to
+		// theirs once in 10 ms, and lose in their queues what the socket holds as well.
+		runtime.Gosched()
+	}
 	return n, nil
 }
 

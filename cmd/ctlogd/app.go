@@ -134,6 +134,7 @@ func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 	if m.watchdog > 0 {
 		opts.Alive = m.pet
 	}
+	spread(len(a.outputs))
 	a.reader, err = input.Open(in, opts)
 	return a, err
 }

@@ -129,6 +129,7 @@ func (a *app) reload(ctx context.Context) (err error) {
 		a.state.adopt(q)
 	}
 	a.outputs, a.cfg = outputs, cfg
+	spread(len(outputs))
 	a.server.Configure(cfg.Metrics)
 	if err := a.own.set(cfg.Log); err != nil {
 		return err

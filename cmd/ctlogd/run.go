@@ -16,12 +16,6 @@ import (
 
 // runRun is the daemon from its command line to its end; ctx ends with the first signal.
 func runRun(ctx context.Context, file string, stderr io.Writer) error {
-	// One processor does: the reader and the outputs' workers take turns on it within milliseconds, records are encoded
-	// where they are still in the cache, and no thread on another processor, which has packets to forward, is woken for
-	// every batch. What blocks, such as a disk, does not hold it.
-	if _, given := os.LookupEnv("GOMAXPROCS"); !given {
-		runtime.GOMAXPROCS(1)
-	}
 	// The heap is small and the events leave no garbage: collecting it less often costs a few MiB.
 	if _, given := os.LookupEnv("GOGC"); !given {
 		debug.SetGCPercent(400)
@@ -48,6 +42,19 @@ func runRun(ctx context.Context, file string, stderr io.Writer) error {
 		signal.Ignore(unix.SIGPIPE)
 	}
 	return runDaemon(ctx, cfg, m, log, own, signals)
+}
+
+// processors is how many there are to run on.
+var processors = runtime.GOMAXPROCS(0)
+
+// spread has Go code run on one processor for each output, and on no more than there are, unless the environment says on
+// how many. A reader and a worker take turns on one within milliseconds: records are encoded where they are still in the
+// cache, and no thread on another processor, which has packets to forward, is woken for every batch. What blocks, such
+// as a disk, does not hold it.
+func spread(outputs int) {
+	if _, given := os.LookupEnv("GOMAXPROCS"); !given {
+		runtime.GOMAXPROCS(max(1, min(outputs, processors)))
+	}
 }
 
 // signals are those that ask the daemon for something. They are caught from the first to the last: one that comes while
