@@ -27,6 +27,7 @@ const (
 type dump struct {
 	purpose purpose
 	fd      int
+	asked   chan error // gets what became of the request, once; then it is nil
 	buf     []byte
 	batch   *flow.Batch // one record at a time
 	flows   uint64
@@ -38,6 +39,8 @@ type dump struct {
 	ended map[uint64]struct{}
 }
 
+// newDump asks for the table on a goroutine of its own: the kernel starts no dump while somebody has it delete flows
+// (nfnl_lock in net/netfilter/nfnetlink.c), and to flush a million takes seconds, in which the reader has their ends to read.
 func newDump(p purpose, now time.Time) (*dump, error) {
 	fd, err := newSocket()
 	if err != nil {
@@ -48,19 +51,43 @@ func newDump(p purpose, now time.Time) (*dump, error) {
 	binary.NativeEndian.PutUint16(req[4:], subsysCT<<8|msgGet)
 	binary.NativeEndian.PutUint16(req[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 	req[familyOffset] = unix.AF_UNSPEC
-	if err := unix.Sendto(fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		_ = unix.Close(fd)
-		return nil, fmt.Errorf("ask for the table: %w", err)
-	}
+	asked := make(chan error, 1)
+	go func() { asked <- unix.Sendto(fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) }()
 	// 32 KiB is the most that netlink puts into one chunk of a dump (NLMSG_GOODSIZE or what the reader's buffer holds).
-	return &dump{purpose: p, fd: fd, buf: make([]byte, 32<<10), batch: flow.NewBatch(1, nil), opened: now, stepped: now,
-		ended: map[uint64]struct{}{}}, nil
+	return &dump{purpose: p, fd: fd, asked: asked, buf: make([]byte, 32<<10), batch: flow.NewBatch(1, nil), opened: now,
+		stepped: now, ended: map[uint64]struct{}{}}, nil
 }
 
-func (d *dump) close() { _ = unix.Close(d.fd) }
+// begun reports whether the kernel has taken the request, or refused it, which is the error.
+func (d *dump) begun() (bool, error) {
+	if d.asked == nil {
+		return true, nil
+	}
+	select {
+	case err := <-d.asked:
+		d.asked = nil
+		if err != nil {
+			err = fmt.Errorf("ask for the table: %w", err)
+		}
+		return true, err
+	default:
+		return false, nil
+	}
+}
 
-// step reads one chunk and hands its flows to visit, with Received set. At the end of the table more is false; an error
-// says that it broke off.
+func (d *dump) close() {
+	if asked := d.asked; asked != nil { // the request still needs the socket
+		go func() {
+			<-asked
+			_ = unix.Close(d.fd)
+		}()
+		return
+	}
+	_ = unix.Close(d.fd)
+}
+
+// step reads one chunk of a dump that has begun, and hands its flows to visit, with Received set. At the end of the table
+// more is false; an error says that it broke off.
 func (d *dump) step(stats *Stats, now time.Time, visit func(*flow.Record)) (more bool, err error) {
 	d.stepped = now
 	n, from, err := unix.Recvfrom(d.fd, d.buf, unix.MSG_DONTWAIT)

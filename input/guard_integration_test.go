@@ -292,14 +292,14 @@ func runStarved(n int) {
 	fmt.Println(missing, again, lost, inexact, g.Stats.GuardSheds.Load())
 }
 
-// starve gives a process 1 ms of CPU in 100, until feed is called.
+// starve gives a process 1 ms of CPU in 500, in which it reads some 2,000 events, until feed is called.
 func starve(t *testing.T, pid int) (feed func()) {
 	t.Helper()
 	name := fmt.Sprintf("ctlogd-test-%d", os.Getpid())
 	write := func(file, text string) error { return os.WriteFile(file, []byte(text), 0) }
-	for _, v := range []struct{ root, limit, low, high string }{
-		{"/sys/fs/cgroup/cpu", "cpu.cfs_quota_us", "1000", "-1"}, // version 1, with a period of 100 ms by default
-		{"/sys/fs/cgroup", "cpu.max", "1000 100000", "max"},
+	for _, v := range []struct{ root, period, limit, low, high string }{
+		{"/sys/fs/cgroup/cpu", "cpu.cfs_period_us", "cpu.cfs_quota_us", "1000", "-1"}, // version 1
+		{"/sys/fs/cgroup", "", "cpu.max", "1000 500000", "max"},
 	} {
 		dir := v.root + "/" + name
 		if os.Mkdir(dir, 0o755) != nil {
@@ -309,6 +309,9 @@ func starve(t *testing.T, pid int) (feed func()) {
 			_ = write(v.root+"/cgroup.procs", fmt.Sprint(pid))
 			_ = os.Remove(dir)
 		})
+		if v.period != "" {
+			_ = write(dir+"/"+v.period, "500000")
+		}
 		if write(dir+"/"+v.limit, v.low) == nil && write(dir+"/cgroup.procs", fmt.Sprint(pid)) == nil {
 			return func() { must(t, write(dir+"/"+v.limit, v.high)) }
 		}

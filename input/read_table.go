@@ -19,6 +19,14 @@ func ReadTable(ctx context.Context, visit func(*flow.Record)) error {
 		return err
 	}
 	defer d.close()
+	for begun := false; !begun; time.Sleep(minNap) {
+		if begun, err = d.begun(); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
 	var stats Stats
 	fds := [...]unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}
 	for ctx.Err() == nil {

@@ -100,6 +100,14 @@ func (t *table) turn(now time.Time) (busy bool) {
 		t.begin(now)
 	}
 	if d := t.dump; d != nil {
+		begun, err := d.begun()
+		if err != nil {
+			t.stop(now, err)
+			return true
+		}
+		if !begun {
+			return busy
+		}
 		// Open records come as fast as the kernel writes them, which is more than an output may take. They can wait,
 		// yet not for ever: an output that is down takes none.
 		if d.purpose&(forOpen|forInterim) == 0 || c.opts.Room == nil || c.opts.Room() || now.Sub(d.stepped) >= roomWait {
@@ -114,6 +122,9 @@ func (t *table) turn(now time.Time) (busy bool) {
 func (t *table) due(now time.Time) time.Duration {
 	wait := idleEvery
 	if t.dump != nil {
+		if t.dump.asked != nil {
+			return maxNap
+		}
 		return roomWait
 	}
 	if t.follow != nil {
