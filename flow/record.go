@@ -111,7 +111,7 @@ const (
 	CauseSpoolFull                   // an output's spool was full
 	CauseDiskFull                    // the disk was full
 	CauseOutputDown                  // an output's destination did not accept records
-	CauseUntracked                   // flows whose end the kernel does not report, beyond what could be followed
+	CauseUntracked                   // flows whose end the kernel does not report, and which are not followed
 )
 
 // CauseNames are the names of the causes, indexed by Cause.

@@ -98,6 +98,7 @@ type Conntrack struct {
 	oldest    time.Time // when the first record of batch was read
 	table     table
 	clock     clock
+	events    eventsSwitch
 	lastDrops uint32
 	dropsAt   time.Time // when lastDrops was read
 	rose      time.Time // when lastDrops was last seen to have risen
@@ -122,6 +123,7 @@ func Open(cfg Config, opts Options) (*Conntrack, error) {
 		calls: make(chan func(), 1), clock: newClock(opts.Log)}
 	joined := c.dropsAt
 	c.caught = joined
+	c.events = newEventsSwitch(opts.Log, joined)
 	c.readUntil.Store(joined.UnixNano())
 	c.Stats.Round.Store(joined.UnixNano())
 	defer func() {
@@ -233,6 +235,7 @@ func (c *Conntrack) round() (n int, now time.Time, busy bool, err error) {
 		return n, now, busy, err
 	}
 	now = time.Now()
+	c.events.look(now, false, c.unborn)
 	if n < blockSlots {
 		c.table.emptied = now
 	}
@@ -327,6 +330,7 @@ func (c *Conntrack) drain() error {
 	}
 	c.countDrops(time.Now())
 	c.recordShed(time.Now(), true)
+	c.events.look(time.Now(), true, c.unborn)
 	c.table.finish(time.Now(), !c.opts.Handover)
 	c.flush()
 	c.readUntil.Store(c.caught.UnixNano())
@@ -435,6 +439,11 @@ func (c *Conntrack) recordShed(now time.Time, end bool) {
 		c.gap(now, g.from, g.to, flow.Gap{Cause: flow.CauseGuard, Lost: g.lost, LostKnown: !g.inexact})
 		c.table.missed()
 	}
+}
+
+// unborn writes down that flows born between from and to report nothing.
+func (c *Conntrack) unborn(from, to time.Time) {
+	c.gap(time.Now(), from, to, flow.Gap{Cause: flow.CauseUntracked})
 }
 
 // gap adds a gap record to the batch.

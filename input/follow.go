@@ -179,7 +179,7 @@ func forgetFollowed(dir string) error {
 // silentEvents reports whether flows born while nobody listened never report their end. That is the kernel's default,
 // hence the answer where it is hidden.
 func silentEvents() bool {
-	b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_events")
+	b, err := os.ReadFile(eventsPath)
 	return err != nil || strings.TrimSpace(string(b)) == "2"
 }
 

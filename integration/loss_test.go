@@ -104,7 +104,63 @@ func TestStoppedReader(t *testing.T) {
 	checkLedger(t, d.file, n)
 }
 
-// TestTupleRecurs has one tuple 200 times, which the kernel gives one id every time: the flow_ids must differ.
+// TestEventsOff has somebody set nf_conntrack_events to 0 while the daemon runs: the flows that are born then never report
+// their end, and a gap says when that was.
+func TestEventsOff(t *testing.T) {
+	need(t)
+	const n = 300 // a third of them before, meanwhile and after
+	ns, f := newFloodNS(t)
+	d := startDaemon(t, ns, buildDaemon(t, false), "{delivery: reliable}")
+	set := func(value string) {
+		must(t, ns.Sysctl("net.netfilter.nf_conntrack_events", value))
+		want := map[string]string{"0": "report nothing", "1": "report their end"}[value]
+		eventually(t, "the log has "+want, func() bool { return strings.Contains(d.stderr.String(), want) })
+	}
+	must(t, f.Create(0, n/3))
+	from := time.Now()
+	must(t, ns.Sysctl("net.netfilter.nf_conntrack_events", "0"))
+	must(t, f.Create(n/3, n/2)) // before the daemon sees it
+	set("0")
+	must(t, f.Create(n/2, 2*n/3))
+	to := time.Now()
+	set("1")
+	must(t, f.Create(2*n/3, n))
+	must(t, f.Flush())
+	ended := func() (ends int, gaps []record) {
+		for _, r := range readRecords(t, d.file) {
+			if r["event"] == "gap" {
+				gaps = append(gaps, r)
+			} else {
+				ends++
+			}
+		}
+		return ends, gaps
+	}
+	eventually(t, "the other flows are on record", func() bool {
+		ends, _ := ended()
+		return ends >= n-n/3
+	})
+	d.stop(t)
+	ends, gaps := ended()
+	if ends != n-n/3 {
+		t.Errorf("%d ends, want %d", ends, n-n/3)
+	}
+	var covered time.Time // up to when the gaps reach, without a hole
+	for i, r := range gaps {
+		begin, err := time.Parse(time.RFC3339Nano, fmt.Sprint(r["from"]))
+		must(t, err)
+		end, err := time.Parse(time.RFC3339Nano, fmt.Sprint(r["to"]))
+		must(t, err)
+		if r["cause"] != "untracked" || r["lost"] != nil || i > 0 && begin.After(covered) || i == 0 && begin.After(from) {
+			t.Errorf("the gaps have holes, or are others: %v", gaps)
+		}
+		covered = end
+	}
+	if covered.Before(to) {
+		t.Errorf("flows were born without events from %v to %v, and the gaps are %v", from, to, gaps)
+	}
+}
+
 // TestOverrun lets the kernel drop events, under best-effort delivery: what is not on record is in gaps, exactly.
 func TestOverrun(t *testing.T) {
 	need(t)
@@ -148,6 +204,7 @@ func TestOverrun(t *testing.T) {
 	t.Logf("%d on record, %d in gaps", written, lost)
 }
 
+// TestTupleRecurs has one tuple 200 times, which the kernel gives one id every time: the flow_ids must differ.
 func TestTupleRecurs(t *testing.T) {
 	need(t)
 	const n = 200
