@@ -51,7 +51,7 @@ func TestEndWithDeadOutput(t *testing.T) {
 	logged("logging flows")
 	give() // which is what the SIGHUP asks for
 	logged("configuration reloaded")
-	logged(`open records", "flows"`) // they were asked for, which has to be over before there are flows: each gets one record below
+	logged(`open records", "flows"`) // has to be over before there are flows: each has one record below
 
 	must(t, f.Churn(0, n))
 	lines := lineCounter{path: log}
