@@ -51,6 +51,7 @@ func TestEndWithDeadOutput(t *testing.T) {
 	logged("logging flows")
 	give() // which is what the SIGHUP asks for
 	logged("configuration reloaded")
+	logged("SIGUSR1")
 	logged(`open records", "flows"`) // has to be over before there are flows: each has one record below
 
 	must(t, f.Churn(0, n))
