@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/ctlogd/ctlogd/flow"
-	"github.com/ctlogd/ctlogd/pipeline"
+	"github.com/ctlogd/ctlogd/pipeline/filter"
 )
 
 const (
@@ -33,7 +33,7 @@ const (
 // tap shows the records that match the request's words as they come, JSON lines unless asked for the binary form, until
 // the client goes. A gap record of the output "tap" says how many the client was too slow for.
 func (s *Server) tap(w http.ResponseWriter, r *http.Request) {
-	filter, err := pipeline.Words(r.URL.Query()["word"])
+	accept, err := filter.ParseWords(r.URL.Query()["word"])
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
@@ -77,7 +77,7 @@ func (s *Server) tap(w http.ResponseWriter, r *http.Request) {
 				break
 			}
 			for i := range b.Records {
-				if rec := &b.Records[i]; filter == nil || filter(rec) {
+				if rec := &b.Records[i]; accept == nil || accept(rec) {
 					f.record(rec)
 				}
 			}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/pipeline/filter"
 )
 
 // Stage amends or removes records of a batch, in place, on the reader's goroutine.
@@ -161,7 +162,7 @@ func (p *pool) get(size int) *flow.Batch {
 // Gaps always stay.
 type Select struct {
 	Events  [flow.EventGap]bool // by flow.Event
-	Filter  Filter              // nil keeps all
+	Filter  filter.Func         // nil keeps all
 	Dropped atomic.Uint64       // records that the filter dropped
 }
 

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/pipeline/filter"
 )
 
 // DefaultQueue is how many records wait for an output at most, unless configured: about 12 MiB of them.
@@ -54,7 +55,7 @@ type Queue struct {
 	Stats QueueStats
 
 	name   string
-	filter atomic.Pointer[Filter]
+	filter atomic.Pointer[filter.Func]
 	log    *zap.Logger
 	done   chan struct{} // closed when the worker has ended
 
@@ -92,13 +93,13 @@ type Queue struct {
 	dropLog throttle // the reader's own
 }
 
-// NewQueue returns the queue of an output. filter, which may be nil, selects its records; max is how many records the
+// NewQueue returns the queue of an output. accept, which may be nil, selects its records; max is how many records the
 // queue has room for, 0 for DefaultQueue.
-func NewQueue(out Output, filter Filter, max int, log *zap.Logger) *Queue {
+func NewQueue(out Output, accept filter.Func, max int, log *zap.Logger) *Queue {
 	q := &Queue{name: out.Name(), out: out, log: log.With(zap.String("output", out.Name())),
 		ready: make(chan struct{}, 1), done: make(chan struct{}), closing: make(chan struct{})}
 	q.ctx, q.abort = context.WithCancel(context.Background())
-	q.Adjust(filter, max)
+	q.Adjust(accept, max)
 	return q
 }
 
@@ -116,11 +117,11 @@ func (q *Queue) Output() Output {
 }
 
 // Adjust changes the output's filter and the queue's room, from the next batch on.
-func (q *Queue) Adjust(filter Filter, max int) {
+func (q *Queue) Adjust(accept filter.Func, max int) {
 	if max == 0 {
 		max = DefaultQueue
 	}
-	q.filter.Store(&filter)
+	q.filter.Store(&accept)
 	q.mu.Lock()
 	q.max = max
 	q.mu.Unlock()

@@ -17,21 +17,22 @@ import (
 	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/output/kafka"
 	"github.com/ctlogd/ctlogd/pipeline"
+	"github.com/ctlogd/ctlogd/pipeline/filter"
 	"github.com/ctlogd/ctlogd/pipeline/spool"
 )
 
 // Config is the whole configuration. Each package owns its block, with the defaults and the validation; what stands
 // here is the composition. ctlogd.yaml.example describes it for operators.
 type Config struct {
-	Input           InputConfig           `yaml:"input"`
-	Filter          pipeline.FilterConfig `yaml:"filter"` // of all outputs; each may have its own behind it
-	Outputs         OutputsConfig         `yaml:"outputs"`
-	Metrics         monitor.Config        `yaml:"metrics"`
-	Live            live.Config           `yaml:"live"` // for those who look on
-	Log             LogConfig             `yaml:"log"`
-	Observer        string                `yaml:"observer"` // enters every flow_id; unset: the machine id
-	Host            string                `yaml:"host"`     // stands in every record; unset: the host name
-	ShutdownTimeout time.Duration         `yaml:"shutdown_timeout"`
+	Input           InputConfig    `yaml:"input"`
+	Filter          filter.Config  `yaml:"filter"` // of all outputs; each may have its own behind it
+	Outputs         OutputsConfig  `yaml:"outputs"`
+	Metrics         monitor.Config `yaml:"metrics"`
+	Live            live.Config    `yaml:"live"` // for those who look on
+	Log             LogConfig      `yaml:"log"`
+	Observer        string         `yaml:"observer"` // enters every flow_id; unset: the machine id
+	Host            string         `yaml:"host"`     // stands in every record; unset: the host name
+	ShutdownTimeout time.Duration  `yaml:"shutdown_timeout"`
 
 	// StateDirectory is where a process leaves its mark for the next one. Unset: $STATE_DIRECTORY, which systemd sets;
 	// without either, no gap tells of the time between two processes.
@@ -72,9 +73,9 @@ type KafkaConfig struct {
 
 // OutputConfig is what every kind of output has.
 type OutputConfig struct {
-	Filter pipeline.FilterConfig `yaml:"filter"`
-	Queue  int                   `yaml:"queue"` // records that may wait in memory for the output
-	Spool  *spool.Config         `yaml:"spool"` // where they wait on disk; unset: nowhere
+	Filter filter.Config `yaml:"filter"`
+	Queue  int           `yaml:"queue"` // records that may wait in memory for the output
+	Spool  *spool.Config `yaml:"spool"` // where they wait on disk; unset: nowhere
 }
 
 // LogConfig is ctlogd's own log, which goes to standard error; records never go through it.

@@ -17,7 +17,7 @@ import (
 	"github.com/ctlogd/ctlogd/output/ipfix"
 	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/output/kafka"
-	"github.com/ctlogd/ctlogd/pipeline"
+	"github.com/ctlogd/ctlogd/pipeline/filter"
 	"github.com/ctlogd/ctlogd/unit"
 )
 
@@ -76,19 +76,19 @@ func TestGoodConfigs(t *testing.T) {
 		change(&c)
 		return c
 	}
-	local := pipeline.FilterConfig{{Action: "drop", Match: pipeline.Match{Src: pipeline.List[string]{"192.0.2.0/24",
+	local := filter.Config{{Action: "drop", Match: filter.Match{Src: filter.List[string]{"192.0.2.0/24",
 		"198.51.100.0/24"}}}}
 
 	// What each file changes of the defaults with one output.
 	want := map[string]func(c *Config){
 		"minimal": func(*Config) {},
 		"design": func(c *Config) {
-			c.Filter = pipeline.FilterConfig{
-				{Action: "drop", Match: pipeline.Match{Proto: pipeline.List[string]{"icmp", "icmpv6"}}},
-				{Action: "accept", Match: pipeline.Match{
-					NAT:    pipeline.List[string]{"snat", "dnat"},
-					Proto:  pipeline.List[string]{"tcp", "udp"},
-					Helper: pipeline.List[string]{"ftp", "sip", "none"},
+			c.Filter = filter.Config{
+				{Action: "drop", Match: filter.Match{Proto: filter.List[string]{"icmp", "icmpv6"}}},
+				{Action: "accept", Match: filter.Match{
+					NAT:    filter.List[string]{"snat", "dnat"},
+					Proto:  filter.List[string]{"tcp", "udp"},
+					Helper: filter.List[string]{"ftp", "sip", "none"},
 				}},
 			}
 			c.Outputs.IPFIX = []IPFIXConfig{collector(func(o *IPFIXConfig) { o.Address = "udp://192.0.2.10:4739" })}
@@ -107,13 +107,13 @@ func TestGoodConfigs(t *testing.T) {
 			c.Outputs.JSONL = []JSONLConfig{file("-", nil), file("/var/log/ctlogd/nat.jsonl", func(o *JSONLConfig) {
 				o.MaxSize, o.Keep, o.Format, o.Queue = 1<<30, 30, "flat", 0x1000
 				o.Fields.Drop = []string{"dst_ip", "dst_port"}
-				o.Filter = pipeline.FilterConfig{{
+				o.Filter = filter.Config{{
 					Action: "drop",
-					Match: pipeline.Match{
-						NAT: pipeline.List[string]{"none"}, DstPort: pipeline.List[string]{"53", "8000-8999"},
+					Match: filter.Match{
+						NAT: filter.List[string]{"none"}, DstPort: filter.List[string]{"53", "8000-8999"},
 						MinBytes: new(unit.Size(10 << 10)), MinPackets: new(uint64(0)), MinDuration: new(time.Second),
 					},
-					Not: pipeline.Match{Src: pipeline.List[string]{"192.0.2.0/24"}},
+					Not: filter.Match{Src: filter.List[string]{"192.0.2.0/24"}},
 				}}
 			})}
 		},
@@ -129,8 +129,8 @@ func TestGoodConfigs(t *testing.T) {
 						Enterprise: ipfix.Enterprise{PEN: 32473, Elements: []string{"mark", "helper"}},
 						TLS:        ipfix.TLS{ServerName: "flows.example.net"},
 					},
-					OutputConfig: OutputConfig{Queue: 100, Filter: pipeline.FilterConfig{
-						{Action: "drop", Match: pipeline.Match{Proto: pipeline.List[string]{"icmp"}}},
+					OutputConfig: OutputConfig{Queue: 100, Filter: filter.Config{
+						{Action: "drop", Match: filter.Match{Proto: filter.List[string]{"icmp"}}},
 					}},
 				}, collector(func(o *IPFIXConfig) {
 					o.Address, o.ObservationDomain = "udp://192.0.2.11", new(uint32(4712))
@@ -154,12 +154,12 @@ func TestGoodConfigs(t *testing.T) {
 				file("/var/log/ctlogd/nat.jsonl", shared),
 				file("/var/log/ctlogd/small.jsonl", func(o *JSONLConfig) { shared(o); o.Queue, o.Keep = 10, 1 }),
 			}
-			c.Filter = pipeline.FilterConfig{{Action: "drop", Match: pipeline.Match{Dst: local[0].Match.Src}}}
+			c.Filter = filter.Config{{Action: "drop", Match: filter.Match{Dst: local[0].Match.Src}}}
 		},
 		"lone-values": func(c *Config) {
 			c.Input.Conntrack.Events = []string{"new"}
-			c.Filter = pipeline.FilterConfig{{Action: "drop",
-				Match: pipeline.Match{Proto: pipeline.List[string]{"47"}}}}
+			c.Filter = filter.Config{{Action: "drop",
+				Match: filter.Match{Proto: filter.List[string]{"47"}}}}
 			c.Outputs.JSONL = []JSONLConfig{file("/x", func(o *JSONLConfig) { o.Fields.Drop = []string{"dst_ip"} })}
 		},
 		"document-marks":   func(*Config) {},

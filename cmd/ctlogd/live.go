@@ -18,7 +18,7 @@ import (
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/live"
 	"github.com/ctlogd/ctlogd/monitor"
-	"github.com/ctlogd/ctlogd/pipeline"
+	"github.com/ctlogd/ctlogd/pipeline/filter"
 )
 
 // withSocket gives a command that asks the daemon the flag by which it finds it.
@@ -49,7 +49,7 @@ What this command is too slow for is not shown, and counted; it never slows the 
 			if o.color != "auto" && o.color != "always" && o.color != "never" {
 				return fmt.Errorf("--color %s: use auto, always or never", o.color)
 			}
-			if _, err := pipeline.Words(words); err != nil {
+			if _, err := filter.ParseWords(words); err != nil {
 				return err
 			}
 			if err := runTap(cmd.Context(), words, o, stdout); err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/output/kafka"
 	"github.com/ctlogd/ctlogd/pipeline"
+	"github.com/ctlogd/ctlogd/pipeline/filter"
 	"github.com/ctlogd/ctlogd/pipeline/spool"
 )
 
@@ -32,8 +33,8 @@ func (c *Config) newOnDemand() bool {
 }
 
 // withoutNew is the rule of outputs that did not ask for the new events that are there for others.
-var withoutNew = pipeline.Rule{Action: "drop",
-	Match: pipeline.Match{Event: pipeline.List[string]{flow.EventNames[flow.EventNew]}}}
+var withoutNew = filter.Rule{Action: "drop",
+	Match: filter.Match{Event: filter.List[string]{flow.EventNames[flow.EventNew]}}}
 
 // plannedOutput is an output as it is configured, before it is built.
 type plannedOutput struct {
@@ -43,8 +44,8 @@ type plannedOutput struct {
 	config any // all that build depends on: while it stays equal, a running output stays
 
 	// filter is the output's own, behind withoutNew where the events have to be hidden from it. One set of rules is
-	// compiled for the queue and handed to pipeline.Pushdown, so that the kernel drops nothing that an output gets.
-	filter pipeline.FilterConfig
+	// compiled for the queue and handed to filter.NewPushdown, so that the kernel drops nothing that an output gets.
+	filter filter.Config
 
 	build func() (pipeline.Output, error)
 }
@@ -55,7 +56,7 @@ func planOutputs(cfg *Config, log *zap.Logger) (outputs []plannedOutput) {
 	add := func(o plannedOutput, needsNew bool) {
 		o.filter = o.common.Filter
 		if hideNew && !needsNew {
-			o.filter = slices.Concat(pipeline.FilterConfig{withoutNew}, o.filter)
+			o.filter = slices.Concat(filter.Config{withoutNew}, o.filter)
 		}
 		outputs = append(outputs, o)
 	}
@@ -116,11 +117,11 @@ func (o *plannedOutput) queue(log *zap.Logger) (*pipeline.Queue, error) {
 
 // pushdown returns what the kernel may drop; nil if that is nothing.
 func pushdown(cfg *Config, outputs []plannedOutput) func(flow.Event, bool, flow.Proto) bool {
-	filters := make([]pipeline.FilterConfig, len(outputs))
+	filters := make([]filter.Config, len(outputs))
 	for i, o := range outputs {
 		filters[i] = o.filter
 	}
-	spec := pipeline.Pushdown(cfg.Filter, filters)
+	spec := filter.NewPushdown(cfg.Filter, filters)
 	if spec.Empty() {
 		return nil
 	}

@@ -1,30 +1,30 @@
-package pipeline
+package filter
 
 import "github.com/ctlogd/ctlogd/flow"
 
-// PushdownSpec says which records no output wants, as far as that can be told from what a socket filter in the kernel
+// Pushdown says which records no output wants, as far as that can be told from what a socket filter in the kernel
 // reads cheaply: the kind of the event, the address family and the protocol of the original tuple. The zero value
 // drops nothing.
 //
 // It speaks of records for the outputs. A message that is wanted for another reason, such as a NEW whose helper is to
 // be remembered for later records, must pass whatever it says.
-type PushdownSpec struct {
+type Pushdown struct {
 	// Drop is indexed by flow.Event, by family (0 IPv4, 1 IPv6) and by protocol.
 	Drop [len(flow.EventNames)][2][256]bool
 }
 
 // Drops reports whether no output wants such a record. A message whose protocol cannot be told must pass.
-func (s *PushdownSpec) Drops(e flow.Event, v6 bool, p flow.Proto) bool {
+func (s *Pushdown) Drops(e flow.Event, v6 bool, p flow.Proto) bool {
 	return int(e) < len(s.Drop) && s.Drop[e][family(v6)][p]
 }
 
 // Empty reports whether nothing is dropped, so that no socket filter is needed.
-func (s *PushdownSpec) Empty() bool { return *s == PushdownSpec{} }
+func (s *Pushdown) Empty() bool { return *s == Pushdown{} }
 
-// Pushdown returns what every output provably drops, where outputs has one filter, possibly empty, for each output. It
+// NewPushdown returns what every output provably drops, where outputs has one filter, possibly empty, for each output. It
 // is sound and not complete: for a record in Drop, whatever its other fields, the global filter or each output's own
 // returns false; some records that all filters drop are not in it.
-func Pushdown(global FilterConfig, outputs []FilterConfig) PushdownSpec {
+func NewPushdown(global Config, outputs []Config) Pushdown {
 	globalRules := global.compileValid()
 	outputRules := make([][]rule, len(outputs))
 	for i, o := range outputs {
@@ -41,7 +41,7 @@ func Pushdown(global FilterConfig, outputs []FilterConfig) PushdownSpec {
 		}
 		return len(outputRules) > 0
 	}
-	var s PushdownSpec
+	var s Pushdown
 	for e := flow.EventNew; e < flow.EventGap; e++ {
 		for _, v6 := range []bool{false, true} {
 			for p := range 256 {

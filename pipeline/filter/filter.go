@@ -1,4 +1,4 @@
-package pipeline
+package filter
 
 import (
 	"fmt"
@@ -9,9 +9,9 @@ import (
 	"github.com/ctlogd/ctlogd/unit"
 )
 
-// FilterConfig is a list of rules. The first rule that matches a record decides; a record that no rule matches is
+// Config is a list of rules. The first rule that matches a record decides; a record that no rule matches is
 // accepted. docs/filter.md describes it for operators.
-type FilterConfig []Rule
+type Config []Rule
 
 // Rule applies its action to every record for which all matchers of Match hold and all those of Not hold negated. A
 // rule without matchers applies to every record.
@@ -51,16 +51,16 @@ type Match struct {
 	MinDuration *time.Duration `yaml:"min_duration"`
 }
 
-// Filter reports whether a record is accepted. Gap records always are: a filter chooses among records, it does not
-// hide that some are missing. A Filter keeps no state, and may be called from any goroutine.
-type Filter func(*flow.Record) bool
+// Func reports whether a record is accepted. Gap records always are: a filter chooses among records, it does not
+// hide that some are missing. A Func keeps no state, and may be called from any goroutine.
+type Func func(*flow.Record) bool
 
 // Validate reports every mistake in the rules. field is the path below the list: "[0].match.proto[1]".
-func (c FilterConfig) Validate(report func(field, msg string)) { c.compile(report) }
+func (c Config) Validate(report func(field, msg string)) { c.compile(report) }
 
-// Compile returns the rules as a Filter, nil if there are none. It gives nil, which accepts everything, for rules to
+// Compile returns the rules as a Func, nil if there are none. It gives nil, which accepts everything, for rules to
 // which Validate objects too: a mistake must not cost records.
-func (c FilterConfig) Compile() Filter {
+func (c Config) Compile() Func {
 	rules := c.compileValid()
 	if rules == nil {
 		return nil
@@ -94,7 +94,7 @@ func (r *rule) match(rec *flow.Record) bool {
 }
 
 // compileValid returns the compiled rules, nil if there are none or one is not valid.
-func (c FilterConfig) compileValid() []rule {
+func (c Config) compileValid() []rule {
 	valid := true
 	rules := c.compile(func(string, string) { valid = false })
 	if !valid {
@@ -103,7 +103,7 @@ func (c FilterConfig) compileValid() []rule {
 	return rules
 }
 
-func (c FilterConfig) compile(report func(field, msg string)) []rule {
+func (c Config) compile(report func(field, msg string)) []rule {
 	var rules []rule
 	for i := range c {
 		r := &c[i]

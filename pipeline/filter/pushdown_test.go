@@ -1,4 +1,4 @@
-package pipeline
+package filter
 
 import (
 	"math/rand/v2"
@@ -54,11 +54,11 @@ func TestPushdown(t *testing.T) {
 			outputs: []string{""}, drops: []kind{icmp4}, pass: []kind{tcp4, tcp6}},
 	}
 	for _, tt := range tests {
-		var outputs []FilterConfig
+		var outputs []Config
 		for _, o := range tt.outputs {
 			outputs = append(outputs, mustDecode(t, o))
 		}
-		s := Pushdown(mustDecode(t, tt.global), outputs)
+		s := NewPushdown(mustDecode(t, tt.global), outputs)
 		for _, k := range tt.drops {
 			if !s.Drops(k.event, k.v6, k.proto) {
 				t.Errorf("%s: %v %v passes", tt.name, k.event, k)
@@ -86,12 +86,12 @@ func TestPushdownSound(t *testing.T) {
 		globalText := randomRules(rng)
 		global := mustDecode(t, globalText)
 		texts := make([]string, 1+rng.IntN(3))
-		outputs := make([]FilterConfig, len(texts))
+		outputs := make([]Config, len(texts))
 		for i := range outputs {
 			texts[i] = randomRules(rng)
 			outputs[i] = mustDecode(t, texts[i])
 		}
-		spec := Pushdown(global, outputs)
+		spec := NewPushdown(global, outputs)
 		for range 40 {
 			r := randomRecord(rng)
 			if r.Has&flow.HasOrig == 0 || !spec.Drops(r.Event, r.Orig.V6, r.Orig.Proto) {
@@ -110,7 +110,7 @@ func TestPushdownSound(t *testing.T) {
 	}
 }
 
-func accepts(c FilterConfig, r *flow.Record) bool {
+func accepts(c Config, r *flow.Record) bool {
 	f := c.Compile()
 	return f == nil || f(r)
 }

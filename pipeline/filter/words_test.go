@@ -1,4 +1,4 @@
-package pipeline
+package filter
 
 import (
 	"cmp"
@@ -28,7 +28,7 @@ func TestWords(t *testing.T) {
 		{"min_duration=long", `"min_duration=long": "long" is not a duration; write one such as 500ms, 30s or 1h30m`},
 		{"min_duration=-1s", `"min_duration=-1s": negative duration; write one such as 500ms, 30s or 1h`},
 	} {
-		_, err := Words(strings.Fields(tt.words))
+		_, err := ParseWords(strings.Fields(tt.words))
 		if got := fmt.Sprint(err); got != cmp.Or(tt.err, "<nil>") {
 			t.Errorf("%s: %s, want %s", tt.words, got, tt.err)
 		}
@@ -37,7 +37,7 @@ func TestWords(t *testing.T) {
 
 // Words say what a rule with the same matchers says.
 func TestWordsMatchAsRulesDo(t *testing.T) {
-	f, err := Words([]string{"proto=tcp,udp", "dst_port=443", "dst_port=8080-8090", "not:min_bytes=1KiB"})
+	f, err := ParseWords([]string{"proto=tcp,udp", "dst_port=443", "dst_port=8080-8090", "not:min_bytes=1KiB"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +61,7 @@ func TestWordsMatchAsRulesDo(t *testing.T) {
 			t.Errorf("record %d: %v, want %v", i, got, tt.want)
 		}
 	}
-	if all, err := Words(nil); all != nil || err != nil {
+	if all, err := ParseWords(nil); all != nil || err != nil {
 		t.Errorf("no words: %v, want no filter", err)
 	}
 }
@@ -71,7 +71,7 @@ func FuzzWords(f *testing.F) {
 	f.Add("nat=snat", "not:src=10.0.0.0/8")
 	f.Add("helper=\x1b[31m", "min_bytes=1GiB")
 	f.Fuzz(func(t *testing.T, a, b string) {
-		filter, err := Words([]string{a, b})
+		filter, err := ParseWords([]string{a, b})
 		if (filter == nil) != (err != nil) {
 			t.Fatalf("%q %q: filter %v, %v", a, b, filter != nil, err)
 		}

@@ -1,4 +1,4 @@
-package pipeline
+package filter
 
 import (
 	"bytes"
@@ -18,8 +18,8 @@ import (
 )
 
 // decodeFilter decodes rules as the configuration is decoded: strictly.
-func decodeFilter(text string) (FilterConfig, error) {
-	var c FilterConfig
+func decodeFilter(text string) (Config, error) {
+	var c Config
 	d := yaml.NewDecoder(strings.NewReader(text))
 	d.KnownFields(true)
 	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
@@ -28,7 +28,7 @@ func decodeFilter(text string) (FilterConfig, error) {
 	return c, nil
 }
 
-func mustDecode(t testing.TB, text string) FilterConfig {
+func mustDecode(t testing.TB, text string) Config {
 	t.Helper()
 	c, err := decodeFilter(text)
 	if err != nil {
@@ -38,12 +38,12 @@ func mustDecode(t testing.TB, text string) FilterConfig {
 	return c
 }
 
-func mustCompile(t testing.TB, text string) Filter {
+func mustCompile(t testing.TB, text string) Func {
 	t.Helper()
 	return mustDecode(t, text).Compile()
 }
 
-func TestFilterOrder(t *testing.T) {
+func TestOrder(t *testing.T) {
 	tests := []struct {
 		name, rules string
 		want        string // the names of the records that are accepted
@@ -82,8 +82,8 @@ func TestFilterOrder(t *testing.T) {
 	}
 }
 
-func TestFilterCompileNil(t *testing.T) {
-	for name, c := range map[string]FilterConfig{
+func TestCompileNil(t *testing.T) {
+	for name, c := range map[string]Config{
 		"no rules":        nil,
 		"empty list":      {},
 		"one bad matcher": {{Action: "drop"}, {Action: "drop", Match: Match{Proto: List[string]{"tpc"}}}},
@@ -92,13 +92,13 @@ func TestFilterCompileNil(t *testing.T) {
 		if c.Compile() != nil {
 			t.Errorf("%s: Compile did not return nil", name)
 		}
-		if s := Pushdown(c, nil); !s.Empty() {
+		if s := NewPushdown(c, nil); !s.Empty() {
 			t.Errorf("%s: Pushdown drops", name)
 		}
 	}
 }
 
-func TestFilterValidate(t *testing.T) {
+func TestValidate(t *testing.T) {
 	tests := []struct {
 		rules string
 		want  []string
@@ -177,10 +177,10 @@ func TestFilterValidate(t *testing.T) {
 	}
 }
 
-func TestFilterDecodeStrict(t *testing.T) {
+func TestDecodeStrict(t *testing.T) {
 	for rules, want := range map[string]string{
-		"- action: drop\n  mach: {}":                  "line 2: field mach not found in type pipeline.Rule",
-		"- action: drop\n  match: {port: 80}":         "line 2: field port not found in type pipeline.Match",
+		"- action: drop\n  mach: {}":                  "line 2: field mach not found in type filter.Rule",
+		"- action: drop\n  match: {port: 80}":         "line 2: field port not found in type filter.Match",
 		"- action: drop\n  match: {proto: {a: b}}":    "line 2: cannot unmarshal !!map into string",
 		"- action: drop\n  not: {proto: [tcp,\n[a]]}": "line 3: cannot unmarshal !!seq into string",
 		"- action: drop\n  not: {proto: [tcp,\n ~]}":  "line 3: element of a list without a value",
@@ -195,7 +195,7 @@ func TestFilterDecodeStrict(t *testing.T) {
 	type item struct {
 		A int `yaml:"a"`
 	}
-	const unknown = "yaml: unmarshal errors:\n  line 1: field b not found in type pipeline.item"
+	const unknown = "yaml: unmarshal errors:\n  line 1: field b not found in type filter.item"
 	for text, want := range map[string]string{
 		`{a: 1}`: "", `[{a: 1}]`: "", `{b: 1}`: unknown, `[{a: 1}, {b: 1}]`: unknown,
 	} {
@@ -213,8 +213,8 @@ func TestFilterDecodeStrict(t *testing.T) {
 }
 
 // Every example of the documentation is valid.
-func TestFilterDocs(t *testing.T) {
-	doc, err := os.ReadFile("../docs/filter.md")
+func TestDocs(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/filter.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +224,7 @@ func TestFilterDocs(t *testing.T) {
 	}
 	for _, b := range blocks {
 		var c struct {
-			Filter FilterConfig `yaml:"filter"`
+			Filter Config `yaml:"filter"`
 		}
 		d := yaml.NewDecoder(bytes.NewReader(b[1]))
 		d.KnownFields(true)
@@ -264,7 +264,7 @@ const typicalFilter = `
 - {action: drop}
 `
 
-func TestFilterAllocs(t *testing.T) {
+func TestAllocs(t *testing.T) {
 	rec := with(snat, dnat, labels(3))
 	for _, rules := range []string{everyMatcher, typicalFilter} {
 		f := mustCompile(t, rules)
@@ -357,8 +357,8 @@ func randomRules(rng *rand.Rand) string {
 	return rules.String()
 }
 
-// FuzzFilterConfig feeds YAML to the decoder: nothing panics, valid rules compile, and their push-down is sound.
-func FuzzFilterConfig(f *testing.F) {
+// FuzzConfig feeds YAML to the decoder: nothing panics, valid rules compile, and their push-down is sound.
+func FuzzConfig(f *testing.F) {
 	f.Add(everyMatcher, uint64(1))
 	f.Add(typicalFilter, uint64(2))
 	f.Add("- &a {action: drop, match: {src: [::1, 1.2.3.4/0]}}\n- *a", uint64(3))
@@ -382,7 +382,7 @@ func FuzzFilterConfig(f *testing.F) {
 		if (filter != nil) != (valid && len(c) > 0) {
 			t.Fatalf("valid %t, %d rules, but Compile returned nil: %t", valid, len(c), filter == nil)
 		}
-		spec := Pushdown(c, []FilterConfig{nil})
+		spec := NewPushdown(c, []Config{nil})
 		if filter == nil {
 			if !spec.Empty() {
 				t.Error("nothing is filtered, but something is pushed down")

@@ -1,4 +1,4 @@
-package pipeline
+package filter
 
 import (
 	"encoding/binary"

@@ -1,4 +1,4 @@
-package pipeline
+package filter
 
 import (
 	"encoding"
@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// Words compiles matchers that are written as words, nat=snat,dnat or not:src=10.0.0.0/8, to a Filter that accepts
+// ParseWords compiles matchers that are written as words, nat=snat,dnat or not:src=10.0.0.0/8, to a Func that accepts
 // what all of them accept; nil if there are none. They are the matchers of a rule, read by the same code. The error
 // names the word and what is allowed.
-func Words(words []string) (Filter, error) {
+func ParseWords(words []string) (Func, error) {
 	rule := Rule{Action: "accept"}
 	from := map[string]string{} // the word behind each matcher, by its place in the rule
 	for _, word := range words {
@@ -36,7 +36,7 @@ func Words(words []string) (Filter, error) {
 	if len(words) == 0 {
 		return nil, nil
 	}
-	c := FilterConfig{rule, {Action: "drop"}}
+	c := Config{rule, {Action: "drop"}}
 	var wrong error
 	c.Validate(func(field, msg string) {
 		field, _, _ = strings.Cut(strings.TrimPrefix(field, "[0]."), "[")
