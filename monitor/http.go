@@ -13,7 +13,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/exporter-toolkit/web"
 	"go.uber.org/zap"
-	"golang.org/x/net/netutil"
 )
 
 const (
@@ -23,7 +22,7 @@ const (
 	headerTimeout  = 5 * time.Second
 	requestTimeout = 10 * time.Second
 	answerTimeout  = 30 * time.Second
-	idleTimeout    = 2 * time.Minute
+	idleTimeout    = 15 * time.Second
 	maxScrapes     = 4
 
 	firstRetry = time.Second
@@ -152,7 +151,8 @@ func (s *Server) serve(ctx context.Context, c Config) error {
 		return err
 	}
 	defer l.Close()
-	server := NewHTTPServer(s.handler, s.log)
+	server, room := NewHTTPServer(s.handler, s.log), newRoom(l, maxConns)
+	server.ConnState = room.state
 	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(ended)
@@ -163,7 +163,7 @@ func (s *Server) serve(ctx context.Context, c Config) error {
 		}
 	})
 	s.log.Info("serving metrics", zap.Stringer("listen", l.Addr()), zap.String("web_config", c.WebConfig))
-	err = web.Serve(netutil.LimitListener(l, maxConns), server, &web.FlagConfig{WebConfigFile: &c.WebConfig},
+	err = web.Serve(room, server, &web.FlagConfig{WebConfigFile: &c.WebConfig},
 		slog.New(slogHandler{s.log}))
 	if !stop() { // ctx has ended
 		<-ended

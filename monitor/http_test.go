@@ -166,6 +166,73 @@ func TestServer(t *testing.T) {
 	}
 }
 
+// However many connections idle, say nothing, or do not read their answer, a scrape and a health check are answered; in
+// the clear and with TLS.
+func TestCrowd(t *testing.T) {
+	dir := t.TempDir()
+	pool := writeCertificate(t, dir)
+	file := filepath.Join(dir, "web.yml")
+	if err := os.WriteFile(file, []byte("tls_server_config: {cert_file: server.pem, key_file: server.key}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	secure := &tls.Config{RootCAs: pool, ServerName: "127.0.0.1"}
+	for _, scheme := range []string{"http", "https"} {
+		c := Config{Listen: freeAddress(t)}
+		if scheme == "https" {
+			c.WebConfig = file
+		}
+		serverAt(t, c)
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: secure}}
+		eventually(t, "it serves", func() bool { return get(client, scheme+"://"+c.Listen+"/healthz") != 0 })
+		for name, request := range map[string]string{
+			"silent": "", "half a request": "GET /healthz HTTP/1.1\r\nHost: x\r\n", "idle": "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+		} {
+			t.Run(scheme+" "+name, func(t *testing.T) {
+				for range 3 * maxConns {
+					var conn net.Conn
+					var err error
+					if conn, err = net.Dial("tcp", c.Listen); err == nil && scheme == "https" && request != "" {
+						conn = tls.Client(conn, secure)
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer conn.Close()
+					if _, err := io.WriteString(conn, request); err != nil {
+						t.Fatal(err)
+					}
+					if name == "idle" { // until it has had its answer
+						if _, err := io.ReadFull(conn, make([]byte, len("HTTP/1.1 200 OK"))); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				for _, path := range []string{"/metrics", "/healthz"} {
+					if status := get(client, scheme+"://"+c.Listen+path); status == 0 {
+						t.Errorf("%s is not answered", path)
+					}
+				}
+			})
+		}
+	}
+}
+
+// Who leaves for a new connection: the one that has been idle longest, and only without such one that is busy.
+func TestRoom(t *testing.T) {
+	now := time.Now()
+	a, b := net.Pipe()
+	c, d := net.Pipe()
+	r := newRoom(nil, 3)
+	r.guests = map[net.Conn]guest{a: {since: now}, b: {idle: true, since: now.Add(3)}, c: {idle: true, since: now.Add(2)}, d: {since: now.Add(1)}}
+	for _, want := range []net.Conn{c, b, a, d} {
+		got := r.first()
+		if got != want {
+			t.Fatalf("%+v leaves of %+v", r.guests[got], r.guests)
+		}
+		delete(r.guests, got)
+	}
+}
+
 // A client's header is bounded.
 func TestHugeHeader(t *testing.T) {
 	address := freeAddress(t)
