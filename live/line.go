@@ -19,16 +19,42 @@ const (
 const TapName = "tap"
 
 // Printer writes records as lines for people. What the kernel and others have named comes as printable ASCII, whatever
-// bytes it has.
+// bytes it has. A column becomes as wide as the widest cell so far, so that IPv6 addresses keep to their columns too.
 type Printer struct {
 	Color bool
 	Zone  *time.Location // nil: the machine's
+
+	widths  []int // of the columns
+	widened bool  // since Head was called
 }
+
+// columns are what a line consists of, each with its least width. A column with a negative width stands to the right.
+var columns = []struct {
+	head  string
+	width int
+}{
+	{"time", 12}, {"event", 7}, {"proto", 6}, {"source", 21}, {"->", 2}, {"destination", 21}, {"seen as", 21}, {"sent to", 7},
+	{"bytes out/in", -15}, {"why", 8}, {"helper", 0},
+}
+
+// The columns that show translations.
+const (
+	columnSeenAs = 6
+	columnSentTo = 7
+)
+
+// HeadDue says that Head is to be printed: it was not yet, or a column has become wider since.
+func (p *Printer) HeadDue() bool { return p.widened || p.widths == nil }
 
 // Head returns the line above the columns.
 func (p *Printer) Head() string {
-	line := p.row("time", "event", "proto", "source", "destination", "translated to", "bytes out/in", "why", "helper")
-	return p.paint(bold, line)
+	var cells [11]string
+	for i, c := range columns {
+		cells[i] = c.head
+	}
+	line := p.row(bold, &cells)
+	p.widened = false
+	return line
 }
 
 func (p *Printer) paint(color, text string) string {
@@ -38,20 +64,56 @@ func (p *Printer) paint(color, text string) string {
 	return color + text + reset
 }
 
-// row lays out one line; columns that hold more than they are wide push the rest to the right rather than be cut.
-func (p *Printer) row(when, event, proto, src, dst, nat, bytes, why, helper string) string {
-	b := make([]byte, 0, 160)
-	for _, c := range []struct {
-		text  string
-		width int
-	}{{when, 12}, {event, 7}, {proto, 6}, {src, 21}, {"->", 2}, {dst, 21}, {nat, 26}, {bytes, -15}, {why, 8}, {helper, 0}} {
-		if c.width < 0 {
-			b = append(b, strings.Repeat(" ", max(-c.width-len(c.text), 0))...)
+// row lays out one line in a color; the translations have one of their own.
+func (p *Printer) row(color string, cells *[11]string) string {
+	if p.widths == nil {
+		for _, c := range columns {
+			p.widths = append(p.widths, max(c.width, -c.width))
 		}
-		b = append(b, c.text...)
-		b = append(b, strings.Repeat(" ", max(c.width-len(c.text), 0)+1)...)
 	}
-	return strings.TrimRight(string(b), " ")
+	if !p.Color {
+		color = ""
+	}
+	last := len(cells) - 1
+	for last > 0 && cells[last] == "" {
+		last--
+	}
+	b := append(make([]byte, 0, 256), color...)
+	for i, text := range cells[:last+1] {
+		if len(text) > p.widths[i] && i < len(columns)-1 {
+			p.widths[i], p.widened = len(text), true
+		}
+		pad := p.widths[i] - len(text)
+		if columns[i].width < 0 {
+			b = appendBlanks(b, pad)
+		}
+		if p.Color && color != bold && text != "" && (i == columnSeenAs || i == columnSentTo) {
+			b = append(b, yellow...)
+			b = append(b, text...)
+			b = append(b, reset...)
+			b = append(b, color...)
+		} else {
+			b = append(b, text...)
+		}
+		if i == last {
+			break
+		}
+		if columns[i].width > 0 {
+			b = appendBlanks(b, pad)
+		}
+		b = append(b, ' ')
+	}
+	if color != "" {
+		b = append(b, reset...)
+	}
+	return string(b)
+}
+
+func appendBlanks(b []byte, n int) []byte {
+	for range n {
+		b = append(b, ' ')
+	}
+	return b
 }
 
 // Line returns r as one line, without its end.
@@ -65,22 +127,23 @@ func (p *Printer) Line(r *flow.Record) string {
 	if r.Event == flow.EventGap {
 		return p.gap(when, r)
 	}
-	src, dst, nat := end(r.Orig.SrcAddr(), r.Orig.SrcPort, &r.Orig), end(r.Orig.DstAddr(), r.Orig.DstPort, &r.Orig), ""
+	src, dst, seenAs, sentTo := end(r.Orig.SrcAddr(), r.Orig.SrcPort, &r.Orig), end(r.Orig.DstAddr(), r.Orig.DstPort, &r.Orig), "", ""
 	if r.Has&flow.HasOrig == 0 {
 		src, dst = "?", "?"
 	}
-	if r.Orig.Proto.IsICMP() {
+	icmp := r.Orig.Proto.IsICMP()
+	if icmp {
 		src += " id " + strconv.Itoa(int(r.Orig.ICMPID()))
 	}
-	to := r.NAT()
-	if to&flow.NATSrc != 0 {
-		nat = "from " + end(r.Reply.DstAddr(), r.Reply.DstPort, &r.Reply)
-		if r.Orig.Proto.IsICMP() {
-			nat += " id " + strconv.Itoa(int(r.Reply.ICMPID()))
+	nat := r.NAT()
+	if nat&flow.NATSrc != 0 {
+		seenAs = end(r.Reply.DstAddr(), r.Reply.DstPort, &r.Reply)
+		if icmp {
+			seenAs += " id " + strconv.Itoa(int(r.Reply.ICMPID()))
 		}
 	}
-	if to&flow.NATDst != 0 {
-		nat = strings.TrimSpace(nat + " to " + end(r.Reply.SrcAddr(), r.Reply.SrcPort, &r.Reply))
+	if nat&flow.NATDst != 0 {
+		sentTo = end(r.Reply.SrcAddr(), r.Reply.SrcPort, &r.Reply)
 	}
 	bytes := ""
 	if r.Has&flow.HasCounters != 0 {
@@ -96,13 +159,11 @@ func (p *Printer) Line(r *flow.Record) string {
 			helper = strings.TrimPrefix(helper+", data of "+end(x.Master.SrcAddr(), x.Master.SrcPort, &x.Master), ", ")
 		}
 	}
-	color := map[flow.Proto]string{flow.TCP: green, flow.UDP: cyan, flow.ICMP: magenta, flow.ICMPv6: magenta}[r.Orig.Proto]
-	line := p.row(when, shortEvents[int(r.Event)%len(shortEvents)], r.Orig.Proto.String(), src, dst, nat, bytes, why, helper)
-	if p.Color && nat != "" {
-		line = strings.Replace(line, nat, yellow+nat+reset+color, 1)
-	}
-	return p.paint(color, line)
+	return p.row(protoColors[r.Orig.Proto], &[11]string{when, shortEvents[int(r.Event)%len(shortEvents)], r.Orig.Proto.String(),
+		src, "->", dst, seenAs, sentTo, bytes, why, helper})
 }
+
+var protoColors = map[flow.Proto]string{flow.TCP: green, flow.UDP: cyan, flow.ICMP: magenta, flow.ICMPv6: magenta}
 
 // shortEvents are the names of the events that fit the column.
 var shortEvents = [...]string{"", "new", "update", "destroy", "open", "exp_new", "exp_end", "gap"}

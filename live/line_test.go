@@ -1,6 +1,8 @@
 package live
 
 import (
+	"net/netip"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -30,8 +32,9 @@ func TestLine(t *testing.T) {
 	missed.Received = at
 	gap := flow.Record{Event: flow.EventGap, Received: at, Extra: &flow.Extra{Gap: flow.Gap{Cause: flow.CauseDiskFull, Output: "jsonl:/a b"}}}
 
-	p := Printer{Zone: time.UTC}
-	const flowLine = "tcp    192.168.1.10:40000    -> 198.51.100.7:443      from 203.0.113.5:4123               2310/0 tcp_fin"
+	both := tcp
+	both.Reply.Src, both.Reply.SrcPort = flow.AddrFrom(netip.MustParseAddr("10.0.0.80")), 8443
+	const flowLine = "tcp    192.168.1.10:40000    -> 198.51.100.7:443      203.0.113.5:4123                       2310/0 tcp_fin"
 	for _, tt := range []struct {
 		name string
 		r    *flow.Record
@@ -39,15 +42,68 @@ func TestLine(t *testing.T) {
 	}{
 		{"destroy", &tcp, "12:03:07.412 destroy " + flowLine},
 		{"helper and master", &named, "12:03:07.412 destroy " + flowLine + "  ftp, data of 192.168.1.10:40000"},
-		{"new", &news, "12:03:07.412 new     tcp    192.168.1.10:40000    -> 198.51.100.7:443      from 203.0.113.5:4123"},
-		{"ICMPv6", &ping, "12:03:07.412 destroy icmpv6 2001:db8::1 id 777    -> 2001:db8::2                                                 64/0 timeout"},
+		{"new", &news, "12:03:07.412 new     tcp    192.168.1.10:40000    -> 198.51.100.7:443      203.0.113.5:4123"},
+		{"both translations", &both, "12:03:07.412 destroy tcp    192.168.1.10:40000    -> 198.51.100.7:443      203.0.113.5:4123      " +
+			"10.0.0.80:8443          2310/0 tcp_fin"},
+		{"ICMPv6", &ping, "12:03:07.412 destroy icmpv6 2001:db8::1 id 777    -> 2001:db8::2                                                    64/0 timeout"},
 		{"hostile helper", &evil, "12:03:07.412 destroy " + flowLine + `  \x1b]0;\x07<b>"\xff\x0a\\`},
 		{"missed", missed, "12:03:07.412 ... 1234 records not shown"},
 		{"gap", &gap, `12:03:07.412 gap: records are missing in the log, disk_full of jsonl:/a\x20b`},
 	} {
+		p := Printer{Zone: time.UTC}
 		if diff := cmp.Diff(tt.want, p.Line(tt.r)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
 		}
+	}
+}
+
+// Lines after a wide one keep to its columns, and the head comes again over them.
+func TestColumnsWiden(t *testing.T) {
+	short := ended("10.0.0.1", "10.0.0.1", "198.51.100.7", 443, 40000, 7)
+	long := ended("192.168.1.10", "203.0.113.5", "198.51.100.7", 443, 4123, 2310)
+	long.Reply.Src = flow.AddrFrom(netip.MustParseAddr("100.100.100.100"))
+	p := Printer{Zone: time.UTC}
+	column := func(line, cell string) int {
+		i := strings.Index(line, cell)
+		if i < 0 {
+			t.Fatalf("no %q in %q", cell, line)
+		}
+		return i
+	}
+	if !p.HeadDue() {
+		t.Error("no head at the beginning")
+	}
+	if p.Head(); p.HeadDue() {
+		t.Error("a second head")
+	}
+	before := column(p.Line(&short), "tcp_fin")
+	wide := column(p.Line(&long), "tcp_fin")
+	if !p.HeadDue() || wide <= before {
+		t.Errorf("a wide line moves its end from %d to %d, a head is due: %t", before, wide, p.HeadDue())
+	}
+	if head, after := column(p.Head(), "why"), column(p.Line(&short), "tcp_fin"); head != wide || after != wide {
+		t.Errorf("the head is at %d, the next line at %d, the wide one at %d", head, after, wide)
+	}
+	if p.HeadDue() {
+		t.Error("a head again, though nothing became wider")
+	}
+}
+
+// Only the translations are yellow, also where the same text stands in another column; without the colors it is the
+// plain line.
+func TestColors(t *testing.T) {
+	r := ended("10.0.0.1", "198.51.100.7", "198.51.100.7", 443, 443, 7) // a destination that reads as the translated source
+	plain, colored := Printer{Zone: time.UTC}, Printer{Zone: time.UTC, Color: true}
+	line := colored.Line(&r)
+	if !strings.HasPrefix(line, green) || !strings.HasSuffix(line, reset) ||
+		!strings.Contains(line, "-> 198.51.100.7:443      "+yellow+"198.51.100.7:443"+reset+green) {
+		t.Errorf("the line is %q", line)
+	}
+	if diff := cmp.Diff(plain.Line(&r), regexp.MustCompile("\x1b\\[[0-9]*m").ReplaceAllString(line, "")); diff != "" {
+		t.Errorf("without its colors (-want +got):\n%s", diff)
+	}
+	if head := colored.Head(); head != bold+plain.Head()+reset {
+		t.Errorf("the head is %q", head)
 	}
 }
 

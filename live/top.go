@@ -187,26 +187,30 @@ func (t *Top) draw() {
 	if t.err != nil {
 		line(Text(t.err.Error()), styles[monitor.StateDown])
 	}
-	for _, reason := range v.Reasons[:min(len(v.Reasons), 3)] {
+	rows := t.budget(height - y)
+	for _, reason := range v.Reasons[:rows.reasons] {
 		line("  "+Text(reason), styles[v.State])
 	}
-	for _, fact := range v.facts() {
+	for _, fact := range v.facts()[:rows.facts] {
 		put(0, fact[0], faint)
 		put(8, fact[1], plain)
 		y++
 	}
-	y++
-	for i, row := range layout(v.outputs()) {
-		switch {
-		case i == 0:
-			line(row, faint)
-		case v.Outputs[i-1].Failing:
-			line(row, styles[monitor.StateDown])
-		default:
-			line(row, plain)
-		}
+	if rows.blanks {
+		y++
 	}
-	y++
+	table := layout(v.outputs())
+	line(table[0], faint)
+	for _, i := range failingFirst(v.Outputs, rows.outputs) {
+		style := plain
+		if v.Outputs[i].Failing {
+			style = styles[monitor.StateDown]
+		}
+		line(table[i+1], style)
+	}
+	if rows.blanks {
+		y++
+	}
 
 	x := 0
 	for i, l := range topLists {
@@ -219,22 +223,67 @@ func (t *Top) draw() {
 		x += len(label) + 1
 	}
 	y++
-	t.drawTalkers(line, height-y-2)
+	keys := height - 1
+	if rows.blanks {
+		keys--
+	}
+	t.drawTalkers(line, keys-y)
 	y = height - 1
 	put(0, "1-4, tab: list   f b n: by flows, bytes, flows now   q: quit", faint)
+}
+
+// topRows are how many lines each part of the view gets.
+type topRows struct {
+	reasons, facts, outputs int
+	blanks                  bool // between the parts
+}
+
+// budget shares out the lines below the head. Where they are few, something of each part stays, the talkers at least
+// with the first of them.
+func (t *Top) budget(lines int) topRows {
+	v := t.view
+	r := topRows{reasons: min(len(v.Reasons), 3), facts: len(v.facts()), outputs: len(v.Outputs), blanks: true}
+	const blanks, heads, talkers = 3, 3, 3 // heads: of the outputs, of the lists, and the keys
+	over := r.reasons + r.facts + r.outputs + heads + talkers + blanks - lines
+	if over > 0 {
+		r.blanks = false
+		over -= blanks
+	}
+	for _, cut := range []struct {
+		n     *int
+		least int
+	}{{&r.reasons, 1}, {&r.outputs, 2}, {&r.facts, 1}, {&r.outputs, 1}, {&r.facts, 0}, {&r.reasons, 0}, {&r.outputs, 0}} {
+		d := max(min(over, *cut.n-cut.least), 0)
+		*cut.n -= d
+		over -= d
+	}
+	return r
+}
+
+// failingFirst returns the indexes of at most n outputs, of those that fail first of all, in their order.
+func failingFirst(outputs []monitor.Output, n int) (which []int) {
+	for _, failing := range []bool{true, false} {
+		for i := range outputs {
+			if outputs[i].Failing == failing && len(which) < n {
+				which = append(which, i)
+			}
+		}
+	}
+	slices.Sort(which)
+	return which
 }
 
 // drawTalkers draws the list that is chosen, in no more than rows lines.
 func (t *Top) drawTalkers(line func(string, tcell.Style), rows int) {
 	talkers := t.view.Talkers
-	if talkers == nil || rows < 2 {
+	if talkers == nil || rows < 3 {
 		return
 	}
 	l := *topLists[t.list].list(talkers)
 	order := topOrders[t.order]
 	l.Top = slices.Clone(l.Top)
 	slices.SortStableFunc(l.Top, func(a, b Talker) int { return cmp.Compare(order.by(&b), order.by(&a)) })
-	table := l.rows(topLists[t.list].what, t.list == publicList, rows-1)
+	table := l.rows(topLists[t.list].what, t.list == publicList, rows-2)
 	for j, head := range table[0] {
 		if strings.TrimPrefix(head, ">") == order.name {
 			table[0][j] = head + "*"

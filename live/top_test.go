@@ -70,6 +70,17 @@ func TestTop(t *testing.T) {
 	see("tcp/443")
 	top.err = errors.New("the daemon " + hostile + " has ended")
 	see("has ended", "tcp/443") // what is known stays
+	// On few lines something of each part stays, and of the outputs those that fail.
+	v.Outputs = append([]monitor.Output{{Name: "jsonl:/a"}, {Name: "jsonl:/b"}}, v.Outputs...)
+	v.Reasons = append(v.Reasons, "late", "full")
+	press(tcell.KeyRune, '1')
+	for _, lines := range []int{12, 11, 9} {
+		s.SetSize(120, lines)
+		see("degraded", "flows/min", "10.0.0.2", "flows that ended", "q: quit", "failing for 1m0s")
+		if lines == 12 {
+			see("disk", "1,234,567 events")
+		}
+	}
 	s.SetSize(20, 3)
 	top.handle(tcell.NewEventResize(20, 3))
 	see("ctlogd 1.2.3 on gw1")

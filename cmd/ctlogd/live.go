@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/gdamore/tcell/v2"
@@ -90,9 +89,15 @@ func runTap(ctx context.Context, words []string, o tapOptions, stdout io.Writer)
 		}, idle)
 	} else {
 		p := live.Printer{Color: o.color == "always" || o.color == "auto" && isTerminal(stdout)}
-		head := sync.OnceFunc(func() { fmt.Fprintln(out, p.Head()) })
+		head := func() {
+			if p.HeadDue() {
+				_, _ = out.WriteString(p.Head() + "\n") // out remembers an error
+			}
+		}
 		err = client.Tap(ctx, words, func(r *flow.Record) bool {
-			_, err := out.WriteString(p.Line(r) + "\n")
+			line := p.Line(r)
+			head()
+			_, err := out.WriteString(line + "\n")
 			return more(errors.Join(failed, err))
 		}, func() { head(); idle() })
 	}
