@@ -52,6 +52,7 @@ const (
 	labelCause  = "cause"
 	labelOutput = "output"
 	labelResult = "result"
+	labelClass  = "class"
 	labelCPU    = "cpu"
 )
 
@@ -113,6 +114,26 @@ var (
 	spoolLimit   = gauge("ctlogd_output_spool_limit_bytes", "Size that they may have (spool.max_size).", labelOutput)
 	spoolDamaged = counter("ctlogd_output_spool_damaged_records_total", "Records lost because a file of the spool was damaged.", labelOutput)
 )
+
+// What outputs of some kinds count themselves, by the name under which they tell it. All but kept_since are counters.
+var (
+	outKept = gauge("ctlogd_output_kept_seconds", "How far back the output's files reach: the age of the oldest record that they hold.", labelOutput)
+
+	ownMetrics = map[string]*Metric{
+		"rotations":          counter("ctlogd_output_rotations_total", "Files begun because the last one was large or old enough, by result: success or failure.", labelOutput, labelResult),
+		"removed_records":    counter("ctlogd_output_removed_records_total", "Records in files that keep, max_age or max_size had removed.", labelOutput),
+		"removed_files":      counter("ctlogd_output_removed_files_total", "Those files.", labelOutput),
+		"torn_bytes":         counter("ctlogd_output_torn_bytes_total", "Bytes of lines that were not whole, after a crash or on a full disk, cut off.", labelOutput),
+		"resent_records":     counter("ctlogd_output_resent_records_total", "Records sent again because their batch failed; they may be there twice.", labelOutput),
+		"clamped_timestamps": counter("ctlogd_output_clamped_timestamps_total", "Messages whose timestamp was ahead of the clock, or refused by the broker, and was replaced.", labelOutput),
+		"dead_letters":       counter("ctlogd_output_dead_letters_total", "Records that the broker refused for good and that are in the dead-letter file.", labelOutput),
+		"class_errors":       counter("ctlogd_output_class_errors_total", "Batches that failed, and attempts that got no further, by what was wrong.", labelOutput, labelClass),
+	}
+)
+
+// OwnMetrics returns the metrics of counters that only some kinds of output have, by the name under which those tell
+// them. What has another name is not exported.
+func OwnMetrics() map[string]*Metric { return ownMetrics }
 
 // The kernel's own.
 var (
@@ -222,6 +243,18 @@ func (e exposition) output(now time.Time, o *Output) {
 	e.put(outRecords, float64(o.Written), name)
 	if o.Bytes != nil {
 		e.put(outBytes, float64(*o.Bytes), name)
+	}
+	if !o.KeptSince.IsZero() {
+		e.put(outKept, age(now, o.KeptSince), name)
+	}
+	for _, c := range o.Counters {
+		switch m := ownMetrics[c.Name]; {
+		case m == nil:
+		case len(m.Labels) == 1:
+			e.put(m, float64(c.N), name)
+		default:
+			e.put(m, float64(c.N), name, strings.ToValidUTF8(c.Label, "\uFFFD"))
+		}
 	}
 	e.put(outFiltered, float64(o.Filtered), name)
 	e.put(outLost, float64(o.Dropped), name, "dropped")

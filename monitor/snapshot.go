@@ -123,8 +123,18 @@ type Output struct {
 	Retries    uint64  `json:"retries"`     // writes that were tried again
 	Bytes      *uint64 `json:"bytes,omitempty"`
 
+	Counters  []Counter `json:"counters,omitempty"`  // which outputs of its kind alone have; see OwnMetrics
+	KeptSince time.Time `json:"kept_since,omitzero"` // when the oldest record was made that the output still holds
+
 	Gaps []Gap     `json:"gaps"` // of its own, by cause
 	Lag  Histogram `json:"lag"`  // from the end of a flow to its record written, in seconds
+}
+
+// Counter is one of an output's own.
+type Counter struct {
+	Name  string `json:"name"`
+	Label string `json:"label,omitempty"`
+	N     uint64 `json:"n"`
 }
 
 // Spool is where an output's records wait on disk.

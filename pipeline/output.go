@@ -43,6 +43,15 @@ type Reopener interface {
 	Reopen() error
 }
 
+// Counter is an Output with counters of its own, beside those of its queue.
+type Counter interface {
+	// Counters calls emit for each of them. label tells counters of one name apart, and is "" for a name that has only
+	// one; n counts since the output was built. package monitor has the names (its OwnMetrics). Two are not metrics of
+	// one kind of output: bytes, and kept_since, when the oldest record was made that the output still holds, in seconds
+	// since 1970. Any goroutine may call it, after Close as well. It does not wait.
+	Counters(emit func(name, label string, n uint64))
+}
+
 // rejecter is what an error of Write fulfils when the Rejected records after those delivered can never be delivered (a
 // broker that refuses them for good, say). The worker counts them as lost, puts a gap on record and goes on behind them.
 type rejecter interface {

@@ -9,9 +9,6 @@ import (
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/input"
 	"github.com/ctlogd/ctlogd/monitor"
-	"github.com/ctlogd/ctlogd/output/ipfix"
-	"github.com/ctlogd/ctlogd/output/jsonl"
-	"github.com/ctlogd/ctlogd/output/kafka"
 	"github.com/ctlogd/ctlogd/pipeline"
 	"github.com/ctlogd/ctlogd/preflight"
 )
@@ -73,8 +70,9 @@ func (a *app) outputSnapshot(q *pipeline.Queue, now time.Time) monitor.Output {
 		Waiting: st.Depth.Load(), Used: is.Room, Max: is.Max,
 		Written: st.Written.Load(), Filtered: st.Filtered.Load(), Dropped: st.Dropped.Load(), Rejected: st.Rejected.Load(),
 		Left: st.Left.Load(), GapRecords: st.Gaps.Load(), Errors: st.Errors.Load(), Retries: st.Retries.Load(),
-		Bytes: bytesOf(q.Output()), Gaps: monitor.GapsOf(&st.Lost, outputCauses...),
+		Gaps: monitor.GapsOf(&st.Lost, outputCauses...),
 	}
+	own(q.Output(), &o)
 	if o.Since.IsZero() {
 		o.Since = a.started
 	}
@@ -93,18 +91,22 @@ func (a *app) outputSnapshot(q *pipeline.Queue, now time.Time) monitor.Output {
 	return o
 }
 
-// bytesOf returns how many bytes the output has written; nil where it cannot be known, while a changed one cannot be
-// built.
-func bytesOf(out pipeline.Output) *uint64 {
-	switch out := out.(type) {
-	case *jsonl.File:
-		return new(out.Stats.Bytes.Load())
-	case *ipfix.Exporter:
-		return new(out.Stats().Bytes)
-	case *kafka.Writer:
-		return new(out.Counters().Bytes.Load())
+// own puts what the output itself counts into o. An output that cannot be built counts nothing.
+func own(out pipeline.Output, o *monitor.Output) {
+	c, ok := out.(pipeline.Counter)
+	if !ok {
+		return
 	}
-	return nil
+	c.Counters(func(name, label string, n uint64) {
+		switch name {
+		case "bytes":
+			o.Bytes = &n
+		case "kept_since":
+			o.KeptSince = time.Unix(int64(n), 0)
+		default:
+			o.Counters = append(o.Counters, monitor.Counter{Name: name, Label: label, N: n})
+		}
+	})
 }
 
 // reloads is what SIGHUP has done, and what it changes that a snapshot shows.

@@ -68,3 +68,36 @@ func TestReloads(t *testing.T) {
 		t.Errorf("%+v", &r)
 	}
 }
+
+// What each kind of output counts itself has a metric with the right labels.
+func TestOwnMetrics(t *testing.T) {
+	_, outputs := plan(t, "outputs: {jsonl: [{path: FILE}], ipfix: [{address: udp://192.0.2.1}], "+
+		"kafka: [{brokers: 192.0.2.20:9092, topic: flows}]}", filepath.Join(t.TempDir(), "flows.jsonl"))
+	metrics, used := monitor.OwnMetrics(), map[string]bool{}
+	for _, o := range outputs {
+		out, err := o.build()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got monitor.Output
+		own(out, &got)
+		if got.Bytes == nil {
+			t.Errorf("%s: no bytes", o.name)
+		}
+		for _, c := range got.Counters {
+			m := metrics[c.Name]
+			if m == nil || (len(m.Labels) == 2) != (c.Label != "") {
+				t.Errorf("%s: %+v has the metric %+v", o.name, c, m)
+			}
+			used[c.Name] = true
+		}
+		if err := out.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	for name := range metrics {
+		if !used[name] {
+			t.Errorf("no output counts %s", name)
+		}
+	}
+}

@@ -37,6 +37,8 @@ type Stats struct {
 	TornBytes      atomic.Uint64 // cut off because a line was not whole: after failed writes, and after a crash
 	Rotations      atomic.Uint64
 	RotationErrors atomic.Uint64
+	RemovedFiles   atomic.Uint64 // rotated files that were removed
+	RemovedRecords atomic.Uint64 // the records in them
 }
 
 // File is an output that writes one line for each record. Write and Close are for one goroutine, Reopen for any.

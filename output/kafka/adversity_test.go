@@ -273,10 +273,10 @@ func TestDeadLettersDiskFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := strings.Count(string(file), "\n")
-	if !strings.HasSuffix(string(file), "}\n") || uint64(lines) != w.counters.DeadLetters.Load() || lines < 4 {
-		t.Errorf("%d lines, counted %d, the end is %q", lines, w.counters.DeadLetters.Load(), file[max(0, len(file)-20):])
+	if !strings.HasSuffix(string(file), "}\n") || uint64(lines) != w.Stats.DeadLetters.Load() || lines < 4 {
+		t.Errorf("%d lines, counted %d, the end is %q", lines, w.Stats.DeadLetters.Load(), file[max(0, len(file)-20):])
 	}
-	if n := w.counters.Rejected.Load(); n != 204 {
+	if n := w.Stats.Rejected.Load(); n != 204 {
 		t.Errorf("counted %d rejected", n)
 	}
 }

@@ -158,7 +158,7 @@ func TestCodecs(t *testing.T) {
 			if d := check(t, consume(t, c, "codec-"+name), recs); d != 0 && failed == 0 {
 				t.Errorf("%d duplicates", d)
 			}
-			size := w.Counters().Bytes.Load() / uint64(len(recs))
+			size := w.Stats.Bytes.Load() / uint64(len(recs))
 			if name == "none" && size < 500 || name != "none" && size > 300 {
 				t.Errorf("%d bytes a record", size)
 			}
@@ -226,8 +226,8 @@ func load(t *testing.T, w *Writer, rate int) (stop func() (recs []*flow.Record, 
 // progress waits until w has got a second's load through since it was called.
 func progress(t *testing.T, w *Writer) {
 	t.Helper()
-	before := w.Counters().Records.Load()
-	for w.Counters().Records.Load() < before+20_000 {
+	before := w.Stats.Records.Load()
+	for w.Stats.Records.Load() < before+20_000 {
 		if t.Context().Err() != nil {
 			t.Fatal("nothing gets through")
 		}
@@ -253,7 +253,7 @@ func TestBrokerKilled(t *testing.T) {
 	if failed == 0 {
 		t.Error("the broker was killed, and Write never failed")
 	}
-	if max := w.Counters().Retries.Load(); uint64(duplicates) > max {
+	if max := w.Stats.Retries.Load(); uint64(duplicates) > max {
 		t.Errorf("%d duplicates, but only %d records were sent again", duplicates, max)
 	}
 }
@@ -274,7 +274,7 @@ func TestBrokersKilled(t *testing.T) {
 	recs, failed := stop()
 	duplicates := check(t, consume(t, c, "flows"), recs)
 	t.Logf("%d records, Write failed %d times, %d duplicates, errors %v", len(recs), failed, duplicates, errorsOf(w))
-	if max := w.Counters().Retries.Load(); uint64(duplicates) > max {
+	if max := w.Stats.Retries.Load(); uint64(duplicates) > max {
 		t.Errorf("%d duplicates, but only %d records were sent again", duplicates, max)
 	}
 }
@@ -360,7 +360,7 @@ func TestTopicLimits(t *testing.T) {
 		if kept != 1 {
 			t.Errorf("%d kept their own time", kept)
 		}
-		if n := w.Counters().Clamped.Load(); n != 999 {
+		if n := w.Stats.Clamped.Load(); n != 999 {
 			t.Errorf("%d clamped", n)
 		}
 	})

@@ -57,8 +57,8 @@ type Options struct {
 	Log      *zap.Logger        // nil: none
 }
 
-// Counters count since start. They may be read at any time.
-type Counters struct {
+// Stats count since the Writer was made. They may be read at any time.
+type Stats struct {
 	Records     atomic.Uint64             // acknowledged
 	Bytes       atomic.Uint64             // of the batches acknowledged, as sent
 	Retries     atomic.Uint64             // records that failed and are sent again, each time: duplicates are among these
@@ -68,13 +68,24 @@ type Counters struct {
 	Errors      [NumClasses]atomic.Uint64 // by Class: batches that failed, and attempts that got no further
 }
 
-// Writer is one Kafka output. It is for one goroutine, except for Name and Counters.
+func (s *Stats) emit(emit func(name, label string, n uint64)) {
+	emit("bytes", "", s.Bytes.Load())
+	emit("resent_records", "", s.Retries.Load())
+	emit("clamped_timestamps", "", s.Clamped.Load())
+	emit("dead_letters", "", s.DeadLetters.Load())
+	for class := range s.Errors {
+		emit("class_errors", ClassNames[class], s.Errors[class].Load())
+	}
+}
+
+// Writer is one Kafka output. It is for one goroutine, except for Name, Stats and Counters.
 type Writer struct {
-	name     string
-	cfg      Config
-	opt      Options
-	log      *zap.Logger
-	counters Counters
+	Stats Stats
+
+	name string
+	cfg  Config
+	opt  Options
+	log  *zap.Logger
 
 	key     keyFunc
 	headers []byte
@@ -196,8 +207,8 @@ func (w *Writer) Name() string { return w.name }
 // String returns the name, so that no form of printing shows more.
 func (w *Writer) String() string { return w.name }
 
-// Counters returns what the Writer counts.
-func (w *Writer) Counters() *Counters { return &w.counters }
+// Counters calls emit for each of the Writer's own counters. Any goroutine may call it.
+func (w *Writer) Counters(emit func(name, label string, n uint64)) { w.Stats.emit(emit) }
 
 // Write delivers recs, see pipeline.Output. Some records behind the n delivered ones may have been delivered too, to
 // other partitions. If the next Write starts with recs[n:], as the worker's does, those are not sent again; if it does
@@ -418,7 +429,7 @@ func (w *Writer) encode(p *partition, recs []*flow.Record, now int64) {
 			break
 		}
 		if clamped {
-			w.counters.Clamped.Add(1)
+			w.Stats.Clamped.Add(1)
 		}
 		p.sent++
 	}
@@ -498,8 +509,8 @@ func (w *Writer) answered(p *partition, recs []*flow.Record) {
 		for _, i := range batch {
 			w.state[i] |= delivered
 		}
-		w.counters.Records.Add(uint64(len(batch)))
-		w.counters.Bytes.Add(uint64(len(p.buf)))
+		w.Stats.Records.Add(uint64(len(batch)))
+		w.Stats.Bytes.Add(uint64(len(p.buf)))
 		p.next, p.max = p.next+p.sent, 1<<30
 		w.limit = min(w.limit+w.limit/64, int(w.cfg.BatchBytes))
 		return
@@ -510,7 +521,7 @@ func (w *Writer) answered(p *partition, recs []*flow.Record) {
 	switch class := failed.Class; {
 	case class.final() && len(accused) > 0:
 		w.reject(p, accused, recs, failed)
-		w.counters.Retries.Add(uint64(len(batch) - len(accused)))
+		w.Stats.Retries.Add(uint64(len(batch) - len(accused)))
 		return
 	case class.final():
 		// It is one of them, or all together are too many: halves will tell.
@@ -526,7 +537,7 @@ func (w *Writer) answered(p *partition, recs []*flow.Record) {
 	default:
 		p.err = failed
 	}
-	w.counters.Retries.Add(uint64(len(batch)))
+	w.Stats.Retries.Add(uint64(len(batch)))
 }
 
 // accused returns the records of p's batch that the broker's answer names, or all of it if that is a single one.
@@ -555,7 +566,7 @@ func (w *Writer) restamp(accused, batch []int32) bool {
 		switch {
 		case w.state[i]&stampNow == 0:
 			w.state[i] |= stampNow
-			w.counters.Clamped.Add(1)
+			w.Stats.Clamped.Add(1)
 			changed = true
 		case w.state[i]&stampNone == 0:
 			w.state[i] |= stampNone
@@ -587,13 +598,13 @@ func (w *Writer) reject(p *partition, accused []int32, recs []*flow.Record, reas
 	w.refusal = reason
 
 	n, err := w.letters.append(letters)
-	w.counters.Rejected.Add(uint64(len(accused)))
-	w.counters.DeadLetters.Add(uint64(n))
+	w.Stats.Rejected.Add(uint64(len(accused)))
+	w.Stats.DeadLetters.Add(uint64(n))
 	if now.Sub(w.complained) >= complainEvery {
 		w.complained = now
 		w.log.Error("records can never be delivered", zap.Error(reason),
-			zap.Uint64("records_so_far", w.counters.Rejected.Load()),
-			zap.Uint64("dead_letters_so_far", w.counters.DeadLetters.Load()), zap.NamedError("dead_letter_error", err))
+			zap.Uint64("records_so_far", w.Stats.Rejected.Load()),
+			zap.Uint64("dead_letters_so_far", w.Stats.DeadLetters.Load()), zap.NamedError("dead_letter_error", err))
 	}
 }
 
@@ -601,7 +612,7 @@ func (w *Writer) reject(p *partition, accused []int32, recs []*flow.Record, reas
 func (w *Writer) fail(partition int, err error) *Error {
 	e := &Error{Output: w.name, Partition: partition, Class: classify(err), Err: err}
 	if !errors.Is(err, context.Canceled) {
-		w.counters.Errors[e.Class].Add(1)
+		w.Stats.Errors[e.Class].Add(1)
 	}
 	return e
 }

@@ -143,8 +143,8 @@ func values(t *testing.T, recs []*flow.Record) (v []string) {
 
 func errorsOf(w *Writer) map[string]uint64 {
 	m := map[string]uint64{}
-	for c := range w.counters.Errors {
-		if n := w.counters.Errors[c].Load(); n > 0 {
+	for c := range w.Stats.Errors {
+		if n := w.Stats.Errors[c].Load(); n > 0 {
 			m[Class(c).String()] = n
 		}
 	}
@@ -189,11 +189,11 @@ func TestPartialFailure(t *testing.T) {
 	if diff := cmp.Diff(map[string]uint64{"replicas": 2}, errorsOf(w)); diff != "" {
 		t.Error(diff)
 	}
-	if got := w.counters.Records.Load(); got != uint64(len(recs)) {
+	if got := w.Stats.Records.Load(); got != uint64(len(recs)) {
 		t.Errorf("counted %d records", got)
 	}
 	sickOnes := uint64(len(f.accepted[sick]))
-	if got := w.counters.Retries.Load(); got != 2*sickOnes {
+	if got := w.Stats.Retries.Load(); got != 2*sickOnes {
 		t.Errorf("counted %d retries, want %d", got, 2*sickOnes)
 	}
 }
@@ -375,7 +375,7 @@ func TestPoison(t *testing.T) {
 			if diff := cmp.Diff(want, dead); diff != "" {
 				t.Errorf("dead letters: -want +got\n%s", diff)
 			}
-			if r, d := w.counters.Rejected.Load(), w.counters.DeadLetters.Load(); r != 4 || d != 4 {
+			if r, d := w.Stats.Rejected.Load(), w.Stats.DeadLetters.Load(); r != 4 || d != 4 {
 				t.Errorf("counted %d rejected, %d dead letters", r, d)
 			}
 		})
@@ -406,7 +406,7 @@ func TestDeadLettersFull(t *testing.T) {
 	if info.Size() > 5000 || info.Size() < 3000 {
 		t.Errorf("%d bytes", info.Size())
 	}
-	if r, d := w.counters.Rejected.Load(), w.counters.DeadLetters.Load(); r != 20 || d == 0 || d >= 20 {
+	if r, d := w.Stats.Rejected.Load(), w.Stats.DeadLetters.Load(); r != 20 || d == 0 || d >= 20 {
 		t.Errorf("counted %d rejected, %d dead letters", r, d)
 	}
 }
@@ -436,8 +436,8 @@ func TestTimestamps(t *testing.T) {
 		if got[0].Millis != recs[0].Stop/1e6 || got[1].Millis != recs[1].Stop/1e6 || got[3].Millis != open.Received/1e6 {
 			t.Errorf("%v", got)
 		}
-		if !isNow(got[2].Millis) || w.counters.Clamped.Load() != 1 {
-			t.Errorf("%v, counted %d", got[2], w.counters.Clamped.Load())
+		if !isNow(got[2].Millis) || w.Stats.Clamped.Load() != 1 {
+			t.Errorf("%v, counted %d", got[2], w.Stats.Clamped.Load())
 		}
 	})
 	t.Run("refused: now", func(t *testing.T) {
@@ -452,7 +452,7 @@ func TestTimestamps(t *testing.T) {
 		if got[0].Millis != recs[0].Stop/1e6 || !isNow(got[1].Millis) {
 			t.Errorf("%v", got)
 		}
-		if n := w.counters.Clamped.Load(); n < 2 {
+		if n := w.Stats.Clamped.Load(); n < 2 {
 			t.Errorf("counted %d", n)
 		}
 	})

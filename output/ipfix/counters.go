@@ -1,0 +1,7 @@
+package ipfix
+
+// Counters calls emit for each of the Exporter's own counters. Any goroutine may call it.
+func (e *Exporter) Counters(emit func(name, label string, n uint64)) {
+	s := e.Stats()
+	emit("bytes", "", s.Bytes)
+}
