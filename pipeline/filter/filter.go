@@ -36,10 +36,14 @@ type Match struct {
 	NATSrc List[string] `yaml:"nat_src"`
 	NATDst List[string] `yaml:"nat_dst"`
 
+	Host List[string] `yaml:"host"` // any of these ends
+	Net  List[string] `yaml:"net"`
+
 	SrcPort    List[string] `yaml:"src_port"`
 	DstPort    List[string] `yaml:"dst_port"`
 	NATSrcPort List[string] `yaml:"nat_src_port"`
 	NATDstPort List[string] `yaml:"nat_dst_port"`
+	Port       List[string] `yaml:"port"` // of any of these ends
 
 	Zone   List[string] `yaml:"zone"`
 	Mark   List[string] `yaml:"mark"`

@@ -143,6 +143,11 @@ func TestValidate(t *testing.T) {
 				`write a number from 0 to 65535 or a range such as 1024-65535`,
 			`[0].match.dst_port[1]: "1-" is not a port; write a number from 0 to 65535 or a range such as 1024-65535`,
 			`[0].match.dst_port[2]: range 90-80 runs backwards; write 80-90`}},
+		{`[{action: drop, match: {host: [10.0.0.0/8, x], net: 10.0.0.1/8, port: 70000}}]`, []string{
+			`[0].match.port[0]: "70000" is not a port; write a number from 0 to 65535 or a range such as 1024-65535`,
+			`[0].match.host[0]: 10.0.0.0/8 is a network; write net: 10.0.0.0/8, or one address`,
+			`[0].match.host[1]: "x" is not an address; write one such as 192.0.2.1 or 2001:db8::1, or a network such as 192.0.2.0/24`,
+			`[0].match.net[0]: 10.0.0.1/8 is not a network, bits behind its length are set; write 10.0.0.0/8 or 10.0.0.1`}},
 		{`[{action: drop, match: {nat_src_port: x}, not: {nat_dst_port: x}}]`, []string{
 			`[0].match.nat_src_port[0]: "x" is not a port; write a number from 0 to 65535 or a range such as 1024-65535`,
 			`[0].not.nat_dst_port[0]: "x" is not a port; write a number from 0 to 65535 or a range such as 1024-65535`}},
@@ -180,7 +185,7 @@ func TestValidate(t *testing.T) {
 func TestDecodeStrict(t *testing.T) {
 	for rules, want := range map[string]string{
 		"- action: drop\n  mach: {}":                  "line 2: field mach not found in type filter.Rule",
-		"- action: drop\n  match: {port: 80}":         "line 2: field port not found in type filter.Match",
+		"- action: drop\n  match: {ports: 80}":         "line 2: field ports not found in type filter.Match",
 		"- action: drop\n  match: {proto: {a: b}}":    "line 2: cannot unmarshal !!map into string",
 		"- action: drop\n  not: {proto: [tcp,\n[a]]}": "line 3: cannot unmarshal !!seq into string",
 		"- action: drop\n  not: {proto: [tcp,\n ~]}":  "line 3: element of a list without a value",
@@ -238,8 +243,8 @@ func TestDocs(t *testing.T) {
 	}
 	// Every matcher's line in the table has an example that is a match of its own.
 	rows := regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|.*\\| `(.*?)` \\|$").FindAllSubmatch(doc, -1)
-	if len(rows) != 20 {
-		t.Errorf("the table has %d matchers, want 20", len(rows))
+	if want := len(MatcherNames()); len(rows) != want {
+		t.Errorf("the table has %d matchers, want %d", len(rows), want)
 	}
 	for _, row := range rows {
 		if !strings.HasPrefix(string(row[2]), string(row[1])+":") {
@@ -252,7 +257,7 @@ func TestDocs(t *testing.T) {
 // everyMatcher has all of them; each holds on the record of the tests below, so that each is evaluated.
 const everyMatcher = `[{action: drop, match: {event: destroy, nat: both, proto: tcp, family: ipv4, helper: [ftp, none],
   src: 100.64.0.0/10, dst: 198.51.100.0/24, nat_src: 203.0.113.0/24, nat_dst: 10.0.0.80, src_port: 1024-65535,
-  dst_port: 443, nat_src_port: 61000, nat_dst_port: 8443, zone: 0, mark: 0x10/0xff, labels: 3,
+  dst_port: 443, nat_src_port: 61000, nat_dst_port: 8443, host: 10.0.0.80, net: 203.0.113.0/24, port: 61000, zone: 0, mark: 0x10/0xff, labels: 3,
   status: assured, min_bytes: 1, min_packets: 1, min_duration: 1s}}]`
 
 // typicalFilter is what a carrier's gateway would have.
@@ -328,7 +333,8 @@ func randomRules(rng *rand.Rand) string {
 		"proto: [icmp, icmpv6]", "proto: [udp, gre, 255]", "family: ipv4", "family: ipv6", "nat: [snat, both]",
 		"nat: none", "helper: ftp", "helper: none", "src: 100.64.0.0/10", "src: 2001:db8::/32",
 		"dst: [0.0.0.0/0, '::/0']", "nat_src: 203.0.113.5", "nat_dst: 2001:db8::/32", "src_port: 40000",
-		"dst_port: 443", "nat_src_port: 61000", "nat_dst_port: 0-65535", "zone: 5", "zone: 0", "mark: 0x10/0xff",
+		"dst_port: 443", "nat_src_port: 61000", "nat_dst_port: 0-65535",
+		"host: 203.0.113.5", "net: 2001:db8::/32", "port: 61000", "zone: 5", "zone: 0", "mark: 0x10/0xff",
 		"labels: 3", "status: assured", "min_bytes: 0", "min_packets: 11", "min_duration: 1s",
 	}
 	block := func() string {

@@ -88,6 +88,9 @@ func (m *Match) compile(want verdict, report func(field, msg string)) []conditio
 			add(evalPort(p.end, ranges))
 		}
 	}
+	if ranges := parseList(m.Port, "port", parsePort, report); ranges != nil {
+		add(evalAnyPort(ranges))
+	}
 	if zones := parseList(m.Zone, "zone", parseZone, report); zones != nil {
 		add(evalZone(zones), nil)
 	}
@@ -107,6 +110,12 @@ func (m *Match) compile(want verdict, report func(field, msg string)) []conditio
 		if prefixes := parseList(a.list, a.field, parsePrefix, report); prefixes != nil {
 			add(evalAddr(a.end, prefixes))
 		}
+	}
+	if prefixes := parseList(m.Host, "host", parseHost, report); prefixes != nil {
+		add(evalAnyAddr(prefixes))
+	}
+	if prefixes := parseList(m.Net, "net", parsePrefix, report); prefixes != nil {
+		add(evalAnyAddr(prefixes))
 	}
 	if helpers := parseList(m.Helper, "helper", parseHelper, report); helpers != nil {
 		add(evalHelper(helpers), nil)
@@ -320,20 +329,71 @@ func parsePrefix(s string) (netip.Prefix, error) {
 
 func evalAddr(end endpoint, prefixes []netip.Prefix) (eval, possible func(*flow.Record) verdict) {
 	set := newAddrSet(prefixes)
+	return func(r *flow.Record) verdict { return set.holds(end, r) }, set.possible
+}
+
+// holds says whether the endpoint's address is in the set.
+func (s *addrSet) holds(end endpoint, r *flow.Record) verdict {
+	a := end.addr(r)
+	if a == nil {
+		return verdictUnknown
+	}
+	return verdictOf(s.has(a, r.Orig.V6)) // both tuples of a flow are of one family
+}
+
+// possible says what holds may say of records of k's family.
+func (s *addrSet) possible(k *flow.Record) verdict {
+	if len(s[family(k.Orig.V6)]) == 0 {
+		return verdictNo | verdictUnknown
+	}
+	return verdictAny
+}
+
+// parseHost is parsePrefix for one address.
+func parseHost(s string) (netip.Prefix, error) {
+	p, err := parsePrefix(s)
+	if err == nil && !p.IsSingleIP() {
+		err = fmt.Errorf("%s is a network; write net: %s, or one address", s, s)
+	}
+	return p, err
+}
+
+// anyEnd says whether one of a flow's four ends is in a set, where has says so of one. An end that does not exist for
+// want of a translation is none that could be missing; but whether there is one must be known, to say that none is.
+func anyEnd(r *flow.Record, has func(endpoint) verdict) verdict {
+	all := verdictNo
+	if r.Has&flow.HasReply == 0 || !isFlow(r) {
+		all = verdictUnknown
+	}
+	nat := r.NAT()
+	for e := endSrc; e <= endNATDst; e++ {
+		if e == endNATSrc && nat&flow.NATSrc == 0 || e == endNATDst && nat&flow.NATDst == 0 {
+			continue
+		}
+		switch has(e) {
+		case verdictYes:
+			return verdictYes
+		case verdictUnknown:
+			all = verdictUnknown
+		}
+	}
+	return all
+}
+
+func evalAnyAddr(prefixes []netip.Prefix) (eval, possible func(*flow.Record) verdict) {
+	set := newAddrSet(prefixes)
 	eval = func(r *flow.Record) verdict {
-		a := end.addr(r)
-		if a == nil {
-			return verdictUnknown
-		}
-		return verdictOf(set.has(a, r.Orig.V6)) // both tuples of a flow are of one family
+		return anyEnd(r, func(e endpoint) verdict { return set.holds(e, r) })
 	}
-	possible = func(k *flow.Record) verdict {
-		if len(set[family(k.Orig.V6)]) == 0 {
-			return verdictNo | verdictUnknown
-		}
-		return verdictAny
+	return eval, set.possible
+}
+
+func evalAnyPort(ranges []numRange) (eval, possible func(*flow.Record) verdict) {
+	set := newNumSet(ranges)
+	eval = func(r *flow.Record) verdict {
+		return anyEnd(r, func(e endpoint) verdict { return set.holds(e, r) })
 	}
-	return eval, possible
+	return eval, possiblePort
 }
 
 func parsePort(s string) (numRange, error) { return parseRange(s, "port", "1024-65535") }
@@ -358,20 +418,24 @@ func parseRange(s, what, example string) (numRange, error) {
 
 func evalPort(end endpoint, ranges []numRange) (eval, possible func(*flow.Record) verdict) {
 	set := newNumSet(ranges)
-	eval = func(r *flow.Record) verdict {
-		port, known := end.port(r)
-		if !known {
-			return verdictUnknown
-		}
-		return verdictOf(set.has(port))
+	return func(r *flow.Record) verdict { return set.holds(end, r) }, possiblePort
+}
+
+// holds says whether the endpoint's port is in the set.
+func (s numSet) holds(end endpoint, r *flow.Record) verdict {
+	port, known := end.port(r)
+	if !known {
+		return verdictUnknown
 	}
-	possible = func(k *flow.Record) verdict {
-		if !k.Orig.Proto.HasPorts() {
-			return verdictUnknown
-		}
-		return verdictAny
+	return verdictOf(s.has(port))
+}
+
+// possiblePort says what matchers of ports may say of records of k's protocol.
+func possiblePort(k *flow.Record) verdict {
+	if !k.Orig.Proto.HasPorts() {
+		return verdictUnknown
 	}
-	return eval, possible
+	return verdictAny
 }
 
 // evalZone looks at all zones that the record names. The kernel leaves out zone 0 (ctnetlink_dump_zone_id), so a flow

@@ -10,12 +10,14 @@ import (
 )
 
 func TestWords(t *testing.T) {
-	names := "event, nat, proto, family, helper, src, dst, nat_src, nat_dst, src_port, dst_port, nat_src_port, nat_dst_port, " +
+	names := "event, nat, proto, family, helper, src, dst, nat_src, nat_dst, host, net, src_port, dst_port, nat_src_port, nat_dst_port, port, " +
 		"zone, mark, labels, status, min_bytes, min_packets or min_duration"
 	for _, tt := range []struct{ words, err string }{
 		{"nat=snat,dnat helper=ftp,none dst_port=443,8080-8090 not:src=10.0.0.0/8", ""},
 		{"min_bytes=1GiB min_packets=5 min_duration=30s src=::1,192.0.2.1 mark=0x10/0xff", ""},
 		{"dst_port=1 dst_port=2 not:dst_port=3", ""},
+		{"host=192.0.2.1 net=10.0.0.0/8 not:port=443", ""},
+		{"host=10.0.0.0/8", `"host=10.0.0.0/8": 10.0.0.0/8 is a network; write net: 10.0.0.0/8, or one address`},
 		{"ftp", `"ftp" is no WORD=VALUE; write one such as dst_port=443 or not:src=10.0.0.0/8`},
 		{"nta=snat", `"nta=snat": unknown word "nta"; use ` + names + `, or one of them behind not: for none of these`},
 		{"not:not:nat=snat", `"not:not:nat=snat": unknown word "not:nat"; use ` + names + `, or one of them behind not: for none of these`},
