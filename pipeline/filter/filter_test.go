@@ -185,7 +185,7 @@ func TestValidate(t *testing.T) {
 func TestDecodeStrict(t *testing.T) {
 	for rules, want := range map[string]string{
 		"- action: drop\n  mach: {}":                  "line 2: field mach not found in type filter.Rule",
-		"- action: drop\n  match: {ports: 80}":         "line 2: field ports not found in type filter.Match",
+		"- action: drop\n  match: {ports: 80}":        "line 2: field ports not found in type filter.Match",
 		"- action: drop\n  match: {proto: {a: b}}":    "line 2: cannot unmarshal !!map into string",
 		"- action: drop\n  not: {proto: [tcp,\n[a]]}": "line 3: cannot unmarshal !!seq into string",
 		"- action: drop\n  not: {proto: [tcp,\n ~]}":  "line 3: element of a list without a value",
