@@ -39,7 +39,7 @@ const (
 	HasSCTP                        // State is an SCTP state
 	HasDCCP                        // State is a DCCP state
 	ByRequest                      // somebody asked for the change over netlink (nlmsg_pid): conntrack -D, -F
-	Inferred                       // the end was inferred: it is after Stamp, and Stop is when the flow was found gone
+	_                              // free
 	HelperUnknown                  // STATUS says that there was a helper or a master, which is not known
 	Unsynchronized                 // the machine's clock was not synchronised when the record was read
 	Stepped                        // the clock was set since the first of the record's times, or shows it a second time
@@ -53,8 +53,8 @@ type Record struct {
 	OrigCounters, ReplyCounters Counters
 
 	Start    int64 // CTA_TIMESTAMP_START: insertion into this box's table; of a gap: from
-	Stop     int64 // CTA_TIMESTAMP_STOP: the end, idle timeout included; if Inferred: when it was noticed; of a gap: to
-	Stamp    int64 // CTA_TIMESTAMP_EVENT: written anew at each delivery attempt; if Inferred: when the flow was last seen
+	Stop     int64 // CTA_TIMESTAMP_STOP: the end, idle timeout included; of a gap: to
+	Stamp    int64 // CTA_TIMESTAMP_EVENT: written anew at each delivery attempt
 	Received int64 // this process's clock when the message was read; never 0
 
 	ID      uint32 // CTA_ID: a hash, no key
@@ -111,7 +111,7 @@ const (
 	CauseSpoolFull                   // an output's spool was full
 	CauseDiskFull                    // the disk was full
 	CauseOutputDown                  // an output's destination did not accept records
-	CauseUntracked                   // flows whose end the kernel does not report, and which are not followed
+	CauseUntracked                   // flows whose end the kernel does not report
 )
 
 // CauseNames are the names of the causes, indexed by Cause.
@@ -199,9 +199,6 @@ func (r *Record) Time() (ns int64, kernel bool) {
 	t := r.Stamp
 	if r.Event == EventDestroy {
 		t = r.Stop // the stamp of a DESTROY is that of its delivery, up to seconds later
-		if r.Has&Inferred != 0 && t != 0 {
-			return t, false // this process's clock: the kernel has told nobody when it was
-		}
 	}
 	if t != 0 && r.Event != EventOpen && r.Event != EventGap {
 		return t, true
@@ -232,17 +229,16 @@ func (r *Record) StateName() string {
 type EndReason uint8
 
 const (
-	EndNone     EndReason = iota // the flow has not ended
-	EndTimeout                   // idle for longer than its timeout
-	EndTCPFin                    // both sides closed
-	EndTCPRst                    // one side reset the connection
-	EndDeleted                   // removed before its time: conntrack -D or -F, early drop, an address that went away
-	EndInferred                  // gone from the table, no event was seen
+	EndNone    EndReason = iota // the flow has not ended
+	EndTimeout                  // idle for longer than its timeout
+	EndTCPFin                   // both sides closed
+	EndTCPRst                   // one side reset the connection
+	EndDeleted                  // removed before its time: conntrack -D or -F, early drop, an address that went away
 	EndUnknown
 )
 
 // EndReasonNames are the names of the end reasons, indexed by EndReason.
-var EndReasonNames = [...]string{"", "timeout", "tcp_fin", "tcp_rst", "deleted", "inferred", "unknown"}
+var EndReasonNames = [...]string{"", "timeout", "tcp_fin", "tcp_rst", "deleted", "unknown"}
 
 func (e EndReason) String() string { return EndReasonNames[e] }
 
@@ -252,8 +248,6 @@ func (r *Record) EndReason() EndReason {
 	switch {
 	case r.Event != EventDestroy:
 		return EndNone
-	case r.Has&Inferred != 0:
-		return EndInferred
 	case r.Has&ByRequest != 0:
 		return EndDeleted
 	case r.Has&HasTCP != 0 && r.State == TCPTimeWait:

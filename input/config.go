@@ -35,25 +35,9 @@ type Config struct {
 	// kernel is not asked for NEW events on their account. Unset: 65536.
 	HelperEntries *int `yaml:"helper_entries"`
 
-	// InitialDump reads the table once at start, so that helpers of older flows are known, and those of them that do not
-	// report their end are found. Unset: true.
+	// InitialDump reads the table once at start: the helpers of older flows are known then, and where nf_conntrack_events
+	// is 2, older flows get an open record, because their end may never be reported. Unset: true.
 	InitialDump *bool `yaml:"initial_dump"`
-
-	// Follow says whether the flows of the initial dump are followed, so that their end is inferred if the kernel does
-	// not report it: auto (the default: where nf_conntrack_events is 2, under which flows born while nobody listens
-	// report nothing, ever), always or never.
-	Follow string `yaml:"follow"`
-
-	// FollowEntries bounds how many flows are followed. Unset: 1048576.
-	FollowEntries *int `yaml:"follow_entries"`
-
-	// FollowInterval is the time in which each of them is looked for once; it bounds how exactly the time of an inferred
-	// end is known. Unset: 5m.
-	FollowInterval time.Duration `yaml:"follow_interval"`
-
-	// Reconcile follows every flow that is seen in the table, which is read once in each FollowInterval and after events
-	// were lost: the ends among them are inferred then.
-	Reconcile bool `yaml:"reconcile"`
 
 	// Interim is how old a flow must be for an open record, and how often it gets one; 0 is never.
 	Interim time.Duration `yaml:"interim"`
@@ -62,13 +46,6 @@ type Config struct {
 	// default) at a reboot, which ends them without an event.
 	OpenAtShutdown string `yaml:"open_at_shutdown"`
 }
-
-// Values of Config.Follow.
-const (
-	FollowAuto   = "auto"
-	FollowAlways = "always"
-	FollowNever  = "never"
-)
 
 // Values of Config.OpenAtShutdown.
 const (
@@ -88,10 +65,8 @@ const (
 	maxBuffer = 1<<30 - 1 // SO_RCVBUFFORCE takes an int and doubles it
 
 	maxHelperEntries = 1 << 24
-	maxFollowEntries = 1 << 23 // an index entry has 24 bits for the slot
 
-	minFollowInterval = time.Second
-	minInterim        = time.Minute
+	minInterim = time.Minute
 )
 
 // Defaults fills in what is unset.
@@ -113,15 +88,6 @@ func (c *Config) Defaults() {
 	}
 	if c.InitialDump == nil {
 		c.InitialDump = new(true)
-	}
-	if c.Follow == "" {
-		c.Follow = FollowAuto
-	}
-	if c.FollowEntries == nil {
-		c.FollowEntries = new(1 << 20)
-	}
-	if c.FollowInterval == 0 {
-		c.FollowInterval = 5 * time.Minute
 	}
 	if c.OpenAtShutdown == "" {
 		c.OpenAtShutdown = OpenAtReboot
@@ -154,21 +120,6 @@ func (c *Config) Validate(report func(field, msg string)) {
 	if n := c.HelperEntries; n != nil && *n == 0 && c.Labels {
 		report("labels", "labels are remembered in the same entries, and helper_entries is 0; use 1 or more")
 	}
-	if !slices.Contains([]string{"", FollowAuto, FollowAlways, FollowNever}, c.Follow) {
-		report("follow", fmt.Sprintf("unknown value %q; use %s, %s or %s", c.Follow, FollowAuto, FollowAlways, FollowNever))
-	}
-	if c.Follow == FollowAlways && c.InitialDump != nil && !*c.InitialDump {
-		report("follow", "the initial dump finds the flows to follow, and initial_dump is false; use never")
-	}
-	if c.Follow == FollowNever && c.Reconcile {
-		report("reconcile", "what is reconciled is followed, and follow is never; use auto or always")
-	}
-	if n := c.FollowEntries; n != nil && (*n < 0 || *n > maxFollowEntries) {
-		report("follow_entries", fmt.Sprintf("%d is out of range; use 0 to %d", *n, maxFollowEntries))
-	}
-	if d := c.FollowInterval; d != 0 && d < minFollowInterval {
-		report("follow_interval", fmt.Sprintf("%s is too short; use %s or more", d, minFollowInterval))
-	}
 	if d := c.Interim; d != 0 && d < minInterim {
 		report("interim", fmt.Sprintf("%s is too short; use 1m or more, or 0s for no such records", d))
 	}
@@ -180,3 +131,10 @@ func (c *Config) Validate(report func(field, msg string)) {
 
 // wants reports whether records of an event kind are asked for.
 func (c *Config) wants(event string) bool { return slices.Contains(c.Events, event) }
+
+// Removed returns keys that earlier versions had, and what to write instead.
+func (*Config) Removed() map[string]string {
+	const follow = "flows older than ctlogd get one open record at the start; take the key out, and set interim, such as " +
+		"interim: 30m, to see long flows before their end"
+	return map[string]string{"follow": follow, "follow_entries": follow, "follow_interval": follow, "reconcile": follow}
+}

@@ -64,9 +64,6 @@ type Options struct {
 	// labels. The record is the callee's until it returns. May be nil.
 	Remember func(*flow.Record)
 
-	// StateDir is where the flows that are followed are kept across restarts; "" keeps them no longer than the process.
-	StateDir string
-
 	// Room reports whether the outputs have room for many records. It is called on the reader's goroutine before each
 	// chunk of open records, and must not wait. May be nil: they always have.
 	Room func() bool
@@ -103,6 +100,7 @@ type Conntrack struct {
 	dropsAt   time.Time // when lastDrops was read
 	rose      time.Time // when lastDrops was last seen to have risen
 	heldSince time.Time // when it first had, of the risings that belong together
+	joined    time.Time // when the groups were joined
 	caught    time.Time // all flows that ended before are read
 	readUntil atomic.Int64
 	aliveAt   time.Time // when Alive was called
@@ -122,6 +120,7 @@ func Open(cfg Config, opts Options) (*Conntrack, error) {
 	c := &Conntrack{cfg: cfg, opts: opts, log: opts.Log, sock: sock, wake: -1, block: newBlock(), dropsAt: time.Now(),
 		calls: make(chan func(), 1), clock: newClock(opts.Log)}
 	joined := c.dropsAt
+	c.joined = joined
 	c.caught = joined
 	c.events = newEventsSwitch(opts.Log, joined)
 	c.readUntil.Store(joined.UnixNano())
@@ -144,9 +143,7 @@ func Open(cfg Config, opts Options) (*Conntrack, error) {
 			return nil, err
 		}
 	}
-	if err = c.openTable(joined); err != nil {
-		return nil, err
-	}
+	c.openTable(joined)
 	return c, nil
 }
 
@@ -171,7 +168,7 @@ func (c *Conntrack) Close() error {
 	if c.wake >= 0 {
 		_ = unix.Close(c.wake)
 	}
-	c.table.finish(time.Now(), false)
+	c.table.finish()
 	c.guard.close()
 	return c.sock.close()
 }
@@ -236,9 +233,6 @@ func (c *Conntrack) round() (n int, now time.Time, busy bool, err error) {
 	}
 	now = time.Now()
 	c.events.look(now, false, c.unborn)
-	if n < blockSlots {
-		c.table.emptied = now
-	}
 	if len(c.batch.Records) > 0 && now.Sub(c.oldest) >= batchAge {
 		c.flush()
 	}
@@ -331,7 +325,7 @@ func (c *Conntrack) drain() error {
 	c.countDrops(time.Now())
 	c.recordShed(time.Now(), true)
 	c.events.look(time.Now(), true, c.unborn)
-	c.table.finish(time.Now(), !c.opts.Handover)
+	c.table.finish()
 	c.flush()
 	c.readUntil.Store(c.caught.UnixNano())
 	return leaveErr
@@ -425,7 +419,6 @@ func (c *Conntrack) countDrops(now time.Time) {
 		return
 	}
 	c.gap(now, from, now, flow.Gap{Cause: flow.CauseOverrun, Lost: uint64(lost), LostKnown: true})
-	c.table.missed()
 }
 
 // heldBack reports whether the kernel may hold ended flows back: then it tries to deliver one once a second at least.
@@ -437,7 +430,6 @@ func (c *Conntrack) heldBack(now time.Time) bool {
 func (c *Conntrack) recordShed(now time.Time, end bool) {
 	if g, ok := c.guard.take(end); ok {
 		c.gap(now, g.from, g.to, flow.Gap{Cause: flow.CauseGuard, Lost: g.lost, LostKnown: !g.inexact})
-		c.table.missed()
 	}
 }
 
@@ -446,15 +438,18 @@ func (c *Conntrack) unborn(from, to time.Time) {
 	c.gap(time.Now(), from, to, flow.Gap{Cause: flow.CauseUntracked})
 }
 
-// gap adds a gap record to the batch.
+// gap adds a gap record to the batch. A zero to says that the gap has no end.
 func (c *Conntrack) gap(now, from, to time.Time, gap flow.Gap) {
 	c.Stats.Gaps.Add(gap, false, now)
 	if len(c.batch.Records) == 0 {
 		c.oldest = now
 	}
 	r := c.batch.Next()
-	begin, end := from.UnixNano(), to.UnixNano()
-	if end < begin { // the clock was set back meanwhile
+	begin, end := from.UnixNano(), int64(0)
+	if !to.IsZero() {
+		end = to.UnixNano()
+	}
+	if !to.IsZero() && end < begin { // the clock was set back meanwhile
 		begin, end = end, begin
 	}
 	r.Event, r.Start, r.Stop, r.Received = flow.EventGap, begin, end, now.UnixNano()

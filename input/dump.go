@@ -16,10 +16,10 @@ const msgGet = 1 // IPCTNL_MSG_CT_GET
 type purpose uint8
 
 const (
-	forHelpers purpose = 1 << iota // Options.Remember is told of helpers, masters and labels
-	forFollow                      // the follower sees every flow
-	forInterim                     // flows older than Config.Interim get an open record
-	forOpen                        // all flows do
+	forHelpers     purpose = 1 << iota // Options.Remember is told of helpers, masters and labels
+	forUnreporting                     // flows that may never report their end get an open record, and are counted
+	forInterim                         // flows older than Config.Interim get an open record
+	forOpen                            // all flows do
 )
 
 // dump reads the whole table through a socket of its own, a chunk at a time: it holds one chunk, whatever the size of

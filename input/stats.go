@@ -28,6 +28,5 @@ type Stats struct {
 	Dumped atomic.Uint64 // flows read from the table
 	Open   atomic.Uint64 // open records made
 
-	Gaps   flow.GapStats // made by the reader: they concern every output
-	Follow FollowStats
+	Gaps flow.GapStats // made by the reader: they concern every output
 }

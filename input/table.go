@@ -2,7 +2,9 @@ package input
 
 import (
 	"context"
-	"fmt"
+	"encoding/binary"
+	"hash/maphash"
+	"os"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -23,7 +25,7 @@ const (
 
 func (p purpose) String() string {
 	var names []string
-	for i, name := range []string{"helpers", "following", "interim records", "open records"} {
+	for i, name := range []string{"helpers", "flows that may report no end", "interim records", "open records"} {
 		if p>>i&1 != 0 {
 			names = append(names, name)
 		}
@@ -31,24 +33,25 @@ func (p purpose) String() string {
 	return strings.Join(names, ", ")
 }
 
-// table is what the reader does with the connection tracking table besides reading its events: dumps, one at a time, a
-// chunk in each turn, and the following of flows. All of it takes turns with the events on the reader's goroutine: the
-// memory of helpers needs no lock, and a flow that ends while the table is read is either still in the table or its
-// end is still in the socket.
+// table reads the connection tracking table for the reader, one dump at a time, a chunk in each turn. Its turns are on
+// the reader's goroutine: the memory of helpers needs no lock, and a flow that ends while the table is read is either
+// still in the table or its end is still in the socket.
 type table struct {
-	c      *Conntrack
-	dump   *dump   // the one under way
-	want   purpose // of the next one
-	begun  bool    // a dump has been begun
-	follow *follower
+	c    *Conntrack
+	dump *dump   // the one under way
+	want purpose // of the next one
 
-	interimAt time.Time   // when the next open records are due
-	emptied   time.Time   // when the events' socket was last read empty
-	requested atomic.Bool // by RequestOpen
+	unreporting uint64      // flows that may never report their end, as far as the dump has shown them
+	interimAt   time.Time   // when the next open records are due
+	requested   atomic.Bool // by RequestOpen
 }
 
-// openTable reads what a predecessor has followed. joined is when the groups were joined.
-func (c *Conntrack) openTable(joined time.Time) (err error) {
+// reportMargin is how long after the groups were joined a flow may still begin that reports nothing: its first packet was
+// on its way then.
+const reportMargin = time.Second
+
+// openTable decides what the table is read for at the start. joined is when the groups were joined.
+func (c *Conntrack) openTable(joined time.Time) {
 	t := &c.table
 	t.c = c
 	cfg, o := &c.cfg, &c.opts
@@ -58,26 +61,17 @@ func (c *Conntrack) openTable(joined time.Time) (err error) {
 	if cfg.Interim > 0 {
 		t.interimAt = joined.Add(cfg.Interim)
 	}
-	if cfg.Follow == FollowNever {
-		return forgetFollowed(o.StateDir)
+	// A predecessor that left its socket has seen to the flows that are older than itself, and the others report.
+	if *cfg.InitialDump && o.Kept == nil && onlyWhileListening() {
+		t.want |= forUnreporting
 	}
-	silent := cfg.Follow == FollowAlways || *cfg.InitialDump && silentEvents()
-	t.follow, err = newFollower(followOptions{
-		dir: o.StateDir, max: *cfg.FollowEntries, interval: cfg.FollowInterval, silent: silent, all: cfg.Reconcile,
-		kept: o.Kept != nil, put: c.put, room: o.Room,
-		gap: func(from, to int64, lost uint64, known bool) {
-			g, now := flow.Gap{Cause: flow.CauseUntracked, Lost: lost, LostKnown: known}, time.Now()
-			c.Stats.Gaps.Add(g, false, now)
-			c.put(&flow.Record{Event: flow.EventGap, Start: from, Stop: to, Received: now.UnixNano(), Extra: &flow.Extra{Gap: g}})
-		},
-	}, joined, &c.Stats.Follow, c.log)
-	if err != nil {
-		return fmt.Errorf("follow flows that are older than this process: %w", err)
-	}
-	if t.follow != nil {
-		t.want |= forFollow
-	}
-	return nil
+}
+
+// onlyWhileListening reports whether flows that are born while nobody listens never report their end
+// (nf_conntrack_events = 2). That is the kernel's default, hence the answer where the sysctl cannot be read.
+func onlyWhileListening() bool {
+	b, err := os.ReadFile(eventsPath)
+	return err != nil || strings.TrimSpace(string(b)) == "2"
 }
 
 // turn does a little of what is to do; busy says that there is more to do at once.
@@ -89,12 +83,6 @@ func (t *table) turn(now time.Time) (busy bool) {
 	if !t.interimAt.IsZero() && !now.Before(t.interimAt) {
 		t.want |= forInterim
 		t.interimAt = now.Add(c.cfg.Interim)
-	}
-	if f := t.follow; f != nil {
-		var wants bool
-		if wants, busy = f.turn(now, t.emptied); wants {
-			t.want |= forFollow
-		}
 	}
 	if t.dump == nil && t.want != 0 {
 		t.begin(now)
@@ -110,7 +98,7 @@ func (t *table) turn(now time.Time) (busy bool) {
 		}
 		// Open records come as fast as the kernel writes them, which is more than an output may take. They can wait,
 		// yet not for ever: an output that is down takes none.
-		if d.purpose&(forOpen|forInterim) == 0 || c.opts.Room == nil || c.opts.Room() || now.Sub(d.stepped) >= roomWait {
+		if d.purpose&^forHelpers == 0 || c.opts.Room == nil || c.opts.Room() || now.Sub(d.stepped) >= roomWait {
 			t.step(now)
 			busy = true
 		}
@@ -127,9 +115,6 @@ func (t *table) due(now time.Time) time.Duration {
 		}
 		return roomWait
 	}
-	if t.follow != nil {
-		wait = min(wait, t.follow.due(now))
-	}
 	if !t.interimAt.IsZero() {
 		wait = min(wait, max(t.interimAt.Sub(now), 0))
 	}
@@ -138,11 +123,7 @@ func (t *table) due(now time.Time) time.Duration {
 
 func (t *table) begin(now time.Time) {
 	p := t.want
-	t.want = 0
-	if p&forFollow != 0 && t.follow != nil {
-		t.follow.dumpBegins(now, !t.begun)
-	}
-	t.begun = true
+	t.want, t.unreporting = 0, 0
 	d, err := newDump(p, now)
 	if err != nil {
 		t.end(p, now, err)
@@ -168,7 +149,7 @@ func (t *table) stop(now time.Time, err error) {
 	t.c.Stats.Dumped.Add(d.flows)
 	if err == nil {
 		level := zap.InfoLevel
-		if d.purpose&(forHelpers|forOpen) == 0 { // one of many
+		if d.purpose&^forInterim == 0 { // one of many
 			level = zap.DebugLevel
 		}
 		t.c.log.Log(level, "read the connection tracking table", zap.Stringer("for", d.purpose),
@@ -181,9 +162,16 @@ func (t *table) end(p purpose, now time.Time, err error) {
 	if err != nil && err != context.Canceled {
 		t.c.log.Error("cannot read the whole connection tracking table", zap.Stringer("for", p), zap.Error(err))
 	}
-	if p&forFollow != 0 && t.follow != nil {
-		t.follow.dumpEnds(now, err == nil)
+	if p&forUnreporting == 0 {
+		return
 	}
+	if err == nil && t.unreporting == 0 {
+		return
+	}
+	t.c.log.Warn("flows that are older than this process may never report their end: net.netfilter.nf_conntrack_events "+
+		"was 2 when they began, and nobody listened; each has an open record, and a gap says how many they are",
+		zap.Uint64("flows", t.unreporting), zap.String("remedy", "sysctl -w net.netfilter.nf_conntrack_events=1, for later flows"))
+	t.c.gap(now, t.c.joined, time.Time{}, flow.Gap{Cause: flow.CauseUntracked, Lost: t.unreporting, LostKnown: err == nil})
 }
 
 // visit is called for each flow of a dump.
@@ -195,58 +183,59 @@ func (t *table) visit(r *flow.Record) {
 	if p == forHelpers {
 		return
 	}
-	hash := hashOf(r)
-	if _, over := t.dump.ended[endOf(hash, r)]; over {
+	if _, over := t.dump.ended[identity(r)]; over {
 		return
 	}
-	if p&forFollow != 0 && t.follow != nil {
-		t.follow.saw(hash, r)
+	// The age of a flow without a start is not known: rather one record too many. A start in the future, by a clock that
+	// was set back, tells nothing either.
+	unreporting := p&forUnreporting != 0 && (r.Start < t.c.joined.Add(reportMargin).UnixNano() || r.Start > r.Received)
+	if unreporting {
+		t.unreporting++
 	}
-	// Of a flow without a start it is not known how old it is: rather one record too many.
-	if p&forOpen != 0 || p&forInterim != 0 && (r.Start == 0 || r.Received-r.Start >= int64(t.c.cfg.Interim)) {
+	if unreporting || p&forOpen != 0 || p&forInterim != 0 && (r.Start == 0 || r.Received-r.Start >= int64(t.c.cfg.Interim)) {
 		t.c.put(r)
 		t.c.Stats.Open.Add(1)
 	}
 }
 
-// endOf returns the key of a flow in dump.ended: the same tuple may be in the table again.
-func endOf(hash uint64, r *flow.Record) uint64 {
-	return hash ^ uint64(r.ID)*0x9e3779b97f4a7c15 ^ uint64(r.Start)*0xc2b2ae3d27d4eb4f
-}
-
 // destroyed takes note of the end of a flow.
 func (t *table) destroyed(r *flow.Record) {
-	shown := t.dump != nil && t.dump.purpose != forHelpers
-	follows := t.follow != nil && t.follow.mayHold(r)
-	if !shown && !follows {
-		return
-	}
-	hash := hashOf(r)
-	if shown {
-		t.dump.ended[endOf(hash, r)] = struct{}{}
-	}
-	if follows {
-		t.follow.destroyed(hash, r)
+	if t.dump != nil && t.dump.purpose != forHelpers {
+		t.dump.ended[identity(r)] = struct{}{}
 	}
 }
 
-// missed takes note that events were lost.
-func (t *table) missed() {
-	if t.follow != nil {
-		t.follow.missed()
-	}
-}
-
-// finish ends all of it. last says that no event comes any more.
-func (t *table) finish(now time.Time, last bool) {
+// finish breaks off the dump under way.
+func (t *table) finish() {
 	if t.dump != nil {
 		t.dump.close()
 		t.dump = nil
 	}
-	if t.follow != nil {
-		t.follow.finish(now, last)
-		t.follow = nil
+}
+
+var identitySeed = maphash.MakeSeed()
+
+// identity returns a hash of what tells a flow from all others: tuple, zones, id and start. It is keyed: subscribers
+// choose tuples.
+func identity(r *flow.Record) uint64 {
+	var b [54]byte
+	t := &r.Orig
+	copy(b[:], t.Src[:])
+	copy(b[16:], t.Dst[:])
+	binary.NativeEndian.PutUint16(b[32:], t.SrcPort)
+	binary.NativeEndian.PutUint16(b[34:], t.DstPort)
+	b[36] = byte(t.Proto)
+	if t.HasZone {
+		b[37] |= 1
+		binary.NativeEndian.PutUint16(b[38:], t.Zone)
 	}
+	if r.Has&flow.HasZone != 0 {
+		b[37] |= 2
+		binary.NativeEndian.PutUint16(b[40:], r.Zone)
+	}
+	binary.NativeEndian.PutUint32(b[42:], r.ID)
+	binary.NativeEndian.PutUint64(b[46:], uint64(r.Start))
+	return maphash.Bytes(identitySeed, b[:])
 }
 
 // put adds a copy of r to the batch.

@@ -78,11 +78,8 @@ var (
 	helperEvictions = counter("ctlogd_helper_evictions_total", "Flows with a helper, a master or labels that were forgotten before they ended, for want of helper_entries.")
 	helperUnknown   = counter("ctlogd_helper_unknown_total", "Flows that ended with a helper that is not known (helper_unknown).")
 
-	dumped    = counter("ctlogd_dumped_flows_total", "Flows read from the connection tracking table.")
-	open      = counter("ctlogd_open_records_total", "Open records made of flows that are alive.")
-	followed  = gauge("ctlogd_followed_flows", "Flows whose end the kernel may not report, looked for now and then.")
-	inferred  = counter("ctlogd_inferred_ends_total", "Ends that were inferred because the kernel did not report them.")
-	untracked = counter("ctlogd_untracked_flows_total", "Flows that could not be followed, for want of follow_entries.")
+	dumped = counter("ctlogd_dumped_flows_total", "Flows read from the connection tracking table.")
+	open   = counter("ctlogd_open_records_total", "Open records made of flows that are alive.")
 
 	gaps = counter("ctlogd_gaps_total", "Losses put on record, by cause; without an output where every output is concerned.", labelCause, labelOutput)
 	lost = counter("ctlogd_gap_lost_records_total", "Records lost in them, where it is known how many.", labelCause, labelOutput)
@@ -206,9 +203,6 @@ func (source collector) Collect(ch chan<- prometheus.Metric) {
 	e.put(helperUnknown, float64(s.Helpers.Unknown))
 	e.put(dumped, float64(r.Dumped))
 	e.put(open, float64(r.Open))
-	e.put(followed, float64(s.Follow.Followed))
-	e.put(inferred, float64(s.Follow.Inferred))
-	e.put(untracked, float64(s.Follow.Untracked))
 	e.gaps(s.Time, s.Gaps, "")
 	e.put(reloads, float64(s.Reloads.OK), "success")
 	e.put(reloads, float64(s.Reloads.Failed), "failure")

@@ -30,8 +30,7 @@ func full() Snapshot {
 			Reads: 13, Naps: 14, Busy: 15.5, Round: now.Add(-200 * time.Millisecond), Dumped: 16, Open: 17,
 			ReadTo: now.Add(-300 * time.Millisecond)},
 		Helpers: Helpers{Size: 18, Evictions: 19, Unknown: 20}, Filtered: 21,
-		Follow: Follow{Followed: 22, Asked: 23, Unclear: 24, Inferred: 25, Reported: 26, Untracked: 27},
-		Gaps:   []Gap{{Cause: "overrun"}, {Cause: "guard", Gaps: 28, Lost: 29, Last: now.Add(-time.Minute)}},
+		Gaps: []Gap{{Cause: "overrun"}, {Cause: "guard", Gaps: 28, Lost: 29, Last: now.Add(-time.Minute)}},
 		Kernel: Kernel{Entries: 30, Limit: 31, Expectations: 32, CPUs: []CPU{
 			{CPU: 0, Found: 33, Invalid: 34, Insert: 35, InsertFailed: 36, Drop: 37, EarlyDrop: 38, Error: 39, SearchRestart: 40,
 				ClashResolve: 41, ChainTooLong: 42}, {CPU: 1, Found: 43}}},

@@ -31,7 +31,6 @@ type Snapshot struct {
 	Delivery string   `json:"delivery"` // reliable or best_effort
 	Reader   Reader   `json:"reader"`
 	Helpers  Helpers  `json:"helpers"`
-	Follow   Follow   `json:"follow"`
 	Filtered uint64   `json:"filtered"` // records that the global filter dropped
 	Gaps     []Gap    `json:"gaps"`     // those that concern every output, by cause; the others are the outputs'
 	Outputs  []Output `json:"outputs"`
@@ -65,16 +64,6 @@ type Helpers struct {
 	Size      int64  `json:"size"`
 	Evictions uint64 `json:"evictions"` // flows forgotten before they ended, for want of room
 	Unknown   uint64 `json:"unknown"`   // ended flows whose helper is not known
-}
-
-// Follow is the search for the ends that the kernel does not report.
-type Follow struct {
-	Followed  int64  `json:"followed"` // flows followed now
-	Asked     uint64 `json:"asked"`
-	Unclear   uint64 `json:"unclear"`
-	Inferred  uint64 `json:"inferred"`
-	Reported  uint64 `json:"reported"`
-	Untracked uint64 `json:"untracked"`
 }
 
 // Gap counts the gaps of one cause.

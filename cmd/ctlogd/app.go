@@ -129,7 +129,7 @@ func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 	a.pipeline = pipeline.New(a.stages(), queues)
 
 	opts := input.Options{Log: log.Named("input"), Drop: pushdown(cfg, a.outputs), Remember: a.helpers.Remember,
-		Kept: m.take(), Handover: m.managed(), StateDir: cfg.StateDirectory, Room: a.pipeline.Room,
+		Kept: m.take(), Handover: m.managed(), Room: a.pipeline.Room,
 		OpenAtEnd: openAtEnd(in.OpenAtShutdown), EndWithin: cfg.ShutdownTimeout}
 	if m.watchdog > 0 {
 		opts.Alive = m.pet
@@ -216,8 +216,7 @@ func (a *app) report(ran time.Duration) {
 		zap.Uint64("truncated", in.Truncated.Load()), zap.Uint64("refused", in.Refused.Load()),
 		zap.Uint64("filtered", a.selected.Dropped.Load()), zap.Uint64("helper_unknown", a.helpers.Unknown.Load()),
 		zap.Uint64("helper_evictions", a.helpers.Evictions.Load()),
-		zap.Uint64("open", in.Open.Load()), zap.Uint64("inferred", in.Follow.Inferred.Load()),
-		zap.Uint64("untracked", in.Follow.Untracked.Load()), zap.Int64("followed", in.Follow.Followed.Load()))
+		zap.Uint64("open", in.Open.Load()))
 	for _, q := range a.pipeline.Queues() {
 		s := &q.Stats
 		a.log.Info("records", zap.String("output", q.Name()), zap.Uint64("written", s.Written.Load()),

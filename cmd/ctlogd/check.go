@@ -5,14 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"go.uber.org/zap"
 
-	"github.com/ctlogd/ctlogd/input"
 	"github.com/ctlogd/ctlogd/live"
 	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/preflight"
@@ -118,9 +116,6 @@ func hostChecks(cfg *Config) preflight.Options {
 			files(name+".dead_letter", out.DeadLetter, out.DeadLetterSize, 0, 0)
 		}
 	}
-	if cfg.StateDirectory != "" && in.Follow != input.FollowNever {
-		files("input.conntrack.follow", filepath.Join(cfg.StateDirectory, "follow"), unit.Size(*in.FollowEntries)*followBytes, 0, 0)
-	}
 	if dir := cfg.StateDirectory; dir != "" {
 		o.Outputs = append(o.Outputs, preflight.Output{Name: "state_directory", About: dir,
 			Check: func(context.Context) error { return checkState(dir) }})
@@ -135,9 +130,6 @@ func hostChecks(cfg *Config) preflight.Options {
 	}
 	return o
 }
-
-// followBytes is what a followed flow takes in the state directory, rounded up.
-const followBytes = 137
 
 // logChecks makes the checks for a daemon that starts, and logs what is amiss.
 func logChecks(ctx context.Context, cfg *Config, log *zap.Logger) {

@@ -343,6 +343,10 @@ func (d *decoder) block(n *yaml.Node, v reflect.Value, path string, taken map[st
 			merged = append(merged, val)
 		case taken[key.Value]:
 		case j < 0:
+			if instead := removed(v)[key.Value]; instead != "" {
+				d.fault(key, at, "there is no such key any more: %s", instead)
+				continue
+			}
 			d.unknown(key, path, names)
 		default:
 			d.lines[at] = key.Line
@@ -355,6 +359,14 @@ func (d *decoder) block(n *yaml.Node, v reflect.Value, path string, taken map[st
 	for _, m := range merged {
 		d.merge(m, v, path, taken)
 	}
+}
+
+// removed returns the keys of former versions that the block v knows of, and what to write instead.
+func removed(v reflect.Value) map[string]string {
+	if r, ok := v.Addr().Interface().(interface{ Removed() map[string]string }); ok {
+		return r.Removed()
+	}
+	return nil
 }
 
 // merge fills the fields of v that are not taken from the value of a << key: a block, or a list of blocks of which the

@@ -51,9 +51,6 @@ func (a *app) snapshot() monitor.Snapshot {
 	}
 	s.Gaps = monitor.GapsOf(&in.Gaps, readerCauses...)
 	s.Helpers = monitor.Helpers{Size: a.helpers.Size.Load(), Evictions: a.helpers.Evictions.Load(), Unknown: a.helpers.Unknown.Load()}
-	f := &in.Follow
-	s.Follow = monitor.Follow{Followed: f.Followed.Load(), Asked: f.Asked.Load(), Unclear: f.Unclear.Load(),
-		Inferred: f.Inferred.Load(), Reported: f.Reported.Load(), Untracked: f.Untracked.Load()}
 	s.Outputs = []monitor.Output{}
 	for _, q := range a.pipeline.Queues() {
 		s.Outputs = append(s.Outputs, a.outputSnapshot(q, now))

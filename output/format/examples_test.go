@@ -94,12 +94,12 @@ func examples() []example {
 			Received: ns("2026-03-10T00:00:30.0004Z"), Status: natted&^0x1f0 | flow.StatusHelper | flow.StatusDying,
 			ID: 554, Timeout: 29,
 		}},
-		{"destroy of an SCTP flow that nobody reported", flow.Record{
-			Event: flow.EventDestroy, Has: common | flow.HasSCTP | flow.Inferred,
+		{"destroy of an SCTP flow", flow.Record{
+			Event: flow.EventDestroy, Has: common | flow.HasSCTP,
 			Orig:  tuple(flow.SCTP, "10.64.3.7", 3868, "198.51.100.80", 3868),
 			Reply: tuple(flow.SCTP, "10.1.1.1", 3869, "10.64.3.7", 3868),
-			Start: ns("2026-03-09T14:02:11.5Z"), Stamp: ns("2026-03-09T14:07:11.25Z"), Stop: ns("2026-03-09T14:12:11.5Z"),
-			Received: ns("2026-03-09T14:12:16.6001Z"),
+			Start: ns("2026-03-09T14:02:11.5Z"), Stop: ns("2026-03-09T14:12:11.5Z"),
+			Received: ns("2026-03-09T14:12:11.6001Z"),
 			Status:   flow.StatusConfirmed | flow.StatusDstNAT, ID: 555, State: 4,
 		}},
 		{"new", flow.Record{

@@ -17,8 +17,6 @@ const (
 	kFlowID
 	kStart
 	kEnd
-	kEndAfter
-	kEndBefore
 	kDurationMS
 	kProto
 	kProtoNum
@@ -77,7 +75,7 @@ const (
 // Before them stand v, time, time_source, clock and event, behind them a gap's cause, from, to, lost and output, all of which
 // always stay: without them a reader cannot tell what it has, nor that something is missing.
 var keyNames = [keyCount]string{
-	"host", "flow_id", "start", "end", "end_after", "end_before", "duration_ms", "proto", "proto_num", "src_ip",
+	"host", "flow_id", "start", "end", "duration_ms", "proto", "proto_num", "src_ip",
 	"src_port", "dst_ip", "dst_port", "nat", "nat_src_ip", "nat_src_port", "nat_dst_ip", "nat_dst_port", "icmp_type",
 	"icmp_code", "icmp_id", "nat_icmp_id", "gre_key", "gre_dst_key", "nat_gre_key", "nat_gre_dst_key",
 	"orig_packets", "orig_bytes", "reply_packets", "reply_bytes", "tcp_state", "sctp_state", "dccp_state", "status",
@@ -187,13 +185,6 @@ func (e *Flat) Append(dst []byte, r *flow.Record) []byte {
 	}
 	switch {
 	case r.Stop == 0 || r.Event != flow.EventDestroy:
-	case r.Has&flow.Inferred != 0:
-		if r.Stamp != 0 && e.has(kEndAfter) {
-			b = append(e.clock.append(append(b, `,"end_after":"`...), r.Stamp), '"')
-		}
-		if e.has(kEndBefore) {
-			b = append(e.clock.append(append(b, `,"end_before":"`...), r.Stop), '"')
-		}
 	default:
 		if e.has(kEnd) {
 			b = append(b, `,"end":"`...)

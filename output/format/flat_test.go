@@ -132,7 +132,7 @@ func generate(n int) []example {
 		}
 		has := []flow.Has{flow.HasReply, flow.HasID, flow.HasMark, flow.HasZone, flow.HasTimeout}
 		if r.Event < flow.EventExpectNew {
-			has = append(has, flow.HasStatus, flow.HasCounters, flow.ByRequest, flow.Inferred, flow.HelperUnknown)
+			has = append(has, flow.HasStatus, flow.HasCounters, flow.ByRequest, flow.HelperUnknown)
 		}
 		for _, h := range has {
 			if chance(70) {
@@ -223,7 +223,6 @@ func TestFlatSchema(t *testing.T) {
 
 // TestSchemaRefuses makes sure that the schema can tell: each change to a valid line makes it invalid.
 func TestSchemaRefuses(t *testing.T) {
-	const unreported = "destroy of an SCTP flow that nobody reported"
 	s := schema(t)
 	e := newFlat(t)
 	for _, tt := range []struct {
@@ -244,10 +243,6 @@ func TestSchemaRefuses(t *testing.T) {
 		{"destroy", "id without start", func(m map[string]any) { delete(m, "start"); delete(m, "duration_ms") }},
 		{"destroy", "a gap's key", func(m map[string]any) { m["lost"] = 3 }},
 		{"destroy", "icmp in tcp", func(m map[string]any) { m["icmp_type"], m["icmp_code"], m["icmp_id"] = 8, 0, 1 }},
-		{"destroy", "interval of a known end", func(m map[string]any) { m["end_before"] = m["end"] }},
-		{unreported, "end that nobody saw", func(m map[string]any) { m["end"] = m["time"] }},
-		{unreported, "half an interval", func(m map[string]any) { delete(m, "end_before") }},
-		{unreported, "kernel's time", func(m map[string]any) { m["time_source"] = "kernel" }},
 		{"new", "flow id of a new flow", func(m map[string]any) {
 			m["start"], m["flow_id"] = m["time"], "bfea1b8136814244aa4f57e3e4f20ec5"
 		}},
@@ -292,7 +287,7 @@ func TestFlatDrop(t *testing.T) {
 }
 
 func TestFlatDropErrors(t *testing.T) {
-	allowed := "; allowed are: host, flow_id, start, end, end_after, end_before, duration_ms, proto, "
+	allowed := "; allowed are: host, flow_id, start, end, duration_ms, proto, "
 	for _, k := range []string{"dst_adr", "", "dst_*", "v", "time", "event", "cause", "lost"} {
 		_, err := NewFlat(FlatOptions{Drop: []string{"dst_ip", k}})
 		if want := fmt.Sprintf("cannot drop %q", k) + allowed; err == nil || !strings.HasPrefix(err.Error(), want) {
@@ -391,23 +386,6 @@ func TestFlatCases(t *testing.T) {
 			want: `"start":"2026-03-09T14:02:11.000000001Z",` +
 				`"end":"2026-03-09T14:02:11.000000000Z","proto":"esp","proto_num":50,"src_ip":"10.0.0.1","dst_ip":"10.0.0.2",` +
 				`"status":[],"end_reason":"timeout"}`,
-		},
-		{
-			name: "an inferred end of a flow last seen by nobody knows when",
-			rec: flow.Record{
-				Event: flow.EventDestroy, Has: flow.HasOrig | flow.Inferred, Received: at + 5, Start: at - 1e9, Stop: at,
-				Orig: tuple(50, "10.0.0.1", 0, "10.0.0.2", 0),
-			},
-			want: `"start":"2026-03-09T14:02:10.000000000Z","end_before":"2026-03-09T14:02:11.000000000Z",` +
-				`"proto":"esp","proto_num":50,"src_ip":"10.0.0.1","dst_ip":"10.0.0.2","end_reason":"inferred"}`,
-		},
-		{
-			name: "an inferred end without an interval",
-			rec: flow.Record{
-				Event: flow.EventDestroy, Has: flow.HasOrig | flow.Inferred, Received: at, Stamp: at - 1,
-				Orig: tuple(50, "10.0.0.1", 0, "10.0.0.2", 0),
-			},
-			want: `"proto":"esp","proto_num":50,"src_ip":"10.0.0.1","dst_ip":"10.0.0.2","end_reason":"inferred"}`,
 		},
 		{
 			name: "a stop that is not an end",

@@ -101,7 +101,6 @@ func TestFlowIDTellsFlowsApart(t *testing.T) {
 		"open":      func(r *flow.Record) { r.Event = flow.EventOpen },
 		"delivered": func(r *flow.Record) { r.Stamp, r.Received = 7, 8 },
 		"counted":   func(r *flow.Record) { r.Has |= flow.HasCounters; r.OrigCounters.Bytes = 9 },
-		"inferred":  func(r *flow.Record) { r.Has |= flow.Inferred; r.Stop = 0 },
 		"reply":     func(r *flow.Record) { r.Reply.DstPort++ },
 		"marked":    func(r *flow.Record) { r.Has |= flow.HasMark; r.Mark = 3; r.Status = 0; r.ID = 0 },
 	} {

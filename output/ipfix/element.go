@@ -222,13 +222,12 @@ func appendProto(dst []byte, r *flow.Record) []byte { return append(dst, byte(r.
 // detected, 4 forced end. A flow that has gone unseen has most probably timed out. The registry has no number for "not
 // known"; 0 is the one that it does not use.
 var endReasons = [...]byte{
-	flow.EndNone:     2,
-	flow.EndTimeout:  1,
-	flow.EndTCPFin:   3,
-	flow.EndTCPRst:   3,
-	flow.EndDeleted:  4,
-	flow.EndInferred: 1,
-	flow.EndUnknown:  0,
+	flow.EndNone:    2,
+	flow.EndTimeout: 1,
+	flow.EndTCPFin:  3,
+	flow.EndTCPRst:  3,
+	flow.EndDeleted: 4,
+	flow.EndUnknown: 0,
 }
 
 func appendEndReason(dst []byte, r *flow.Record) []byte {

@@ -38,7 +38,7 @@ func randomRecord(seed uint64) *flow.Record {
 		r.Reply.Src, r.Reply.SrcPort = ip(), uint16(rnd.Uint32())
 	}
 	r.Event = []flow.Event{flow.EventDestroy, flow.EventDestroy, flow.EventNew, flow.EventOpen}[rnd.IntN(4)]
-	r.Has |= flow.Has(rnd.Uint32()) & (flow.HasZone | flow.HasTimeout | flow.HasTCP | flow.ByRequest | flow.Inferred)
+	r.Has |= flow.Has(rnd.Uint32()) & (flow.HasZone | flow.HasTimeout | flow.HasTCP | flow.ByRequest)
 	r.State, r.Zone, r.ID, r.Mark = uint8(rnd.IntN(10)), uint16(rnd.Uint32()), rnd.Uint32(), rnd.Uint32()
 	r.Status = flow.Status(rnd.Uint32())
 	r.Received = goldenEnd + rnd.Int64N(1e18)
@@ -153,7 +153,7 @@ func expected(r *flow.Record, event bool) map[string]string {
 	m["reversePacketDeltaCount"] = fmt.Sprint(r.ReplyCounters.Packets)
 	m["flowId"] = fmt.Sprint(r.ID)
 	m["flowEndReason"] = map[string]string{
-		"": "2", "timeout": "1", "inferred": "1", "tcp_fin": "3", "tcp_rst": "3", "deleted": "4", "unknown": "0",
+		"": "2", "timeout": "1", "tcp_fin": "3", "tcp_rst": "3", "deleted": "4", "unknown": "0",
 	}[r.EndReason().String()]
 	return m
 }

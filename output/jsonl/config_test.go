@@ -69,7 +69,7 @@ func TestConfigValidate(t *testing.T) {
 		}},
 		{Config{Path: "f", Format: "ecs", Fields: Fields{Drop: []string{"time"}}}, []string{
 			`format: unknown format "ecs"; allowed are: flat`,
-			`fields.drop: cannot drop "time"; allowed are: host, flow_id, start, end, end_after, end_before, duration_ms, `,
+			`fields.drop: cannot drop "time"; allowed are: host, flow_id, start, end, duration_ms, `,
 		}},
 	} {
 		var got []string
