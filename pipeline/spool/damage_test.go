@@ -33,7 +33,7 @@ func damageDir(t testing.TB) (dir string, segments []string) {
 	if err := errors.Join(err, s.Commit(damageFrom)); err != nil {
 		t.Fatal(err)
 	}
-	for _, seg := range s.segments {
+	for _, seg := range s.index.segments {
 		segments = append(segments, filepath.Base(seg.path))
 	}
 	return image(t, dir), segments

@@ -11,8 +11,8 @@
 //   - A record for which Append has returned without loss is read, in order, until it is committed. The end of the
 //     process, at any moment, changes nothing about that; the end of the machine costs what was not yet forced to the
 //     disk, which is nothing with fsync always, and the last second or so with interval.
-//   - A record is read again after a restart if and only if it was not committed: as many as are read and not committed
-//     at a time, one batch as a rule, and what a collector has not acknowledged. Commit is one write(2) of the state file, and is not put off.
+//   - A restart reads a record again if and only if it was not committed. That is one batch as a rule, and what a
+//     collector has not acknowledged. Commit is one write(2) of the state file, and is not put off.
 //   - What is lost is read, in its place, as a gap record: dropped because the spool was full (spool_full), torn by a
 //     crash or damaged on disk (crash). The count is exact, except for the damaged tail of the last segment if not even
 //     the frame's header is whole, and for a damaged state file; there it is absent. A gap is read again until it is
@@ -23,9 +23,18 @@
 //   - Damaged records are never delivered: every frame has its checksum.
 //   - The files have max_size bytes at most.
 //
-// Records are numbered as they are appended, and each frame and each segment says the number of its first record, so
-// that whatever is missing shows as a jump and its size is known. frame.go draws the files, state.go the state. The
-// process that has the spool open holds a lock on the directory.
+// Records are numbered as they are appended, and each frame and each segment says the number of its first record. So
+// whatever is missing shows as a jump, and its size is known. The process that has the spool open locks the state file.
+//
+// # Where what is
+//
+//	open.go    open, lock, recover: segments and state become the index, a torn tail is cut
+//	index.go   what the spool holds, in memory; its lock is never held while the disk works
+//	append.go  frames, segments, what happens when it is full
+//	read.go    frames to records, damage to gaps
+//	commit.go  what is delivered, and so which segments go
+//	sync.go    writing the state; fdatasync and what waits for it
+//	frame.go, state.go, gap.go: the bytes of segments and of the state file; gaps in their places
 //
 // # Why not a library
 //

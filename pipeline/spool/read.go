@@ -6,7 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -19,15 +19,9 @@ import (
 // lost a sector must not hold up all that follows.
 const readTries = 8
 
-// run is something that was read and is not committed: n records in a row, or one gap.
-type run struct {
-	n    uint64
-	gap  *gap
-	from int64 // the start of their time span
-}
-
-// reader is the place at which Read is.
+// reader is where Read stands: a segment, a frame in it, and the frame's records that are yet to be decoded.
 type reader struct {
+	mu sync.Mutex // held by Read, Commit and Rewind
 	segmentReader
 	seg     *segment
 	file    *os.File
@@ -53,27 +47,28 @@ func (r *reader) close() {
 // waits. Losses are among them, as gap records in their places. The records stay in the spool until Commit. The error
 // is that of reading a file: what was read before is in b, and the next call tries again.
 func (s *Spool) Read(b *flow.Batch) (n int, err error) {
-	s.readMu.Lock()
-	defer s.readMu.Unlock()
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
+	s.reader.mu.Lock()
+	defer s.reader.mu.Unlock()
+	x := &s.index
+	x.mu.Lock()
+	if x.closed {
+		x.mu.Unlock()
 		return 0, os.ErrClosed
 	}
-	s.reading = true // from here on, what is at pos stays
-	s.mu.Unlock()
+	x.reading = true // from here on, the segment at pos stays
+	x.mu.Unlock()
 	defer func() {
-		s.mu.Lock()
-		s.reading = false
-		s.mu.Unlock()
+		x.mu.Lock()
+		x.reading = false
+		x.mu.Unlock()
 	}()
 	start := len(b.Records)
 	for err == nil && !b.Full() {
 		limit := s.readGap(b)
-		if b.Full() || limit == s.pos {
+		if b.Full() || limit == x.pos {
 			break
 		}
-		if s.reader.left == 0 || s.reader.number != s.pos {
+		if s.reader.left == 0 || s.reader.number != x.pos {
 			err = s.load()
 			continue
 		}
@@ -85,27 +80,28 @@ func (s *Spool) Read(b *flow.Batch) (n int, err error) {
 // readGap takes the next gap if it is at pos, and returns up to where records follow: to the next gap or to the end. If
 // that is pos, there are none, or the next gap is here.
 func (s *Spool) readGap(b *flow.Batch) (limit uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	x := &s.index
+	x.mu.Lock()
+	defer x.mu.Unlock()
 	for !b.Full() {
-		g := s.state.gaps.next()
+		g := x.state.gaps.next()
 		if g == nil {
-			return s.next
+			return x.next
 		}
-		if g.at > s.pos {
+		if g.at > x.pos {
 			return g.at
 		}
 		g.taken = true
 		g.record(b)
-		s.pos = max(s.pos, g.end())
-		s.outstanding = append(s.outstanding, run{gap: g, from: g.From})
+		x.pos = max(x.pos, g.end())
+		x.inFlight = append(x.inFlight, run{gap: g, from: g.From})
 	}
-	return s.pos
+	return x.pos
 }
 
 // decode appends records of the frame at hand to b, up to the number limit.
 func (s *Spool) decode(b *flow.Batch, limit uint64) {
-	r := &s.reader
+	r, x := &s.reader, &s.index
 	n := uint64(0)
 	var err error
 	for ; r.left > 0 && r.number < limit && !b.Full(); n++ {
@@ -115,14 +111,14 @@ func (s *Spool) decode(b *flow.Batch, limit uint64) {
 		r.number++
 		r.left--
 	}
-	s.mu.Lock()
-	s.pos += n
-	if i := len(s.outstanding) - 1; i >= 0 && s.outstanding[i].gap == nil {
-		s.outstanding[i].n += n
+	x.mu.Lock()
+	x.pos += n
+	if i := len(x.inFlight) - 1; i >= 0 && x.inFlight[i].gap == nil {
+		x.inFlight[i].n += n
 	} else if n > 0 {
-		s.outstanding = append(s.outstanding, run{n: n, from: r.frame.span.from})
+		x.inFlight = append(x.inFlight, run{n: n, from: r.frame.span.from})
 	}
-	s.mu.Unlock()
+	x.mu.Unlock()
 	if err != nil {
 		// The checksum was right, so this is no damage of the disk's.
 		s.hole(r.frame.end(), r.frame.span, err)
@@ -132,7 +128,7 @@ func (s *Spool) decode(b *flow.Batch, limit uint64) {
 
 // load makes the frame at hand the one that has the record at pos. If that record is lost, it notes the hole instead.
 func (s *Spool) load() error {
-	r := &s.reader
+	r, x := &s.reader, &s.index
 	r.left = 0
 	seg, end, err := s.enter()
 	if seg == nil || err != nil {
@@ -158,11 +154,11 @@ func (s *Spool) load() error {
 			return nil
 		}
 		switch {
-		case f.end() <= s.pos:
+		case f.end() <= x.pos:
 			r.off += f.len()
 			r.last = f.span.to
 			continue
-		case f.first > s.pos:
+		case f.first > x.pos:
 			s.hole(f.first, span{r.last, f.span.from}, nil)
 			return nil
 		}
@@ -180,7 +176,7 @@ func (s *Spool) load() error {
 			return nil
 		}
 		r.frame, r.rest, r.number, r.left = f, p, f.first, f.count
-		for r.number < s.pos { // delivered already
+		for r.number < x.pos { // delivered already
 			r.scratch.Reset()
 			if r.rest, err = r.scratch.DecodeBinary(r.rest); err != nil {
 				s.hole(f.end(), f.span, err)
@@ -196,21 +192,21 @@ func (s *Spool) load() error {
 
 // enter makes the segment at hand the one that has the record at pos; if there is none, it notes the hole.
 func (s *Spool) enter() (seg *segment, end uint64, err error) {
-	r := &s.reader
-	s.mu.Lock()
-	end = s.next
+	r, x := &s.reader, &s.index
+	x.mu.Lock()
+	end = x.next
 	i := 0
-	for ; i < len(s.segments) && s.segments[i].end <= s.pos; i++ {
+	for ; i < len(x.segments) && x.segments[i].end <= x.pos; i++ {
 	}
 	var times span
-	if i < len(s.segments) {
-		if end = s.segments[i].first; end <= s.pos {
-			seg, end = s.segments[i], s.segments[i].end
+	if i < len(x.segments) {
+		if end = x.segments[i].first; end <= x.pos {
+			seg, end = x.segments[i], x.segments[i].end
 			r.size, r.first, r.end = seg.size, seg.first, seg.end
 		}
-		times = s.segments[i].span
+		times = x.segments[i].span
 	}
-	s.mu.Unlock()
+	x.mu.Unlock()
 	if seg == nil {
 		s.hole(end, span{r.last, times.from}, nil)
 		return nil, 0, nil
@@ -244,8 +240,7 @@ func (s *Spool) failed(err error) error {
 
 // hole notes that the records from pos up to the number end are lost.
 func (s *Spool) hole(end uint64, times span, why error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	x := &s.index
 	now := time.Now().UnixNano()
 	switch {
 	case times == (span{}):
@@ -255,9 +250,9 @@ func (s *Spool) hole(end uint64, times span, why error) {
 	case times.to < times.from:
 		times.to = times.from
 	}
-	lost := end - s.pos
+	lost := end - x.pos
 	s.Stats.Damaged.Add(lost)
-	s.state.gaps.add(&gap{at: s.pos, skip: lost, output: s.output, noted: now,
+	x.addGap(&gap{at: x.pos, skip: lost, output: s.output, noted: now,
 		Loss: Loss{Cause: flow.CauseCrash, From: times.from, To: times.to, Lost: lost, Known: true}})
 	name := ""
 	if s.reader.seg != nil {
@@ -265,105 +260,4 @@ func (s *Spool) hole(end uint64, times span, why error) {
 	}
 	s.log.Error("spool is damaged, records lost", zap.Uint64("records", lost), zap.String("segment", name),
 		zap.Error(why))
-}
-
-// Commit removes the first n records of those that were read and are not committed: they are delivered. A process that
-// ends without it reads them again when it starts next.
-func (s *Spool) Commit(n int) error {
-	s.readMu.Lock()
-	defer s.readMu.Unlock()
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return os.ErrClosed
-	}
-	if read := s.read(); uint64(n) > read {
-		s.mu.Unlock()
-		return fmt.Errorf("commit of %d records, %d were read", n, read)
-	}
-	done := 0
-	for left := uint64(n); left > 0; {
-		o := &s.outstanding[done]
-		if o.gap != nil {
-			s.state.cursor = max(s.state.cursor, o.gap.end())
-			s.state.gaps = slices.DeleteFunc(s.state.gaps, func(g *gap) bool { return g == o.gap })
-			left--
-			done++
-			continue
-		}
-		k := min(left, o.n)
-		s.state.cursor += k
-		o.n -= k
-		left -= k
-		if o.n == 0 {
-			done++
-		}
-	}
-	s.outstanding = slices.Delete(s.outstanding, 0, done)
-	unlink := s.done() > 0
-	s.mu.Unlock()
-	s.Stats.Delivered.Add(uint64(n))
-	// A segment must not be gone while the disk may still say that it is to be delivered: that would look like a loss.
-	err := s.save(unlink && s.cfg.Fsync != SyncNever)
-	if err == nil && unlink {
-		err = s.save(false) // the other slot, too
-	}
-	if err != nil {
-		return err
-	}
-	if unlink {
-		s.removeDone()
-	}
-	return nil
-}
-
-// read returns, under mu, how many records were read and are not committed.
-func (s *Spool) read() (n uint64) {
-	for i := range s.outstanding {
-		if n += s.outstanding[i].n; s.outstanding[i].gap != nil {
-			n++
-		}
-	}
-	return n
-}
-
-// done returns, under mu, how many segments at the front hold nothing that is to be delivered. One that is open for
-// appending is not among them.
-func (s *Spool) done() (n int) {
-	for n < len(s.segments) && s.segments[n].end <= s.state.cursor &&
-		(n < len(s.segments)-1 || s.segments[n].f == nil) {
-		n++
-	}
-	return n
-}
-
-// removeDone removes the segments that hold nothing that is to be delivered.
-func (s *Spool) removeDone() {
-	s.mu.Lock()
-	n := s.done()
-	segs := slices.Clone(s.segments[:n])
-	s.segments = slices.Delete(s.segments, 0, n)
-	for _, seg := range segs {
-		s.size -= seg.size
-	}
-	s.mu.Unlock()
-	for _, seg := range segs {
-		s.remove(seg)
-	}
-}
-
-// Rewind makes the next Read begin at the first record that is not committed.
-func (s *Spool) Rewind() {
-	s.readMu.Lock()
-	defer s.readMu.Unlock()
-	s.reader.close()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, o := range s.outstanding {
-		if o.gap != nil {
-			o.gap.taken = false
-		}
-	}
-	s.outstanding = s.outstanding[:0]
-	s.pos = s.state.cursor
 }

@@ -162,7 +162,7 @@ func TestOrder(t *testing.T) {
 		t.Run(fmt.Sprint(per), func(t *testing.T) {
 			s := openTest(t, testConfig(t.TempDir()), 4096)
 			appendAll(t, s, 0, 1000, 33)
-			if n := len(s.segments); n < 10 {
+			if n := len(s.index.segments); n < 10 {
 				t.Fatalf("%d segments", n)
 			}
 			if n, bytes := s.Len(); n != 1000 || bytes < 50000 {
@@ -180,7 +180,7 @@ func TestOrder(t *testing.T) {
 			if s.Stats.Appended.Load() != 1010 || s.Stats.Delivered.Load() != 1010 {
 				t.Errorf("appended %d, delivered %d", s.Stats.Appended.Load(), s.Stats.Delivered.Load())
 			}
-			if n := len(s.segments); n != 1 {
+			if n := len(s.index.segments); n != 1 {
 				t.Errorf("%d segments are left", n)
 			}
 		})
@@ -504,9 +504,9 @@ func TestTornTail(t *testing.T) {
 	ends := []int64{segmentHeader}
 	for i := range uint64(4) {
 		appendAll(t, s, 5*i, 5*i+5, 5)
-		ends = append(ends, s.segments[0].size)
+		ends = append(ends, s.index.segments[0].size)
 	}
-	seg := filepath.Base(s.segments[0].path)
+	seg := filepath.Base(s.index.segments[0].path)
 	for cut := range ends[4] {
 		if cut > ends[1]+2*frameHeader && cut%13 != 0 {
 			continue
@@ -574,7 +574,7 @@ func TestDiskFull(t *testing.T) {
 			t.Fatalf("error %v", err)
 		}
 	}
-	seg := s.segments[0]
+	seg := s.index.segments[0]
 	if info, err := os.Stat(seg.path); err != nil || info.Size() != seg.size {
 		t.Fatalf("the file has %d bytes, its frames %d; error %v", info.Size(), seg.size, err)
 	}

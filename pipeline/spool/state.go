@@ -7,8 +7,6 @@ import (
 	"io"
 	"os"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ctlogd/ctlogd/flow"
 )
 
@@ -30,6 +28,7 @@ type state struct {
 //	32  cursor                           uint64
 //	40  gaps, each: at, skip, from, to, lost, noted (8 bytes each), cause, known, size of the output's name, the name
 const (
+	stateName   = "state"
 	stateMagic  = "ctlogSTA"
 	stateHeader = 16
 	slotSize    = 32 << 10
@@ -45,18 +44,9 @@ type stateFile struct {
 	buf []byte
 }
 
-// openState opens or makes the state file. damaged says that a slot could not be read, and so what it held besides
-// what the other one tells is not known; written is when that other one was written, 0 if there is none.
-func openState(path string) (sf *stateFile, s state, written int64, damaged bool, err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, s, 0, false, err
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-		}
-	}()
+// readState reads the state file, and gives a new or short one its size. written is when the newest readable slot was
+// written, 0 if there is none. damaged says that the other slot cannot be read: what it alone knew is lost.
+func readState(f *os.File) (sf *stateFile, s state, written int64, damaged bool, err error) {
 	sf = &stateFile{f: f}
 	blank := make([]byte, 2*slotSize)
 	file := make([]byte, 2*slotSize)
@@ -67,7 +57,7 @@ func openState(path string) (sf *stateFile, s state, written int64, damaged bool
 	if n < len(file) {
 		// Real zeros rather than a hole: the blocks have to be there.
 		if _, err := f.WriteAt(blank[n:], int64(n)); err != nil {
-			return nil, s, 0, false, fmt.Errorf("write %s: %w", path, err)
+			return nil, s, 0, false, fmt.Errorf("write %s: %w", f.Name(), err)
 		}
 	}
 	for i := range 2 {
@@ -146,20 +136,4 @@ func parseState(p []byte) (gen uint64, written int64, s state, ok bool) {
 		p = p[gapSize+len(g.output):]
 	}
 	return gen, written, s, true
-}
-
-// datasync forces f's data to the disk. A file that was closed meanwhile is somebody else's business.
-func datasync(f *os.File) error {
-	c, err := f.SyscallConn()
-	if err != nil {
-		return nil
-	}
-	var serr error
-	if err := c.Control(func(fd uintptr) { serr = unix.Fdatasync(int(fd)) }); err != nil {
-		return nil // closed
-	}
-	if serr != nil {
-		return fmt.Errorf("fdatasync %s: %w", f.Name(), serr)
-	}
-	return nil
 }
