@@ -20,21 +20,15 @@ import (
 // errChecks says that a check failed; what and why has been printed.
 var errChecks = errors.New("a check failed")
 
-type checkOptions struct{ fix, json bool }
+type checkOptions struct{ fix, json, configOnly bool }
 
 // runCheck prints what is wrong with the configuration and with the host, both whatever the other gives.
 func runCheck(ctx context.Context, file string, o checkOptions, stdout io.Writer) error {
 	cfg, err := LoadConfig(file)
 	results := configResults(file, err)
-	if err != nil {
-		cfg = DefaultConfig() // for the host's sake
+	if !o.configOnly {
+		results = append(results, hostResults(ctx, cfg, o)...)
 	}
-	hostOptions := hostChecks(cfg)
-	hostOptions.Fix = o.fix
-	if err != nil {
-		hostOptions.Outputs = nil
-	}
-	results = append(results, preflight.Run(ctx, hostOptions)...)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -50,6 +44,18 @@ func runCheck(ctx context.Context, file string, o checkOptions, stdout io.Writer
 		return errChecks
 	}
 	return nil
+}
+
+// hostResults are those of the host, and of what cfg, nil if it could not be had, needs of it.
+func hostResults(ctx context.Context, cfg *Config, o checkOptions) []preflight.Result {
+	if cfg == nil {
+		host := hostChecks(DefaultConfig())
+		host.Fix, host.Outputs = o.fix, nil
+		return preflight.Run(ctx, host)
+	}
+	host := hostChecks(cfg)
+	host.Fix = o.fix
+	return preflight.Run(ctx, host)
 }
 
 // configResults is the outcome of loading file, one result for each mistake.

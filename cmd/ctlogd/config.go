@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -133,6 +134,9 @@ func DefaultConfig() *Config {
 	return c
 }
 
+// errUnread says that there is no reading the configuration.
+var errUnread = errors.New("read the configuration")
+
 // LoadConfig reads the configuration from file, "" being the one without a file. If the file can be read but is not
 // right, the error is a *FileError with all that is wrong.
 func LoadConfig(file string) (*Config, error) {
@@ -141,7 +145,7 @@ func LoadConfig(file string) (*Config, error) {
 	}
 	text, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("read the configuration: %w", err)
+		return nil, fmt.Errorf("%w: %w", errUnread, err)
 	}
 	c, err := parseConfig(file, text)
 	if err != nil {
@@ -156,6 +160,7 @@ func parseConfig(file string, text []byte) (*Config, error) {
 	c := new(Config)
 	c.Defaults()
 	d := decodeYAML(text, c)
+	resolveCredentials(c, credentialsDirectory(), d.validation())
 	c.Validate(d.validation())
 	if err := d.err(file); err != nil {
 		return nil, err

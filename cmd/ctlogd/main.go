@@ -22,6 +22,7 @@ const (
 	exitOK      = 0
 	exitFailure = 1
 	exitUsage   = 2
+	exitConfig  = 78 // EX_CONFIG of sysexits.h: the unit does not try again what only a person can mend
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -43,7 +44,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	case errors.As(err, &file): // its lines begin with file:line, as editors like them
 		complain(stderr, file.Error())
-		return exitFailure
+		return exitConfig
+	case errors.Is(err, errUnread):
+		complain(stderr, "ctlogd: "+err.Error())
+		return exitConfig
 	case errors.Is(err, errChecks): // the checks have been printed
 		return exitFailure
 	case errors.As(err, &code):
@@ -101,7 +105,9 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	checkCmd := withFile(command("check", "Validate the configuration and the host; exit 1 if ctlogd could not work",
 		func(ctx context.Context) error { return runCheck(ctx, file, check, stdout) }))
 	checkCmd.Flags().BoolVar(&check.fix, "fix", false, "set the sysctls that are wrong, until the next reboot")
+	checkCmd.Flags().BoolVar(&check.configOnly, "config-only", false, "look at the configuration alone, and not at the host")
 	checkCmd.Flags().BoolVar(&check.json, "json", false, "print the results as a JSON array")
+	checkCmd.MarkFlagsMutuallyExclusive("config-only", "fix")
 	versionCmd := command("version", "Print the version",
 		func(context.Context) error { _, err := fmt.Fprintln(stdout, versionText()); return err })
 

@@ -64,11 +64,14 @@ func TestExitCodes(t *testing.T) {
 		{"ipfix listen testdata/none", exitFailure, "ctlogd: open testdata/none: no such file or directory\n"},
 		{"ipfix templates -c testdata/good-minimal.yaml", exitFailure,
 			"ctlogd: testdata/good-minimal.yaml has no ipfix output; without -c, all templates are printed\n"},
+		{"check --config-only -c testdata/good-minimal.yaml", exitOK, ""},
+		{"check --config-only --fix", exitUsage, "ctlogd: if any flags in the group [config-only fix] are set none of the others can be; " +
+			"[config-only fix] were all set\nsee ctlogd check --help\n"},
 		{"check -c", exitUsage, "ctlogd: flag needs an argument: 'c' in -c\nsee ctlogd check --help\n"},
-		{"run -c testdata/none.yaml", exitFailure,
+		{"run -c testdata/none.yaml", exitConfig,
 			"ctlogd: read the configuration: open testdata/none.yaml: no such file or directory\n"},
-		{"run -c testdata", exitFailure, "ctlogd: read the configuration: read testdata: is a directory\n"},
-		{"run -c " + bad, exitFailure, strings.ReplaceAll(string(messages), "ctlogd.yaml:", bad+":")},
+		{"run -c testdata", exitConfig, "ctlogd: read the configuration: read testdata: is a directory\n"},
+		{"run -c " + bad, exitConfig, strings.ReplaceAll(string(messages), "ctlogd.yaml:", bad+":")},
 	} {
 		t.Run(tt.args, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
@@ -171,7 +174,7 @@ func TestSignalsDuringStart(t *testing.T) {
 	config.Close()
 	err = cmd.Wait()
 	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != exitFailure || !strings.Contains(stderr.String(), fifo+":1: ") {
+	if !errors.As(err, &exit) || exit.ExitCode() != exitConfig || !strings.Contains(stderr.String(), fifo+":1: ") {
 		t.Errorf("got %v, want exit code 1; standard error %q", err, &stderr)
 	}
 }
