@@ -1,0 +1,108 @@
+package archive
+
+import (
+	"bytes"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+// FuzzRowScan: whatever stands in a row log, reading it ends, and what it gives are whole frames in the order of their
+// numbers.
+func FuzzRowScan(f *testing.F) {
+	path := newTestLog(f, f.TempDir(), nil, makeTrace(20, 1))
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole)
+	f.Add(whole[:len(whole)-3])
+	f.Add(append(whole[:len(whole):len(whole)], whole[200:]...))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s, err := newRowScan(bytes.NewReader(data), int64(len(data)))
+		if err != nil {
+			return
+		}
+		end := uint64(0)
+		for {
+			payload, at, fr, err := s.frame()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if at+int64(len(payload)) > int64(len(data)) || fr.first+uint64(fr.count) < end {
+				t.Fatalf("frame at %d of %d bytes, first record %d after %d", at, len(payload), fr.first, end)
+			}
+			end = s.next
+		}
+		if s.at != s.size || s.whole > s.size {
+			t.Fatalf("the scan ends at %d of %d, whole to %d", s.at, s.size, s.whole)
+		}
+	})
+}
+
+// FuzzCatalog: whatever stands in a catalog, reading it ends, and no line leads out of the folder.
+func FuzzCatalog(f *testing.F) {
+	dir := writeArchive(f, makeTrace(20, 1), nil)
+	host := filepath.Join(dir, "host=gw1")
+	folders, err := dates(host)
+	if err != nil {
+		f.Fatal(err)
+	}
+	whole, err := os.ReadFile(filepath.Join(host, folders[0], catalogName))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole)
+	f.Add(whole[:len(whole)-1])
+	f.Add([]byte("{}\nnull\n{\"kind\":\"segment\",\"file\":\"../x.parquet\"}\n{\"kind\":\"removed\"}\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, catalogName), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		lines, size, _ := ReadCatalog(dir)
+		if size > int64(len(data)) {
+			t.Fatalf("%d bytes of %d", size, len(data))
+		}
+		for _, s := range live(lines) {
+			if filepath.Dir(filepath.Join(dir, s.File)) != dir {
+				t.Fatalf("%q leads out of the folder", s.File)
+			}
+		}
+	})
+}
+
+// FuzzSurvey: a frame that is intact may hold anything.
+func FuzzSurvey(f *testing.F) {
+	f.Add(flow.AppendBinary(nil, makeTrace(1, 1)[0]), uint8(1))
+	f.Fuzz(func(t *testing.T, payload []byte, n uint8) {
+		buf := append(make([]byte, frameHeader), payload...)
+		putFrameHeader(buf, 0, int(n))
+		head, err := appendRowLogHeader(nil, &Origin{Version: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		data := append(head, buf...)
+		s, err := newRowScan(bytes.NewReader(data), int64(len(data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys, facts, lost, err := survey(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		missing := uint64(0)
+		if lost != nil {
+			missing = lost.Extra.Gap.Lost
+		}
+		if uint64(len(keys))+missing != uint64(n) {
+			t.Fatalf("%d keys, %d told as lost, %d in the frame: %+v", len(keys), missing, n, facts)
+		}
+	})
+}

@@ -1,0 +1,451 @@
+package archive
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+// Reader answers questions from one or more archives, or copies of them. It writes nothing. It is for one goroutine.
+type Reader struct {
+	Hosts []*Host
+
+	// Opened counts the segments that were opened, RowGroups the groups in them that were looked into.
+	Opened, RowGroups int
+}
+
+// Host is what one host has in an archive.
+type Host struct {
+	Dir  string
+	Name string // of the folder, "host=" cut off
+
+	Lines    []Line // of all catalogs, in the order of the chain
+	Problems []error
+	RowLogs  []string // paths of those that no line names, oldest first
+}
+
+// File is a segment or a row log of a host.
+type File struct {
+	Path    string
+	Host    *Host
+	Segment *Segment // nil: a row log
+}
+
+// OpenReader reads the catalogs of archives. Each of dirs is an archive's folder, or the folder host=... of one host. That
+// there is no archive is an error; damage in it stands in Host.Problems.
+func OpenReader(dirs ...string) (*Reader, error) {
+	r := new(Reader)
+	for _, dir := range dirs {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, err
+		}
+		n := len(r.Hosts)
+		if strings.HasPrefix(filepath.Base(filepath.Clean(dir)), "host=") {
+			r.Hosts = append(r.Hosts, &Host{Dir: dir})
+		} else {
+			for _, e := range entries {
+				if e.IsDir() && strings.HasPrefix(e.Name(), "host=") {
+					r.Hosts = append(r.Hosts, &Host{Dir: filepath.Join(dir, e.Name())})
+				}
+			}
+		}
+		if len(r.Hosts) == n {
+			return nil, fmt.Errorf("%s is no archive: it has no folder host=...", dir)
+		}
+	}
+	for _, h := range r.Hosts {
+		h.Name = strings.TrimPrefix(filepath.Base(filepath.Clean(h.Dir)), "host=")
+		if err := h.Reload(); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+// Reload reads the catalogs again.
+func (h *Host) Reload() error {
+	// Row logs first: one that is sealed meanwhile is named by a line then, and one that is not there is not missed.
+	entries, err := os.ReadDir(h.Dir)
+	if err != nil {
+		return err
+	}
+	h.Lines, h.Problems, h.RowLogs = nil, nil, nil
+	folders, err := dates(h.Dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range folders {
+		lines, _, err := ReadCatalog(filepath.Join(h.Dir, name))
+		if err != nil {
+			h.Problems = append(h.Problems, err)
+		}
+		h.Lines = append(h.Lines, lines...)
+	}
+	slices.SortStableFunc(h.Lines, func(a, b Line) int { return cmp.Compare(a.N, b.N) })
+	sealed := map[uint64]bool{}
+	for i := range h.Lines {
+		if h.Lines[i].Segment != nil {
+			for _, sequence := range h.Lines[i].RowLogs {
+				sealed[sequence] = true
+			}
+		}
+	}
+	for _, e := range entries {
+		if sequence, ok := rowLogSequence(e.Name()); ok && !sealed[sequence] {
+			h.RowLogs = append(h.RowLogs, filepath.Join(h.Dir, e.Name()))
+		}
+	}
+	slices.Sort(h.RowLogs)
+	return nil
+}
+
+// Segments returns the segments that were not removed, in the order of the chain, each with its path.
+func (h *Host) Segments() []File {
+	gone := map[string]bool{}
+	for i := range h.Lines {
+		if l := &h.Lines[i]; l.Kind == KindRemoved {
+			gone[l.Date+"/"+l.Removed.File] = true
+		}
+	}
+	var files []File
+	for i := range h.Lines {
+		if l := &h.Lines[i]; l.Kind == KindSegment && !gone[l.Date+"/"+l.File] {
+			files = append(files, File{filepath.Join(h.Dir, "date="+l.Date, l.File), h, l.Segment})
+		}
+	}
+	return files
+}
+
+// Removed returns the tombstones of segments that may have held a flow alive between from and to.
+func (h *Host) Removed(from, to int64) []Line {
+	var lines []Line
+	for _, l := range h.Lines {
+		if l.Kind == KindRemoved && int64(l.Removed.Last) >= from {
+			lines = append(lines, l)
+		}
+	}
+	return lines
+}
+
+// Query says which rows are asked for: those for which all holds that is set.
+type Query struct {
+	// From and To: the flow was alive at some time between them, both included. Of a row that is no flow, its time lies
+	// between them. Both 0: at any time.
+	From, To int64
+
+	// Until, if not 0, leaves out files that only hold rows that ended later: a checkpoint has seen all before, see
+	// Host.Witness.
+	Until int64
+
+	// Public is the source as the far side saw it: after translation where there was one. Port is its port, ICMP id or GRE
+	// key; -1: any. Set AnyPort for that.
+	Public netip.Addr
+	Port   uint16
+
+	Src     netip.Addr // original source
+	SrcPort uint16
+
+	Dst     netip.Addr // destination, before or after translation
+	DstPort uint16
+
+	// HasPort, HasSrcPort and HasDstPort say which of the ports are asked for.
+	HasPort, HasSrcPort, HasDstPort bool
+
+	Proto    flow.Proto
+	HasProto bool
+
+	// Where, if not nil, has the last word on a record.
+	Where func(*flow.Record) bool
+}
+
+// Row is a row that a question has found. The record is the caller's.
+type Row struct {
+	Record *flow.Record
+	Origin *Origin // whose record it is
+	File   File
+	Number int64 // of the row in its file, from 0
+}
+
+// senderPort is what of a tuple stands for the port of whoever sends: its port, GRE key, or ICMP id.
+func senderPort(t *flow.Tuple) uint16 { return t.SrcPort }
+
+// PublicSource returns the source of a flow as the far side saw it, and its port, GRE key or ICMP id.
+func PublicSource(r *flow.Record) (netip.Addr, uint16) {
+	if natOf(r)&flow.NATSrc == 0 {
+		return r.Orig.SrcAddr(), senderPort(&r.Orig)
+	}
+	if r.Reply.Proto.IsICMP() {
+		return r.Reply.DstAddr(), r.Reply.SrcPort
+	}
+	return r.Reply.DstAddr(), r.Reply.DstPort
+}
+
+// Lifetime returns from when to when the flow of a record is known to have been alive. known is false if the start is
+// not: it may be anything up to end.
+func Lifetime(r *flow.Record) (start, end int64, known bool) {
+	end, _ = r.Time()
+	if r.Start == 0 || r.Event >= flow.EventGap {
+		return end, end, r.Event != flow.EventDestroy && r.Event != flow.EventOpen
+	}
+	return r.Start, end, true
+}
+
+// Matches reports whether the record is asked for.
+func (q *Query) Matches(r *flow.Record) bool {
+	if q.From != 0 || q.To != 0 {
+		start, end, known := Lifetime(r)
+		if r.Has&flow.Stepped == 0 && (end < q.From || known && start > q.To) {
+			return false
+		}
+	}
+	if q.Public.IsValid() || q.HasPort {
+		if !hasTuple(r) {
+			return false
+		}
+		a, port := PublicSource(r)
+		if q.Public.IsValid() && a != q.Public || q.HasPort && port != q.Port {
+			return false
+		}
+	}
+	if q.Src.IsValid() && (!hasTuple(r) || r.Orig.SrcAddr() != q.Src) || q.HasSrcPort && (!hasTuple(r) || r.Orig.SrcPort != q.SrcPort) {
+		return false
+	}
+	if q.Dst.IsValid() || q.HasDstPort {
+		orig := hasTuple(r) && (!q.Dst.IsValid() || r.Orig.DstAddr() == q.Dst) && (!q.HasDstPort || r.Orig.DstPort == q.DstPort)
+		after := hasReply(r) && (!q.Dst.IsValid() || r.Reply.SrcAddr() == q.Dst) && (!q.HasDstPort || r.Reply.SrcPort == q.DstPort)
+		if !orig && !after {
+			return false
+		}
+	}
+	if q.HasProto && (!hasTuple(r) || r.Orig.Proto != q.Proto) {
+		return false
+	}
+	return q.Where == nil || q.Where(r)
+}
+
+// may reports whether a segment may hold a row that is asked for, by its catalog line.
+func (q *Query) may(s *Segment) bool {
+	if s.Stepped || q.From == 0 && q.To == 0 {
+		return true
+	}
+	if q.Until != 0 && int64(s.First) > q.Until {
+		return false
+	}
+	return s.Short.holds(q.From, q.To) || s.Long.holds(q.From, q.To)
+}
+
+// Rows returns the rows that are asked for, host by host, segments before row logs. A file that cannot be read is an
+// error, after which the other files go on. A file that retention removes meanwhile is an error of type *RemovedError.
+func (r *Reader) Rows(ctx context.Context, q *Query) iter.Seq2[Row, error] {
+	return func(yield func(Row, error) bool) {
+		for _, h := range r.Hosts {
+			for _, f := range r.Files(h, q) {
+				if err := ctx.Err(); err != nil {
+					yield(Row{}, err)
+					return
+				}
+				more := true
+				err := r.scan(f, q, func(w Row) bool {
+					more = yield(w, nil)
+					return more
+				})
+				if err != nil && more {
+					more = yield(Row{File: f}, r.explain(f, err))
+				}
+				if !more {
+					return
+				}
+			}
+		}
+	}
+}
+
+// RemovedError is the error of a file that was removed after its catalog had been read.
+type RemovedError struct {
+	File File
+	Line *Line // its tombstone; nil: it has none
+}
+
+func (e *RemovedError) Error() string {
+	if e.Line == nil {
+		return fmt.Sprintf("%s is missing, and no tombstone says why", e.File.Path)
+	}
+	return fmt.Sprintf("%s was removed by %s at %s", e.File.Path, e.Line.Removed.Why, e.Line.At)
+}
+
+// explain looks up why a file has vanished.
+func (r *Reader) explain(f File, err error) error {
+	if !errors.Is(err, fs.ErrNotExist) || f.Segment == nil {
+		return fmt.Errorf("%s: %w", f.Path, err)
+	}
+	lines, _, _ := ReadCatalog(filepath.Dir(f.Path))
+	for i := range lines {
+		if l := &lines[i]; l.Kind == KindRemoved && l.Removed.File == f.Segment.File {
+			return &RemovedError{f, l}
+		}
+	}
+	return &RemovedError{File: f}
+}
+
+// Files returns the files of a host that may hold what is asked for.
+func (r *Reader) Files(h *Host, q *Query) []File {
+	var files []File
+	for _, f := range h.Segments() {
+		if q.may(f.Segment) {
+			files = append(files, f)
+		}
+	}
+	for _, path := range h.RowLogs {
+		files = append(files, File{Path: path, Host: h})
+	}
+	return files
+}
+
+// scan calls do with the rows of one file until it returns false.
+func (r *Reader) scan(f File, q *Query, do func(Row) bool) error {
+	if f.Segment != nil {
+		r.Opened++
+		return r.scanSegment(f, q, do)
+	}
+	err := scanRowLog(f, q, do)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	// It has been sealed meanwhile: the catalog names its segment.
+	sequence, _ := rowLogSequence(filepath.Base(f.Path))
+	if err := f.Host.Reload(); err != nil {
+		return err
+	}
+	for _, s := range f.Host.Segments() {
+		if slices.Contains(s.Segment.RowLogs, sequence) {
+			if !q.may(s.Segment) {
+				return nil
+			}
+			return r.scan(s, q, do)
+		}
+	}
+	return err
+}
+
+// scanRowLog reads a row log that may be written meanwhile.
+func scanRowLog(f File, q *Query, do func(Row) bool) error {
+	file, err := os.Open(f.Path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	s, err := newRowScan(file, info.Size())
+	if err == errNotRowLog && info.Size() == 0 {
+		return nil // it is being made
+	}
+	if err != nil {
+		return err
+	}
+	b := flow.NewBatch(1, nil)
+	number := int64(0)
+	for {
+		payload, _, fr, err := s.frame()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		for i := range fr.count {
+			b.Reset()
+			if payload, err = b.DecodeBinary(payload); err != nil {
+				s.garbled(fr.count-i, len(payload))
+				break
+			}
+			if q.Matches(&b.Records[0]) {
+				own := flow.NewBatch(1, nil)
+				own.Append(b.Records)
+				if !do(Row{&own.Records[0], &s.Origin, f, number}) {
+					return nil
+				}
+			}
+			number++
+		}
+	}
+	// A torn tail may be a frame that is being written. Any other damage is told.
+	if s.damage.lost > 0 {
+		return fmt.Errorf("%d records are damaged", s.damage.lost)
+	}
+	return nil
+}
+
+// Checkpoints returns the checkpoints of a host that are on record, oldest first.
+func (h *Host) Checkpoints() []Checkpoint {
+	var all []Checkpoint
+	for i := range h.Lines {
+		if l := &h.Lines[i]; l.Segment != nil {
+			all = append(all, l.Checkpoints...)
+		}
+	}
+	slices.SortFunc(all, func(a, b Checkpoint) int { return cmp.Compare(a.Began, b.Began) })
+	return all
+}
+
+// Witness returns the first whole checkpoint by which every flow that was alive at a time has a record: its end, or an
+// open record because it was old enough by then. A question about that time need not look at rows that ended after the
+// checkpoint did (Query.Until). ok is false if there is no such checkpoint: then all later files have to be looked at.
+func (h *Host) Witness(at int64) (c Checkpoint, ok bool) {
+	for _, c := range h.Checkpoints() {
+		if c.Whole && int64(c.Began) >= at+int64(c.MinAge) {
+			return c, true
+		}
+	}
+	return Checkpoint{}, false
+}
+
+// Gaps returns the gaps that are on record in catalogs and row logs, by the files that they stand in.
+func (r *Reader) Gaps(ctx context.Context, h *Host) (gaps []Gap, err error) {
+	for i := range h.Lines {
+		if l := &h.Lines[i]; l.Segment != nil {
+			gaps = append(gaps, l.Gaps...)
+		}
+	}
+	q := &Query{Where: func(r *flow.Record) bool { return r.Event == flow.EventGap }}
+	var errs []error
+	for _, path := range h.RowLogs {
+		if ctx.Err() != nil {
+			return gaps, ctx.Err()
+		}
+		var f Facts
+		err := r.scan(File{Path: path, Host: h}, q, func(w Row) bool { f.gap(w.Record); return true })
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", path, err))
+		}
+		gaps = append(gaps, f.Gaps...)
+	}
+	return gaps, errors.Join(errs...)
+}
+
+// originOf returns what a segment's metadata says of where it comes from.
+func originOf(lookup func(key string) (string, bool)) (o Origin, err error) {
+	text, ok := lookup(metaOrigin)
+	if !ok {
+		return o, errors.New("is no segment of an archive")
+	}
+	if err := json.Unmarshal([]byte(text), &o); err != nil {
+		return o, fmt.Errorf("its description: %w", err)
+	}
+	return o, nil
+}

@@ -1,0 +1,51 @@
+package archive
+
+import (
+	"os"
+	"testing"
+	"time"
+
+	"github.com/ctlogd/ctlogd/bench/trace"
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+// writeTrace makes a row log of n records of the trace.
+func writeTrace(t testing.TB, dir string, n int) string {
+	t.Helper()
+	tr := trace.New(trace.Default())
+	l, err := createRowLog(dir, Origin{Version: SchemaVersion, Host: "gw1", Observer: "obs", Sequence: 1, Interval: Duration(time.Hour), Created: Time(trace.Default().Start.UnixNano())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := flow.NewBatch(256, nil)
+	var recs []*flow.Record
+	for n > 0 {
+		b.Reset()
+		recs = recs[:0]
+		for range min(n, 256) {
+			r := b.Next()
+			tr.Next(r)
+			recs = append(recs, r)
+		}
+		if _, err := l.append(recs); err != nil {
+			t.Fatal(err)
+		}
+		n -= len(recs)
+	}
+	if err := l.file.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return l.path
+}
+
+func TestSealTrace(t *testing.T) {
+	path := writeTrace(t, t.TempDir(), 50000)
+	info, _ := os.Stat(path)
+	began := time.Now()
+	seg, date, err := Seal(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s %s: %d records, row log %.1f, segment %.1f bytes a record, %v ns a record", date, seg.File, seg.Records,
+		float64(info.Size())/float64(seg.Records), float64(seg.Bytes)/float64(seg.Records), time.Since(began).Nanoseconds()/seg.Records)
+}

@@ -1,0 +1,537 @@
+package archive
+
+import (
+	"bufio"
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"hash/maphash"
+	"io"
+	"math/bits"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/parquet-go/parquet-go"
+	"github.com/parquet-go/parquet-go/compress"
+	"github.com/parquet-go/parquet-go/compress/zstd"
+	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+const (
+	groupRows  = 32768    // of a row group: what a question reads at least in part
+	pageBytes  = 16 << 10 // of a page before compression
+	chunkRows  = 1024     // that are handed to the library at a time; a page ends between two
+	metaOrigin = "ctlogd.origin"
+	metaFacts  = "ctlogd.segment"
+)
+
+// Compressions are the names of what segments can be compressed with; the first is the default.
+var Compressions = []string{"zstd-1", "zstd-3", "zstd-9", "none"}
+
+func codecOf(name string) compress.Codec {
+	switch name {
+	case "none":
+		return &parquet.Uncompressed
+	case "zstd-3":
+		return &zstd.Codec{Level: zstd.SpeedDefault, Concurrency: 1}
+	case "zstd-9":
+		return &zstd.Codec{Level: zstd.SpeedBetterCompression, Concurrency: 1}
+	}
+	return &zstd.Codec{Level: zstd.SpeedFastest, Concurrency: 1}
+}
+
+// Span says what a group of rows is bounded by. A question about a moment passes over a group that cannot hold it.
+type Span struct {
+	Records    int64 `json:"records"`
+	LeastStart Time  `json:"least_start"`
+	Unknown    bool  `json:"start_unknown,omitempty"` // of some rows the start is not known: LeastStart bounds nothing
+	First      Time  `json:"first"`                   // least end
+	Last       Time  `json:"last"`                    // greatest end
+}
+
+func (s *Span) add(start, end int64, known bool) {
+	if s.Records == 0 {
+		*s = Span{LeastStart: Time(start), First: Time(end), Last: Time(end)}
+	}
+	s.Records++
+	s.Unknown = s.Unknown || !known
+	s.LeastStart = min(s.LeastStart, Time(start))
+	s.First, s.Last = min(s.First, Time(end)), max(s.Last, Time(end))
+}
+
+// holds reports whether a flow of the group may have been alive between from and to.
+func (s *Span) holds(from, to int64) bool {
+	return s.Records > 0 && int64(s.Last) >= from && (s.Unknown || int64(s.LeastStart) <= to)
+}
+
+// Gap is a gap record as the catalog has it.
+type Gap struct {
+	Cause  string  `json:"cause"`
+	At     Time    `json:"time"`
+	From   *Time   `json:"from,omitempty"`
+	To     *Time   `json:"to,omitempty"`
+	Lost   *uint64 `json:"lost,omitempty"` // nil: how many is not known
+	Output string  `json:"output,omitempty"`
+}
+
+// Facts are what the catalog says of the rows of a segment.
+type Facts struct {
+	Records     int64        `json:"records"`
+	First       Time         `json:"first"` // least and greatest time of all rows
+	Last        Time         `json:"last"`
+	Short       Span         `json:"short"`             // flows that lasted no longer than the interval, and what is no flow
+	Long        Span         `json:"long"`              // the other ones, in row groups of their own
+	Stepped     bool         `json:"stepped,omitempty"` // the clock was set: no bound of time holds
+	RowLogs     []uint64     `json:"row_logs"`          // that the segment replaces
+	Gaps        []Gap        `json:"gaps,omitempty"`
+	Checkpoints []Checkpoint `json:"checkpoints,omitempty"`
+}
+
+// add takes a row into account and reports whether it belongs to the long ones.
+func (f *Facts) add(r *flow.Record, interval int64) (long bool) {
+	t, _ := r.Time()
+	start, known := r.Start, r.Start != 0
+	switch {
+	case r.Event == flow.EventGap:
+		f.gap(r)
+		start, known = t, true
+	case r.Event == flow.EventDestroy || r.Event == flow.EventOpen:
+		if long = !known || t-start > interval; !known {
+			start = t
+		}
+	default: // says nothing of a start
+		start, known = t, true
+	}
+	if f.Records == 0 {
+		f.First, f.Last = Time(t), Time(t)
+	}
+	f.Records++
+	f.First, f.Last = min(f.First, Time(t)), max(f.Last, Time(t))
+	f.Stepped = f.Stepped || r.Has&flow.Stepped != 0
+	if long {
+		f.Long.add(start, t, known)
+	} else {
+		f.Short.add(start, t, known)
+	}
+	return long
+}
+
+func (f *Facts) gap(r *flow.Record) {
+	t, _ := r.Time()
+	g := Gap{At: Time(t)}
+	if x := r.Extra; x != nil {
+		g.Cause, g.Output = x.Gap.Cause.String(), x.Gap.Output
+		if x.Gap.LostKnown {
+			g.Lost = new(x.Gap.Lost)
+		}
+	}
+	if r.Start != 0 {
+		g.From = new(Time(r.Start))
+	}
+	if r.Stop != 0 {
+		g.To = new(Time(r.Stop))
+	}
+	f.Gaps = append(f.Gaps, g)
+}
+
+// Segment is a segment as its catalog line has it.
+type Segment struct {
+	File   string `json:"file"` // name in the folder of the date
+	SHA256 string `json:"sha256"`
+	Bytes  int64  `json:"bytes"`
+	Facts
+}
+
+// sortKey is what rows are sorted by, and where their record is. There is one for each row in memory, and nothing else.
+type sortKey struct {
+	hi, lo uint64 // source as the far side saw it: text of IPv4, bytes of IPv6
+	end    int64
+	off    int64
+	size   uint32
+	port   uint16
+	long   bool
+}
+
+func (a *sortKey) compare(b *sortKey) int {
+	switch {
+	case a.long != b.long:
+		if b.long {
+			return -1
+		}
+		return 1
+	case a.hi != b.hi:
+		return cmp.Compare(a.hi, b.hi)
+	case a.lo != b.lo:
+		return cmp.Compare(a.lo, b.lo)
+	case a.port != b.port:
+		return cmp.Compare(a.port, b.port)
+	case a.end != b.end:
+		return cmp.Compare(a.end, b.end)
+	}
+	return cmp.Compare(a.off, b.off)
+}
+
+// source sets what the key says of the record's source.
+func (k *sortKey) source(r *flow.Record) {
+	if !hasTuple(r) {
+		return
+	}
+	t, a, port := &r.Orig, &r.Orig.Src, r.Orig.SrcPort
+	if natOf(r)&flow.NATSrc != 0 {
+		t, a, port = &r.Reply, &r.Reply.Dst, r.Reply.DstPort
+		if t.Proto.IsICMP() {
+			port = t.SrcPort
+		}
+	}
+	k.port = port
+	if t.V6 {
+		k.hi, k.lo = a.Words()
+		return
+	}
+	var text [16]byte
+	copy(text[:], appendAddr(text[:0], a, false))
+	k.hi, k.lo = binary.BigEndian.Uint64(text[:]), binary.BigEndian.Uint64(text[8:])
+}
+
+// Seal makes a segment of the row log at path, in the folder of its day, and returns its catalog line's part. It does not
+// touch the catalog nor the row log. A process that seals it already makes it fail.
+func Seal(path string) (seg Segment, date string, err error) {
+	defer func() {
+		if p := recover(); p != nil { // a fault of the library
+			err = fmt.Errorf("seal %s: %v", path, p)
+		}
+	}()
+	f, err := os.Open(path)
+	if err != nil {
+		return seg, "", err
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == unix.EWOULDBLOCK {
+		return seg, "", fmt.Errorf("seal %s: another process is at it", path)
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return seg, "", err
+	}
+	s, err := newRowScan(f, info.Size())
+	if err != nil {
+		return seg, "", fmt.Errorf("%s: %w", path, err)
+	}
+	keys, facts, lost, err := survey(s)
+	if err != nil {
+		return seg, "", fmt.Errorf("read %s: %w", path, err)
+	}
+	if facts.Records == 0 {
+		return seg, "", errEmpty
+	}
+	slices.SortFunc(keys, func(a, b sortKey) int { return a.compare(&b) })
+
+	date = s.Origin.Created.date()
+	dir := filepath.Join(filepath.Dir(path), "date="+date)
+	if err := makeDir(dir); err != nil {
+		return seg, "", err
+	}
+	seg.Facts = facts
+	seg.File = fmt.Sprintf("%s-%d.parquet", time.Unix(0, int64(facts.First)).UTC().Format("20060102T150405Z"), s.Origin.Sequence)
+	tmp := filepath.Join(dir, seg.File+".tmp")
+	defer func() {
+		if err != nil {
+			os.Remove(tmp)
+		}
+	}()
+	if err := step("seal.create"); err != nil {
+		return seg, "", err
+	}
+	out, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, fileMode)
+	if err != nil {
+		return seg, "", err
+	}
+	defer out.Close()
+	sum := sha256.New()
+	written, err := writeSegment(io.MultiWriter(out, sum), &s.Origin, &seg.Facts, keys, f, lost)
+	if err != nil {
+		return seg, "", fmt.Errorf("write %s: %w", tmp, err)
+	}
+	if err := step("seal.written"); err != nil {
+		return seg, "", err
+	}
+	if err := out.Sync(); err != nil {
+		return seg, "", fmt.Errorf("write %s: %w", tmp, err)
+	}
+	if err := step("seal.synced"); err != nil {
+		return seg, "", err
+	}
+	// What counts is what the file holds, not what was meant to be in it.
+	if seg.Bytes, seg.SHA256, err = hashFile(out); err != nil {
+		return seg, "", err
+	}
+	if seg.SHA256 != hex.EncodeToString(sum.Sum(nil)) {
+		return seg, "", fmt.Errorf("%s reads back other bytes than were written", tmp)
+	}
+	if err := readBack(out, seg.Bytes, facts.Records, written); err != nil {
+		return seg, "", fmt.Errorf("read %s back: %w", tmp, err)
+	}
+	if err := step("seal.read"); err != nil {
+		return seg, "", err
+	}
+	if err := os.Rename(tmp, filepath.Join(dir, seg.File)); err != nil {
+		return seg, "", err
+	}
+	if err := step("seal.renamed"); err != nil {
+		return seg, "", err
+	}
+	return seg, date, syncDir(dir)
+}
+
+// errEmpty is the error of sealing a row log without a record.
+var errEmpty = errors.New("the row log has no records")
+
+// makeDir makes a folder of a host or a date.
+func makeDir(dir string) error {
+	if err := os.Mkdir(dir, dirMode); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	} else if err == nil {
+		return syncDir(filepath.Dir(dir))
+	}
+	return nil
+}
+
+// survey reads a row log once: the sort keys of all rows, and what the catalog says of them. lost is a gap for what is
+// damaged, or nil; it counts as a row.
+func survey(s *rowScan) (keys []sortKey, facts Facts, lost *flow.Record, err error) {
+	facts.RowLogs = []uint64{s.Origin.Sequence}
+	interval := int64(s.Origin.Interval)
+	b := flow.NewBatch(1, nil)
+	for {
+		payload, at, f, err := s.frame()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, facts, nil, err
+		}
+		for i := range f.count {
+			b.Reset()
+			rest, err := b.DecodeBinary(payload)
+			if err != nil {
+				s.garbled(f.count-i, len(payload))
+				break
+			}
+			r := &b.Records[0]
+			size := len(payload) - len(rest)
+			t, _ := r.Time()
+			k := sortKey{end: t, off: at, size: uint32(size), long: facts.add(r, interval)}
+			k.source(r)
+			if len(keys) == cap(keys) { // by a quarter: doubling would take twice the memory for a moment
+				keys = slices.Grow(keys, max(len(keys)/4, 4096))
+			}
+			keys = append(keys, k)
+			payload, at = rest, at+int64(size)
+		}
+	}
+	if lost = s.damaged(int64(max(facts.Last, s.Origin.Created))); lost != nil {
+		facts.add(lost, interval)
+	}
+	return keys, facts, lost, nil
+}
+
+// columnHash is of a column's values in their order.
+type columnHash uint64
+
+var hashSeed = maphash.MakeSeed()
+
+func (h *columnHash) add(values []parquet.Value) {
+	x := uint64(*h)
+	for i := range values {
+		v := &values[i]
+		var y uint64
+		switch v.Kind() {
+		case parquet.Int32:
+			y = uint64(v.Uint32())
+		case parquet.Int64:
+			y = v.Uint64()
+		case parquet.ByteArray:
+			y = maphash.Bytes(hashSeed, v.ByteArray())
+		case parquet.Boolean:
+			y = 1
+		default: // null
+			y = 0xa5a5a5a5
+		}
+		x = (bits.RotateLeft64(x, 5) ^ y) * 0x9e3779b97f4a7c15
+		x += uint64(v.RepetitionLevel())<<8 | uint64(v.DefinitionLevel())
+	}
+	*h = columnHash(x)
+}
+
+// writeSegment writes the table to w: the records of the row log f in the order of keys. lost, if there is one, comes
+// first.
+func writeSegment(w io.Writer, o *Origin, facts *Facts, keys []sortKey, f io.ReaderAt, lost *flow.Record) (sums [columnCount]columnHash, err error) {
+	origin, err := json.Marshal(o)
+	if err != nil {
+		return sums, err
+	}
+	about, err := json.Marshal(facts)
+	if err != nil {
+		return sums, err
+	}
+	buffered := bufio.NewWriterSize(w, 256<<10)
+	pw := parquet.NewGenericWriter[any](buffered, schema,
+		parquet.CreatedBy("ctlogd", fmt.Sprint(SchemaVersion), ""),
+		parquet.Compression(codecOf(o.Level)),
+		parquet.PageBufferSize(pageBytes),
+		parquet.WriteBufferSize(0),
+		parquet.DataPageStatistics(true),
+		parquet.BloomFilters(
+			parquet.SplitBlockFilter(10, "src_ip"),
+			parquet.SplitBlockFilter(10, "dst_ip"),
+			parquet.SplitBlockFilter(10, "nat_dst_ip")),
+		parquet.KeyValueMetadata(metaOrigin, string(origin)),
+		parquet.KeyValueMetadata(metaFacts, string(about)),
+	)
+	writers := pw.ColumnWriters()
+	drop := dropped(o.Dropped)
+	batch := flow.NewBatch(groupRows, nil)
+	cells := make([]cell, columnCount)
+	var values []parquet.Value
+	record := make([]byte, 4096)
+	flush := func() error {
+		if len(batch.Records) == 0 {
+			return nil
+		}
+		for i := range columns {
+			c := &columns[i]
+			for recs := batch.Records; len(recs) > 0; {
+				n := min(chunkRows, len(recs))
+				values = values[:0]
+				cells[i].reset()
+				for j := range recs[:n] {
+					switch {
+					case drop[i]:
+						values = append(values, null)
+					case c.list != nil:
+						values = c.list(values, &recs[j])
+					default:
+						v := c.scalar(&cells[i], &recs[j])
+						if v.Kind() >= 0 {
+							v.SetDefinitionLevel(1)
+						}
+						values = append(values, v)
+					}
+				}
+				recs = recs[n:]
+				sums[i].add(values)
+				if _, err := writers[i].WriteRowValues(values); err != nil {
+					return err
+				}
+			}
+		}
+		batch.Reset()
+		return pw.Flush()
+	}
+	if lost != nil {
+		batch.Append([]flow.Record{*lost})
+	}
+	for i := range keys {
+		k := &keys[i]
+		if i > 0 && k.long != keys[i-1].long || batch.Full() {
+			if err := flush(); err != nil {
+				return sums, err
+			}
+		}
+		if int(k.size) > len(record) {
+			record = make([]byte, k.size)
+		}
+		if _, err := f.ReadAt(record[:k.size], k.off); err != nil {
+			return sums, err
+		}
+		if _, err := batch.DecodeBinary(record[:k.size]); err != nil {
+			return sums, err
+		}
+	}
+	if err := flush(); err != nil {
+		return sums, err
+	}
+	if err := pw.Close(); err != nil {
+		return sums, err
+	}
+	return sums, buffered.Flush()
+}
+
+// hashFile returns size and SHA-256 of a file.
+func hashFile(f *os.File) (size int64, sum string, err error) {
+	h := sha256.New()
+	if size, err = copyFrom(h, f); err != nil {
+		return 0, "", err
+	}
+	return size, hex.EncodeToString(h.Sum(nil)), nil
+}
+
+func copyFrom(h hash.Hash, f *os.File) (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return io.Copy(h, io.NewSectionReader(f, 0, info.Size()))
+}
+
+// readBack reads every value of a segment, and tells whether it is what was written.
+func readBack(f io.ReaderAt, size, records int64, want [columnCount]columnHash) error {
+	pf, err := parquet.OpenFile(f, size)
+	if err != nil {
+		return err
+	}
+	if pf.NumRows() != records {
+		return fmt.Errorf("%d rows, and %d were written", pf.NumRows(), records)
+	}
+	var got [columnCount]columnHash
+	buf := make([]parquet.Value, chunkRows)
+	for _, g := range pf.RowGroups() {
+		for i, chunk := range g.ColumnChunks() {
+			if err := eachValue(chunk, buf, func(v []parquet.Value) { got[i].add(v) }); err != nil {
+				return fmt.Errorf("column %s: %w", columns[i].name, err)
+			}
+		}
+	}
+	for i := range got {
+		if got[i] != want[i] {
+			return fmt.Errorf("column %s holds other values than were written", columns[i].name)
+		}
+	}
+	return nil
+}
+
+// eachValue calls do with all values of a column of a row group. They are valid until do returns.
+func eachValue(chunk parquet.ColumnChunk, buf []parquet.Value, do func([]parquet.Value)) error {
+	pages := chunk.Pages()
+	defer pages.Close()
+	for {
+		page, err := pages.ReadPage()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		for values := page.Values(); ; {
+			n, err := values.ReadValues(buf)
+			do(buf[:n])
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				parquet.Release(page)
+				return err
+			}
+		}
+		parquet.Release(page)
+	}
+}
