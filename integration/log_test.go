@@ -3,6 +3,8 @@
 package integration
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +12,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"github.com/ctlogd/ctlogd/integration/lab"
 )
 
 // SIGHUP changes the level and the format of ctlogd's own log.
@@ -48,3 +53,50 @@ func TestLogReload(t *testing.T) {
 	}
 	d.stop(t)
 }
+
+// Standard error is a pipe that is full and that nobody reads: flows are logged, SIGHUP is obeyed, and SIGTERM ends the
+// daemon with success.
+func TestStderrThatNobodyReads(t *testing.T) {
+	need(t)
+	const n = 20000
+	ns, f := newFloodNS(t)
+	r, w, err := os.Pipe()
+	must(t, err)
+	defer r.Close()
+	defer w.Close()
+	must(t, w.SetWriteDeadline(time.Now().Add(-time.Second))) // it is not waited for room
+	for err = nil; err == nil; {
+		_, err = w.Write(make([]byte, 4096))
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "ctlogd.yaml")
+	log, second := filepath.Join(dir, "flows"), filepath.Join(dir, "more")
+	configure := func(files ...string) {
+		text := "log: {level: debug}\nshutdown_timeout: 1h\noutputs:\n  jsonl:\n"
+		for _, file := range files {
+			text += "    - path: " + file + "\n"
+		}
+		must(t, os.WriteFile(conf, []byte(text), 0o644))
+	}
+	configure(log)
+	// The shell makes it a blocking pipe again, which os.Pipe's is not for us.
+	d := start(t, ns, exec.Command("sh", "-c", "exec 2>"+pipePath(w)+"; exec "+buildDaemon(t, false)+" run -c "+conf))
+	d.awaitMember(t, lab.GroupDestroy)
+	must(t, f.Churn(0, n))
+	lines := lineCounter{path: log}
+	eventually(t, "the file has every flow", func() bool { return lines.count(t) == n })
+	configure(log, second)
+	must(t, d.Process.Signal(syscall.SIGHUP))
+	eventually(t, "SIGHUP adds an output", func() bool {
+		_, err := os.Stat(second)
+		return err == nil
+	})
+	must(t, f.Churn(n, 2*n))
+	eventually(t, "the file has every flow", func() bool { return lines.count(t) == 2*n })
+	d.stop(t)
+}
+
+func pipePath(f *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()) }

@@ -85,6 +85,8 @@ var (
 	lost = counter("ctlogd_gap_lost_records_total", "Records lost in them, where it is known how many.", labelCause, labelOutput)
 	last = gauge("ctlogd_gap_last_age_seconds", "How long ago the last of them grew last; absent if there was none.", labelCause, labelOutput)
 
+	logDropped = counter("ctlogd_log_lines_dropped_total", "Lines of ctlogd's own log that were dropped because nobody read them fast enough.")
+
 	reloads         = counter("ctlogd_config_reloads_total", "Reloads of the configuration, by result: success or failure.", labelResult)
 	reloadOK        = gauge("ctlogd_config_last_reload_successful", "1 if the last reload succeeded, or there was none.")
 	reloadTimestamp = gauge("ctlogd_config_last_reload_timestamp_seconds", "When that was; 0 if there was none.")
@@ -204,6 +206,7 @@ func (source collector) Collect(ch chan<- prometheus.Metric) {
 	e.put(dumped, float64(r.Dumped))
 	e.put(open, float64(r.Open))
 	e.gaps(s.Time, s.Gaps, "")
+	e.put(logDropped, float64(s.LogDropped))
 	e.put(reloads, float64(s.Reloads.OK), "success")
 	e.put(reloads, float64(s.Reloads.Failed), "failure")
 	e.put(reloadOK, truth(s.Reloads.LastOK || s.Reloads.Failed == 0))

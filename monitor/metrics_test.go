@@ -34,7 +34,7 @@ func full() Snapshot {
 		Kernel: Kernel{Entries: 30, Limit: 31, Expectations: 32, CPUs: []CPU{
 			{CPU: 0, Found: 33, Invalid: 34, Insert: 35, InsertFailed: 36, Drop: 37, EarlyDrop: 38, Error: 39, SearchRestart: 40,
 				ClashResolve: 41, ChainTooLong: 42}, {CPU: 1, Found: 43}}},
-		Reloads: Reloads{OK: 44, Failed: 45, Last: now.Add(-time.Minute)},
+		Reloads: Reloads{OK: 44, Failed: 45, Last: now.Add(-time.Minute)}, LogDropped: 80,
 	}
 	bytes := uint64(46)
 	s.Outputs = []Output{

@@ -36,6 +36,8 @@ type Snapshot struct {
 	Outputs  []Output `json:"outputs"`
 	Kernel   Kernel   `json:"kernel"`
 	Reloads  Reloads  `json:"reloads"`
+
+	LogDropped uint64 `json:"log_lines_dropped"` // lines of the daemon's own log that nobody took
 }
 
 // Reader is the one that reads the kernel's events.

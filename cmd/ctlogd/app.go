@@ -14,6 +14,7 @@ import (
 	"github.com/ctlogd/ctlogd/live"
 	"github.com/ctlogd/ctlogd/monitor"
 	"github.com/ctlogd/ctlogd/output/format"
+	"github.com/ctlogd/ctlogd/ownlog"
 	"github.com/ctlogd/ctlogd/pipeline"
 )
 
@@ -21,7 +22,7 @@ import (
 type app struct {
 	cfg      *Config
 	log      *zap.Logger
-	own      *ownLog // what log writes to
+	own      *ownlog.Log // what log writes to
 	manager  *manager
 	outputs  []plannedOutput // those that run
 	helpers  *pipeline.Helpers
@@ -42,7 +43,7 @@ type app struct {
 }
 
 // runDaemon logs flows as cfg says until ctx ends, then delivers what is left.
-func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, own *ownLog, signals signals) error {
+func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, own *ownlog.Log, signals signals) error {
 	st, err := openState(cfg.StateDirectory, log)
 	if err != nil {
 		return err
@@ -194,7 +195,7 @@ func (a *app) show() *live.Server {
 	s := live.NewServer(live.Options{Pipeline: a.pipeline, Snapshot: a.snapshot, Table: input.ReadTable,
 		Talkers: cfg.Live.Talkers, Log: log,
 		Encoder: func() (format.Encoder, error) {
-			return format.New("", format.Options{Host: cfg.Host, Observer: cfg.Observer})
+			return format.New("", format.FlatOptions{Host: cfg.Host, Observer: cfg.Observer})
 		}})
 	if cfg.Live.Socket != "" && cfg.Live.Socket != live.NoSocket {
 		if err := s.Listen(cfg.Live.Socket); err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/ctlogd/ctlogd/output/ipfix"
 	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/output/kafka"
+	"github.com/ctlogd/ctlogd/ownlog"
 	"github.com/ctlogd/ctlogd/pipeline"
 	"github.com/ctlogd/ctlogd/pipeline/filter"
 	"github.com/ctlogd/ctlogd/pipeline/spool"
@@ -30,7 +31,7 @@ type Config struct {
 	Outputs         OutputsConfig  `yaml:"outputs"`
 	Metrics         monitor.Config `yaml:"metrics"`
 	Live            live.Config    `yaml:"live"` // for those who look on
-	Log             LogConfig      `yaml:"log"`
+	Log             ownlog.Config  `yaml:"log"`
 	Observer        string         `yaml:"observer"` // enters every flow_id; unset: the machine id
 	Host            string         `yaml:"host"`     // stands in every record; unset: the host name
 	ShutdownTimeout time.Duration  `yaml:"shutdown_timeout"`
@@ -79,20 +80,9 @@ type OutputConfig struct {
 	Spool  *spool.Config `yaml:"spool"` // where they wait on disk; unset: nowhere
 }
 
-// LogConfig is ctlogd's own log, which goes to standard error; records never go through it.
-type LogConfig struct {
-	Level  string `yaml:"level"`
-	Format string `yaml:"format"`
-}
-
 const (
 	maxQueue               = 1 << 24
 	defaultShutdownTimeout = 10 * time.Second
-)
-
-var (
-	logLevels  = []string{"debug", "info", "warn", "error"}
-	logFormats = []string{"console", "json"}
 )
 
 // leastConfig is the smallest configuration that does something.
@@ -102,7 +92,7 @@ const leastConfig = "outputs: {jsonl: [{path: /var/log/ctlogd/flows.jsonl}]}"
 // DefaultConfig does.
 func (c *Config) Defaults() {
 	c.Input.Conntrack.Defaults()
-	c.Log = LogConfig{Level: "info", Format: "console"}
+	c.Log.Defaults()
 	c.ShutdownTimeout = defaultShutdownTimeout
 }
 
@@ -190,12 +180,7 @@ func (c *Config) Validate(report func(path, msg string)) {
 		}
 	}
 	c.Metrics.Validate(block("metrics"))
-	if !slices.Contains(logLevels, c.Log.Level) {
-		report("log.level", fmt.Sprintf("unknown level %q; use %s", c.Log.Level, oneOf(logLevels)))
-	}
-	if !slices.Contains(logFormats, c.Log.Format) {
-		report("log.format", fmt.Sprintf("unknown format %q; use %s", c.Log.Format, oneOf(logFormats)))
-	}
+	c.Log.Validate(block("log"))
 	c.Live.Validate(block("live"))
 	for path, name := range map[string]string{"host": c.Host, "observer": c.Observer} {
 		if strings.ContainsFunc(name, unicode.IsControl) {
@@ -342,10 +327,4 @@ func (c *Config) Resolve() error {
 		}
 	}
 	return nil
-}
-
-// oneOf joins what is allowed: "a, b or c".
-func oneOf(words []string) string {
-	last := len(words) - 1
-	return strings.Join(words[:last], ", ") + " or " + words[last]
 }

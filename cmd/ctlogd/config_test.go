@@ -17,6 +17,7 @@ import (
 	"github.com/ctlogd/ctlogd/output/ipfix"
 	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/output/kafka"
+	"github.com/ctlogd/ctlogd/ownlog"
 	"github.com/ctlogd/ctlogd/pipeline/filter"
 	"github.com/ctlogd/ctlogd/unit"
 )
@@ -98,7 +99,7 @@ func TestGoodConfigs(t *testing.T) {
 		},
 		"full": func(c *Config) {
 			c.Host, c.Observer, c.ShutdownTimeout = "gw1", "0123456789abcdef", 90*time.Second
-			c.Log = LogConfig{Level: "debug", Format: "json"}
+			c.Log = ownlog.Config{Level: "debug", Format: "json"}
 			c.Input.Conntrack = input.Config{
 				Events: []string{"new", "destroy"}, Expectations: true, Delivery: "best_effort", ReceiveBuffer: 8 << 20,
 				Labels: true, HelperEntries: new(1000), InitialDump: new(false),

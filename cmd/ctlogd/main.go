@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/ownlog"
 )
 
 // Stamped by the build: go build -ldflags "-X main.version=1.0.0 -X main.commit=...".
@@ -43,20 +45,20 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case err == nil:
 		return exitOK
 	case errors.As(err, &file): // its lines begin with file:line, as editors like them
-		complain(stderr, file.Error())
+		ownlog.Complain(stderr, file.Error())
 		return exitConfig
 	case errors.Is(err, errUnread):
-		complain(stderr, "ctlogd: "+err.Error())
+		ownlog.Complain(stderr, "ctlogd: "+err.Error())
 		return exitConfig
 	case errors.Is(err, errChecks): // the checks have been printed
 		return exitFailure
 	case errors.As(err, &code):
 		return int(code)
 	case errors.As(err, &failed):
-		complain(stderr, "ctlogd: "+err.Error())
+		ownlog.Complain(stderr, "ctlogd: "+err.Error())
 		return exitFailure
 	default: // cobra's own: the command line is wrong
-		fmt.Fprintf(stderr, "ctlogd: %v\nsee %s --help\n", err, cmd.CommandPath())
+		ownlog.Complain(stderr, fmt.Sprintf("ctlogd: %v\nsee %s --help", err, cmd.CommandPath()))
 		return exitUsage
 	}
 }
@@ -71,7 +73,7 @@ func untilSignal(stderr io.Writer) (context.Context, context.CancelFunc) {
 		<-signals
 		cancel()
 		s := (<-signals).(unix.Signal)
-		fmt.Fprintf(stderr, "ctlogd: a second signal (%v): exit without delivering what is left\n", s)
+		ownlog.Complain(stderr, fmt.Sprintf("ctlogd: a second signal (%v): exit without delivering what is left", s))
 		os.Exit(128 + int(s))
 	}()
 	return ctx, func() { signal.Stop(signals); cancel() }

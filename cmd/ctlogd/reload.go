@@ -131,9 +131,7 @@ func (a *app) reload(ctx context.Context) (err error) {
 	a.outputs, a.cfg = outputs, cfg
 	spread(len(outputs))
 	a.server.Configure(cfg.Metrics)
-	if err := a.own.set(cfg.Log); err != nil {
-		return err
-	}
+	a.own.Set(cfg.Log)
 	a.log.Info("configuration reloaded", zap.Int("outputs", len(outputs)), zap.Int("new", len(added)),
 		zap.Int("changed", len(replaced)), zap.Int("gone", len(running)))
 	if len(running) > 0 {

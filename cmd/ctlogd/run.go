@@ -9,9 +9,11 @@ import (
 	"runtime/debug"
 	"slices"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/output/jsonl"
+	"github.com/ctlogd/ctlogd/ownlog"
 )
 
 // runRun is the daemon from its command line to its end; ctx ends with the first signal.
@@ -31,11 +33,9 @@ func runRun(ctx context.Context, file string, stderr io.Writer) error {
 	if err := cfg.Resolve(); err != nil {
 		return err
 	}
-	log, own, err := newLogger(cfg.Log, stderr)
-	if err != nil {
-		return err
-	}
-	defer log.Sync() //nolint:errcheck // standard error needs no sync, and a terminal refuses it
+	log, own := ownlog.New(cfg.Log, stderr)
+	defer own.Close()
+	defer zap.RedirectStdLog(log.Named("std"))() // what a library prints would wait for a reader of standard error
 	m.log = log.Named("manager")
 	if !slices.ContainsFunc(cfg.Outputs.JSONL, func(o JSONLConfig) bool { return o.Path == jsonl.Stdout }) {
 		// Whoever reads this log may go, and the flows' log goes on. Without the reader of standard output it would not.

@@ -34,6 +34,8 @@ func (a *app) snapshot() monitor.Snapshot {
 	s.Reloads.LastOK = s.Reloads.LastOK || s.Reloads.Last.IsZero()
 	a.reloads.Unlock()
 
+	s.LogDropped = a.own.Dropped()
+
 	in := &a.reader.Stats
 	s.Reader = monitor.Reader{
 		Events: map[string]uint64{}, Malformed: in.Malformed.Load(), Truncated: in.Truncated.Load(), Refused: in.Refused.Load(),

@@ -1,4 +1,4 @@
-package main
+package ownlog
 
 import (
 	"bytes"
@@ -21,21 +21,19 @@ import (
 
 func TestLogger(t *testing.T) {
 	for _, tt := range []struct {
-		config LogConfig
+		config Config
 		want   []string // in the one line that comes through
 	}{
-		{LogConfig{Level: "info", Format: "console"}, []string{"\tINFO\tinput\tat info\t", `{"a": "b", "n": 1}`}},
-		{LogConfig{Level: "info", Format: "json"}, []string{`"level":"info"`, `"logger":"input"`, `"msg":"at info"`,
+		{Config{Level: "info", Format: "console"}, []string{"\tINFO\tinput\tat info\t", `{"a": "b", "n": 1}`}},
+		{Config{Level: "info", Format: "json"}, []string{`"level":"info"`, `"logger":"input"`, `"msg":"at info"`,
 			`"a":"b","n":1}`}},
 	} {
 		var out bytes.Buffer
-		log, _, err := newLogger(tt.config, &out)
-		if err != nil {
-			t.Fatal(err)
-		}
+		log, own := New(tt.config, &out)
 		log = log.Named("input").With(zap.String("a", "b"))
 		log.Debug("at debug")
 		log.Info("at info", zap.Int("n", 1))
+		own.Close()
 		if n := strings.Count(out.String(), "\n"); n != 1 {
 			t.Errorf("%v: %d lines, want 1: %q", tt.config, n, &out)
 		}
@@ -45,32 +43,29 @@ func TestLogger(t *testing.T) {
 			}
 		}
 	}
-	for _, level := range logLevels {
-		if _, _, err := newLogger(LogConfig{Level: level, Format: "json"}, io.Discard); err != nil {
-			t.Errorf("level %s: %v", level, err)
+	for _, level := range levels {
+		c := Config{Level: level, Format: "json"}
+		c.Validate(func(field, msg string) { t.Errorf("%s: %s", field, msg) })
+		log, own := New(c, io.Discard)
+		if got := log.Level().String(); got != level {
+			t.Errorf("the logger's level is %s, want %s", got, level)
 		}
+		own.Close()
 	}
 }
 
 // Level and format change for the loggers that there are already.
 func TestLogSet(t *testing.T) {
 	var out bytes.Buffer
-	log, own, err := newLogger(LogConfig{Level: "error", Format: "console"}, &out)
-	if err != nil {
-		t.Fatal(err)
-	}
+	log, own := New(Config{Level: "error", Format: "console"}, &out)
 	log = log.Named("queue").With(zap.String("output", "x"))
 	log.Warn("before")
-	if err := own.set(LogConfig{Level: "debug", Format: "json"}); err != nil {
-		t.Fatal(err)
-	}
+	own.Set(Config{Level: "debug", Format: "json"})
 	log.Debug("after")
+	own.Close()
 	if got := out.String(); !regexp.MustCompile(
 		`^\{"level":"debug","ts":"[^"]+","logger":"queue","msg":"after","output":"x"\}\n$`).MatchString(got) {
 		t.Errorf("got %q", got)
-	}
-	if err := own.set(LogConfig{Level: "loud"}); err == nil {
-		t.Error("an unknown level is taken")
 	}
 }
 
@@ -107,15 +102,13 @@ func TestLogToJournal(t *testing.T) {
 	} {
 		t.Run(format, func(t *testing.T) {
 			f := asJournal(t)
-			log, _, err := newLogger(LogConfig{Level: "debug", Format: format}, f)
-			if err != nil {
-				t.Fatal(err)
-			}
+			log, own := New(Config{Level: "debug", Format: format}, f)
 			log = log.Named("x")
 			log.Debug("a")
 			log.Info("a")
 			log.Warn("a")
 			log.Error("a", zap.Error(errors.New("y")))
+			own.Close()
 			if got := content(t, f); !regexp.MustCompile(want).MatchString(got) {
 				t.Errorf("got %q, want %s", got, want)
 			}
@@ -131,16 +124,14 @@ func TestLogBesideJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	log, _, err := newLogger(LogConfig{Level: "info", Format: "console"}, other)
-	if err != nil {
-		t.Fatal(err)
-	}
+	log, own := New(Config{Level: "info", Format: "console"}, other)
 	log.Info("a")
+	own.Close()
 	if got := content(t, other); !strings.HasSuffix(got, "Z\tINFO\ta\n") && !regexp.MustCompile(`^\d.*\tINFO\ta\n$`).MatchString(got) {
 		t.Errorf("got %q", got)
 	}
-	complain(other, "b")
-	complain(f, "c\nd")
+	Complain(other, "b")
+	Complain(f, "c\nd")
 	if got := content(t, other); !strings.HasSuffix(got, "\nb\n") {
 		t.Errorf("got %q", got)
 	}
@@ -171,11 +162,10 @@ func (b *lockedBuffer) String() string {
 func TestLogSums(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out lockedBuffer
-		log, _, err := newLogger(LogConfig{Level: "debug", Format: "json"}, &out)
-		if err != nil {
-			t.Fatal(err)
-		}
+		log, own := New(Config{Level: "debug", Format: "json"}, &out)
+		defer own.Close()
 		told := func(message string) (lines []string) {
+			synctest.Wait() // the writer has written
 			for line := range strings.Lines(out.String()) {
 				if strings.Contains(line, `"msg":"`+message+`"`) {
 					_, fields, _ := strings.Cut(strings.TrimSpace(line), `"msg":"`+message+`"`)
