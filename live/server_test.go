@@ -55,7 +55,7 @@ func newFixture(t *testing.T, change ...func(*fixture)) *fixture {
 			s.Uptime = s.Time.Sub(s.Started).Seconds()
 			return s
 		},
-		Encoder: func() (format.Encoder, error) { return format.New("", format.FlatOptions{Host: "gw1"}) },
+		Encoder: func() (format.Encoder, error) { return format.New("", format.Options{Host: "gw1"}) },
 		Table: func(_ context.Context, visit func(*flow.Record)) error {
 			for i := range f.table {
 				visit(&f.table[i])

@@ -195,7 +195,7 @@ func (a *app) show() *live.Server {
 	s := live.NewServer(live.Options{Pipeline: a.pipeline, Snapshot: a.snapshot, Table: input.ReadTable,
 		Talkers: cfg.Live.Talkers, Log: log,
 		Encoder: func() (format.Encoder, error) {
-			return format.New("", format.FlatOptions{Host: cfg.Host, Observer: cfg.Observer})
+			return format.New("", format.Options{Host: cfg.Host, Observer: cfg.Observer})
 		}})
 	if cfg.Live.Socket != "" && cfg.Live.Socket != live.NoSocket {
 		if err := s.Listen(cfg.Live.Socket); err != nil {

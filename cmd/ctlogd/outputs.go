@@ -60,13 +60,13 @@ func planOutputs(cfg *Config, log *zap.Logger) (outputs []plannedOutput) {
 		}
 		outputs = append(outputs, o)
 	}
-	identity := [2]string{cfg.Host, cfg.Observer} // stands in the records
+	identity := format.Options{Host: cfg.Host, Observer: cfg.Observer, Version: version} // stands in the records
 	for i, c := range cfg.Outputs.JSONL {
 		add(plannedOutput{
 			name: c.Name(), path: fmt.Sprintf("outputs.jsonl[%d]", i), common: c.OutputConfig,
-			config: []any{c.Config, identity},
+			config: []any{c.Config, cfg.Host, cfg.Observer},
 			build: func() (pipeline.Output, error) {
-				enc, err := c.Encoder(cfg.Host, cfg.Observer)
+				enc, err := c.Encoder(identity)
 				if err != nil {
 					return nil, err
 				}
@@ -83,9 +83,9 @@ func planOutputs(cfg *Config, log *zap.Logger) (outputs []plannedOutput) {
 	for i, c := range cfg.Outputs.Kafka {
 		add(plannedOutput{
 			name: c.Name(), path: fmt.Sprintf("outputs.kafka[%d]", i), common: c.OutputConfig,
-			config: []any{c.Config, identity},
+			config: []any{c.Config, cfg.Host, cfg.Observer},
 			build: func() (pipeline.Output, error) {
-				enc, err := format.New(c.Format, format.FlatOptions{Host: cfg.Host, Observer: cfg.Observer})
+				enc, err := c.Encoder(identity)
 				if err != nil {
 					return nil, err
 				}

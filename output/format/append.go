@@ -200,22 +200,29 @@ func appendString[T string | []byte](b []byte, s T) []byte {
 
 // appendBits appends the names of v's bits as a JSON array; a bit without a name is called by its number, "bit16".
 func appendBits(b []byte, v uint32, names []string) []byte {
-	b = append(b, '[')
+	if v == 0 {
+		return append(b, "[]"...)
+	}
+	return append(appendList(append(b, `["`...), v, names, `","`), `"]`...)
+}
+
+// appendNames appends the names of v's bits with commas between them.
+func appendNames(b []byte, v uint32, names []string) []byte { return appendList(b, v, names, ",") }
+
+func appendList(b []byte, v uint32, names []string, between string) []byte {
 	for i, first := 0, true; i < 32; i++ {
 		if v>>i&1 == 0 {
 			continue
 		}
 		if !first {
-			b = append(b, ',')
+			b = append(b, between...)
 		}
 		first = false
-		b = append(b, '"')
 		if i < len(names) {
 			b = append(b, names[i]...)
 		} else {
 			b = appendUint(append(b, "bit"...), uint64(i))
 		}
-		b = append(b, '"')
 	}
-	return append(b, ']')
+	return b
 }

@@ -19,7 +19,7 @@ var flowIDVectors = []struct{ example, want string }{
 	{"destroy between two zones", "4398273a2af27e7c9dcdc7576f25c902"},
 }
 
-func exampleRecord(t *testing.T, name string) flow.Record {
+func exampleRecord(t testing.TB, name string) flow.Record {
 	t.Helper()
 	for _, ex := range examples() {
 		if ex.name == name {
@@ -54,14 +54,14 @@ func TestFlowIDRecipe(t *testing.T) {
 	if m == nil {
 		t.Fatal("no Python in docs/json.md")
 	}
-	e, err := NewFlat(FlatOptions{Observer: exampleObserver})
+	e, err := New("flat", Options{Observer: exampleObserver})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var lines []byte
 	want := 0
 	for _, ex := range append(examples(), generate(700)...) {
-		if _, ok := FlowID(e.observer, &ex.rec); ok {
+		if _, ok := FlowID(NewObserverKey(exampleObserver), &ex.rec); ok {
 			lines = append(e.Append(lines, &ex.rec), '\n')
 			want++
 		}

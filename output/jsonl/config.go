@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -34,13 +32,8 @@ type Config struct {
 	// Reserve is what others shall find free on the file system: with less, a write fails as on a full disk. 0: nothing.
 	Reserve unit.Size `yaml:"reserve"`
 
-	Format string `yaml:"format"` // one of format.Names; "" is the first
-	Fields Fields `yaml:"fields"`
-}
-
-// Fields says which keys the records have.
-type Fields struct {
-	Drop []string `yaml:"drop"` // keys to leave out
+	Format string        `yaml:"format"` // one of format.Names; "" is the first
+	Fields format.Fields `yaml:"fields"`
 }
 
 // Validate reports each mistake with the key that it stands under.
@@ -66,17 +59,13 @@ func (c *Config) Validate(report func(field, msg string)) {
 	if c.Reserve != 0 && c.Path == Stdout {
 		report("reserve", "standard output is on no file system; leave out reserve, or write a file's path")
 	}
-	if c.Format != "" && !slices.Contains(format.Names, c.Format) {
-		report("format", fmt.Sprintf("unknown format %q; allowed are: %s", c.Format, strings.Join(format.Names, ", ")))
-	}
-	if _, err := format.NewFlat(format.FlatOptions{Drop: c.Fields.Drop}); err != nil {
-		report("fields.drop", err.Error())
-	}
+	format.Validate(c.Format, c.Fields, report)
 }
 
-// Encoder returns a new encoder for the records of this output.
-func (c *Config) Encoder(host, observer string) (format.Encoder, error) {
-	return format.New(c.Format, format.FlatOptions{Host: host, Observer: observer, Drop: c.Fields.Drop})
+// Encoder returns a new encoder for the records of this output. o says the rest.
+func (c *Config) Encoder(o format.Options) (format.Encoder, error) {
+	o.Fields = c.Fields
+	return format.New(c.Format, o)
 }
 
 // Check tells whether New could open the file, as far as that can be said without touching it: a running ctlogd may be

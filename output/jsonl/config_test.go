@@ -11,6 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 	"gopkg.in/yaml.v3"
+
+	"github.com/ctlogd/ctlogd/output/format"
 )
 
 func TestConfig(t *testing.T) {
@@ -30,7 +32,7 @@ fields: {drop: [dst_ip, dst_port]}
 	}
 	want := Config{
 		Path: "/var/log/ctlogd/flows.jsonl", MaxSize: 1 << 30, Keep: 7, Reserve: 2 << 30, Format: "flat",
-		Fields: Fields{Drop: []string{"dst_ip", "dst_port"}},
+		Fields: format.Fields{Drop: []string{"dst_ip", "dst_port"}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -67,8 +69,8 @@ func TestConfigValidate(t *testing.T) {
 		{Config{Path: "-", Reserve: 1 << 20}, []string{
 			"reserve: standard output is on no file system; leave out reserve, or write a file's path",
 		}},
-		{Config{Path: "f", Format: "ecs", Fields: Fields{Drop: []string{"time"}}}, []string{
-			`format: unknown format "ecs"; allowed are: flat`,
+		{Config{Path: "f", Format: "xml", Fields: format.Fields{Drop: []string{"time"}}}, []string{
+			`format: unknown format "xml"; allowed are: flat, ecs, ocsf, cim, ulogd2, cef`,
 			`fields.drop: cannot drop "time"; allowed are: host, flow_id, start, end, duration_ms, `,
 		}},
 	} {

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/output/format"
 	"github.com/ctlogd/ctlogd/pipeline"
 )
 
@@ -91,7 +92,7 @@ func wantIDs(t testing.TB, want, got []int) {
 
 func newFile(t testing.TB, cfg Config, log *zap.Logger) *File {
 	t.Helper()
-	enc, err := cfg.Encoder("gw1", "")
+	enc, err := cfg.Encoder(format.Options{Host: "gw1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +113,7 @@ func write(t testing.TB, f *File, recs []*flow.Record) {
 
 func TestWrite(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "flows.jsonl")
-	f := newFile(t, Config{Path: path, Fields: Fields{Drop: []string{"host"}}}, nil)
+	f := newFile(t, Config{Path: path, Fields: format.Fields{Drop: []string{"host"}}}, nil)
 	if got, want := f.Name(), "jsonl:"+path; got != want {
 		t.Errorf("Name = %q, want %q", got, want)
 	}

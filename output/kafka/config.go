@@ -34,7 +34,8 @@ type Config struct {
 	Key string `yaml:"key"`
 
 	// Format is that of the messages' values, see format.Names. Unset: flat.
-	Format string `yaml:"format"`
+	Format string        `yaml:"format"`
+	Fields format.Fields `yaml:"fields"`
 
 	// Compression is one of Compressions. Unset: lz4.
 	Compression string `yaml:"compression"`
@@ -119,6 +120,12 @@ func (c *Config) Defaults() {
 	setDefault(&c.DeadLetterSize, 64<<20)
 }
 
+// Encoder returns a new encoder for the values of this output's messages. o says the rest.
+func (c *Config) Encoder(o format.Options) (format.Encoder, error) {
+	o.Fields = c.Fields
+	return format.New(c.Format, o)
+}
+
 func setDefault[T comparable](v *T, value T) {
 	var unset T
 	if *v == unset {
@@ -150,7 +157,10 @@ func (c *Config) Validate(report func(field, msg string)) {
 			c.Topic))
 	}
 	oneOf(report, "key", c.Key, Keys)
-	oneOf(report, "format", c.Format, format.Names)
+	format.Validate(c.Format, c.Fields, report)
+	if format.Begins(c.Format) != "" && !format.IsJSON(c.Format) {
+		report("format", fmt.Sprintf("format %s is for files and syslog; use %s", c.Format, orList(format.JSONNames)))
+	}
 	oneOf(report, "compression", c.Compression, Compressions[:])
 	if c.RequiredAcks == "none" {
 		report("required_acks", "with none, records are lost unseen; use all or one")
@@ -211,14 +221,18 @@ func checkBroker(b string) string {
 // oneOf reports a value that is set and not among those allowed.
 func oneOf(report func(field, msg string), field, value string, allowed []string) {
 	if value != "" && !slices.Contains(allowed, value) {
-		last := len(allowed) - 1
-		list := strings.Join(allowed[:last], ", ")
-		if last > 0 {
-			list += " or "
-		}
-		report(field, fmt.Sprintf("unknown %s %q; use %s", field[strings.LastIndexByte(field, '.')+1:], value,
-			list+allowed[last]))
+		report(field, fmt.Sprintf("unknown %s %q; use %s", field[strings.LastIndexByte(field, '.')+1:], value, orList(allowed)))
 	}
+}
+
+// orList joins words as "a, b or c".
+func orList(words []string) string {
+	last := len(words) - 1
+	list := strings.Join(words[:last], ", ")
+	if last > 0 {
+		list += " or "
+	}
+	return list + words[last]
 }
 
 func (t *TLS) validate(report func(field, msg string)) {

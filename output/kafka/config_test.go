@@ -72,7 +72,7 @@ dead_letter_size: 1MiB
 		}},
 		{"names", good + "key: ip\nformat: xml\ncompression: lzma\nrequired_acks: two", []string{
 			`key: unknown key "ip"; use src, nat_src, flow_id or none`,
-			`format: unknown format "xml"; use flat`,
+			`format: unknown format "xml"; allowed are: flat, ecs, ocsf, cim, ulogd2, cef`,
 			`compression: unknown compression "lzma"; use none, gzip, snappy, lz4 or zstd`,
 			`required_acks: unknown required_acks "two"; use all or one`,
 		}},

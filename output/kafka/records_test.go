@@ -64,7 +64,7 @@ func (g *generator) next(n int) []*flow.Record {
 
 func newEncoder(t testing.TB) format.Encoder {
 	t.Helper()
-	e, err := format.New("flat", format.FlatOptions{Host: "fw1", Observer: testObserver})
+	e, err := format.New("flat", format.Options{Host: "fw1", Observer: testObserver})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,8 +39,9 @@ import (
 
 // Names of the record headers.
 const (
-	HeaderVersion = "v"    // the version of the value's schema, 1
-	HeaderHost    = "host" // who wrote the record
+	HeaderVersion = "v"      // the version of the flat format, 1
+	HeaderFormat  = "format" // the format of the value, where it is another
+	HeaderHost    = "host"   // who wrote the record
 )
 
 // complainEvery is how often refused records are logged at most; every one is counted.
@@ -171,6 +172,9 @@ func New(cfg Config, opt Options) (*Writer, error) {
 	}
 	w.codec = newCodec(w.codecID)
 	headers := []header{{HeaderVersion, strconv.Itoa(schemaVersion)}}
+	if cfg.Format != format.Names[0] {
+		headers = []header{{HeaderFormat, cfg.Format}}
+	}
 	if opt.Host != "" {
 		headers = append(headers, header{HeaderHost, opt.Host})
 	}
