@@ -58,7 +58,7 @@ func everyKind() []*flow.Record {
 			r.Has |= flow.HasDCCP
 		}
 		if rng.IntN(4) > 0 {
-			r.Has &^= flow.ByRequest | flow.Inferred | flow.Stepped | flow.HelperUnknown
+			r.Has &^= flow.ByRequest | flow.Stepped | flow.HelperUnknown
 		}
 		r.State = uint8(rng.IntN(14))
 		if rng.IntN(4) > 0 {
@@ -144,7 +144,7 @@ func everyKind() []*flow.Record {
 
 func lines(t *testing.T, drop []string, recs []*flow.Record) []string {
 	t.Helper()
-	enc, err := format.NewFlat(format.FlatOptions{Host: "gw1", Observer: "obs", Drop: append([]string{"ct_id"}, drop...)})
+	enc, err := format.New("flat", format.Options{Host: "gw1", Observer: "obs", Fields: format.Fields{Drop: append([]string{"ct_id"}, drop...)}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +158,7 @@ func lines(t *testing.T, drop []string, recs []*flow.Record) []string {
 
 func readLines(t *testing.T, drop []string, path string) []string {
 	t.Helper()
-	enc, err := format.NewFlat(format.FlatOptions{Host: "gw1", Observer: "obs", Drop: append([]string{"ct_id"}, drop...)})
+	enc, err := format.New("flat", format.Options{Host: "gw1", Observer: "obs", Fields: format.Fields{Drop: append([]string{"ct_id"}, drop...)}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -93,7 +93,7 @@ func TestRows(t *testing.T) {
 	if len(r.Hosts) != 1 || len(r.Hosts[0].Segments()) != 2 || len(r.Hosts[0].RowLogs) != 1 {
 		t.Fatalf("hosts %d, segments %d, row logs %d", len(r.Hosts), len(r.Hosts[0].Segments()), len(r.Hosts[0].RowLogs))
 	}
-	enc, _ := format.NewFlat(format.FlatOptions{Host: "gw1", Observer: "obs", Drop: []string{"ct_id"}})
+	enc, _ := format.New("flat", format.Options{Host: "gw1", Observer: "obs", Fields: format.Fields{Drop: []string{"ct_id"}}})
 	text := func(r *flow.Record) string { return string(enc.Append(nil, r)) }
 	rng := rand.New(rand.NewPCG(3, 4))
 	found := 0

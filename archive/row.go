@@ -78,10 +78,6 @@ func (w *row) record(b *flow.Batch) *flow.Record {
 	case w.has(cEnd):
 		r.Stop = w.ns(cEnd)
 		r.Received = r.Stop
-	case w.has(cEndBefore):
-		r.Stop, r.Stamp = w.ns(cEndBefore), w.ns(cEndAfter)
-		r.Has |= flow.Inferred
-		r.Received = r.Stop
 	case kernel:
 		r.Stamp = w.ns(cTime)
 		r.Received = r.Stamp
@@ -243,8 +239,6 @@ func (w *row) endReason(r *flow.Record) {
 		return
 	}
 	switch want {
-	case flow.EndInferred:
-		r.Has |= flow.Inferred
 	case flow.EndDeleted:
 		r.Has |= flow.ByRequest
 	case flow.EndTCPFin:

@@ -185,7 +185,7 @@ func (t *table) inTime(group int, q *Query) bool {
 	}
 	last := int64(-1 << 63)
 	known := false
-	for _, c := range [...]int{cTime, cEnd, cEndBefore} {
+	for _, c := range [...]int{cTime, cEnd} {
 		if s := t.stats(group, c); s != nil && len(s.MaxValue) == 8 {
 			last = max(last, parquet.Int64.Value(s.MaxValue).Int64())
 			known = true

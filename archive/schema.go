@@ -24,8 +24,6 @@ const (
 	cClock
 	cStart
 	cEnd
-	cEndAfter
-	cEndBefore
 	cProto
 	cProtoNum
 	cSrcIP
@@ -349,14 +347,8 @@ var columns = [columnCount]column{
 	cClock: {name: "clock", list: listOf(clockSets, func(r *flow.Record) bool { return clockBits(r) != 0 }, clockBits)},
 	cStart: {name: "start", node: timeNode, scalar: stamp(func(r *flow.Record) bool { return r.Start != 0 && r.Event < flow.EventGap },
 		func(r *flow.Record) int64 { return r.Start })},
-	cEnd: {name: "end", node: timeNode, scalar: stamp(func(r *flow.Record) bool { return ended(r) && r.Has&flow.Inferred == 0 },
+	cEnd: {name: "end", node: timeNode, scalar: stamp(ended,
 		func(r *flow.Record) int64 { return r.Stop })},
-	cEndAfter: {name: "end_after", node: timeNode,
-		scalar: stamp(func(r *flow.Record) bool { return ended(r) && r.Has&flow.Inferred != 0 && r.Stamp != 0 },
-			func(r *flow.Record) int64 { return r.Stamp })},
-	cEndBefore: {name: "end_before", node: timeNode,
-		scalar: stamp(func(r *flow.Record) bool { return ended(r) && r.Has&flow.Inferred != 0 },
-			func(r *flow.Record) int64 { return r.Stop })},
 	cProto: {name: "proto", node: textNode, scalar: when(hasTuple, func(_ *cell, r *flow.Record) parquet.Value { return protoValues[r.Orig.Proto] })},
 	cProtoNum: {name: "proto_num", node: rareNode(8),
 		scalar: when(hasTuple, func(_ *cell, r *flow.Record) parquet.Value { return small(uint32(r.Orig.Proto)) })},
@@ -472,7 +464,7 @@ var droppable = func() []string {
 	keys := []string{"duration_ms", "ct_id", "flow_id"}
 	for i := range columns {
 		switch i {
-		case cEvent, cTime, cTimeSource, cClock, cStart, cEnd, cEndAfter, cEndBefore, cProto, cProtoNum, cSrcIP, cSrcPort, cNAT,
+		case cEvent, cTime, cTimeSource, cClock, cStart, cEnd, cProto, cProtoNum, cSrcIP, cSrcPort, cNAT,
 			cNATSrcIP, cNATSrcPort, cICMPID, cNATICMPID, cGREKey, cNATGREKey, cCause, cFrom, cTo, cLost, cOutput, cEndReason:
 		default:
 			keys = append(keys, columns[i].name)
