@@ -120,6 +120,7 @@ var (
 
 	ownMetrics = map[string]*Metric{
 		"rotations":          counter("ctlogd_output_rotations_total", "Files begun because the last one was large or old enough, by result: success or failure.", labelOutput, labelResult),
+		"compressions":       counter("ctlogd_output_compressions_total", "Rotated files compressed, by result: success or failure, after which it is tried again.", labelOutput, labelResult),
 		"removed_records":    counter("ctlogd_output_removed_records_total", "Records in files that keep, max_age or max_size had removed.", labelOutput),
 		"removed_files":      counter("ctlogd_output_removed_files_total", "Those files.", labelOutput),
 		"torn_bytes":         counter("ctlogd_output_torn_bytes_total", "Bytes of lines that were not whole, after a crash or on a full disk, cut off.", labelOutput),

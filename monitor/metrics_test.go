@@ -42,7 +42,7 @@ func full() Snapshot {
 			Waiting: 47, Used: 48, Max: 50, OldestAge: 49.5, Spool: &Spool{Records: 51, Bytes: 52, Max: 53, Dropped: 54, Damaged: 55},
 			Written: 56, Filtered: 57, Dropped: 58, Rejected: 59, Left: 60, GapRecords: 61, Errors: 62, Retries: 63, Bytes: &bytes,
 			KeptSince: now.Add(-90 * time.Minute), Counters: []Counter{{"rotations", "success", 70}, {"rotations", "failure", 71},
-				{"removed_records", "", 72}, {"removed_files", "", 73}, {"torn_bytes", "", 74}, {"unheard_of", "", 1}},
+				{"compressions", "success", 80}, {"compressions", "failure", 81}, {"removed_records", "", 72}, {"removed_files", "", 73}, {"torn_bytes", "", 74}, {"unheard_of", "", 1}},
 			Gaps: []Gap{{Cause: "queue_full", Gaps: 64, Lost: 65, Last: now.Add(-time.Hour)}},
 			Lag:  Histogram{Bounds: []float64{0.1, 1, 10}, Counts: []uint64{66, 0, 67, 68}, Sum: 69.5}},
 		{Name: "kafka:192.0.2.20:9092/flows", Kind: "kafka", Since: now, Counters: []Counter{{"resent_records", "", 75},

@@ -141,6 +141,9 @@ func TestExampleIsTheDefaults(t *testing.T) {
 	if f := &want.Outputs.JSONL[0].Format; *f == "" {
 		*f = "flat"
 	}
+	if c := &want.Outputs.JSONL[0].Compress; *c == "" {
+		*c = "none"
+	}
 	empty := cmp.FilterValues(func(a, b any) bool {
 		v, w := reflect.ValueOf(a), reflect.ValueOf(b)
 		return v.Kind() == reflect.Slice && w.Kind() == reflect.Slice && v.Len() == 0 && w.Len() == 0

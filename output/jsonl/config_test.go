@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -37,7 +38,9 @@ fields: {drop: [dst_ip, dst_port]}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	for _, c := range []Config{got, {Path: "-"}, {Path: "f", MaxSize: 64 << 10, Keep: 1}} {
+	for _, c := range []Config{got, {Path: "-"}, {Path: "f", MaxSize: 64 << 10, Keep: 1, Compress: "none"}, {Path: "f", Compress: "none"},
+		{Path: "f", Rotate: 24 * time.Hour, MaxAge: 180 * 24 * time.Hour, Compress: "zstd"},
+		{Path: "f", Rotate: time.Hour, MaxSize: 1 << 30, Keep: 24, MaxAge: time.Hour, Compress: "gzip"}} {
 		c.Validate(func(field, msg string) { t.Errorf("%+v: %s: %s", c, field, msg) })
 	}
 }
@@ -51,10 +54,10 @@ func TestConfigValidate(t *testing.T) {
 			`path: missing path; write the file's, such as /var/log/ctlogd/flows.jsonl, or "-" for standard output`,
 		}},
 		{Config{Path: "f", MaxSize: 1 << 20}, []string{
-			"keep: missing keep; write how many rotated files max_size leaves, 1 to 10000",
+			"keep: missing keep; write how many rotated files max_size leaves, 1 to 10000, or max_age: for how long",
 		}},
 		{Config{Path: "f", Keep: 3}, []string{
-			"keep: keep without max_size; write also the size at which the file is rotated, such as max_size: 1GiB",
+			"keep: keep without max_size or rotate; write also when the file is rotated, such as max_size: 1GiB or rotate: 24h",
 		}},
 		{Config{Path: "f", MaxSize: 1 << 20, Keep: -1}, []string{
 			"keep: -1 is out of range; write a number from 1 to 10000",
@@ -64,7 +67,25 @@ func TestConfigValidate(t *testing.T) {
 			"keep: 10001 is out of range; write a number from 1 to 10000",
 		}},
 		{Config{Path: "-", MaxSize: 1 << 20, Keep: 1}, []string{
-			"max_size: standard output is not rotated; leave out max_size and keep, or write a file's path",
+			"max_size: standard output is not rotated; leave out max_size, rotate, keep, max_age and compress, or write a file's path",
+		}},
+		{Config{Path: "f", MaxAge: time.Hour, Compress: "zstd"}, []string{
+			"max_age: max_age without max_size or rotate; write also when the file is rotated, such as max_size: 1GiB or rotate: 24h",
+			"compress: compress without max_size or rotate; write also when the file is rotated, such as max_size: 1GiB or rotate: 24h",
+		}},
+		{Config{Path: "-", Rotate: time.Hour, Keep: 1}, []string{
+			"rotate: standard output is not rotated; leave out max_size, rotate, keep, max_age and compress, or write a file's path",
+		}},
+		{Config{Path: "f", Rotate: 7 * time.Hour, MaxAge: -1, Compress: "lz4"}, []string{
+			"rotate: 7h0m0s is no even part of a day; write 24h, 1h, or another of a minute or more",
+			"max_age: -1ns is out of range; write a minute or more",
+			`compress: unknown compression "lz4"; use none, gzip, zstd`,
+		}},
+		{Config{Path: "f", Rotate: 24 * time.Hour, MaxAge: time.Hour}, []string{
+			"max_age: 1h0m0s is less than rotate, so files would be older when they are rotated; write 24h0m0s or more",
+		}},
+		{Config{Path: "f", Rotate: 90 * time.Second}, []string{
+			"keep: missing keep; write how many rotated files rotate leaves, 1 to 10000, or max_age: for how long",
 		}},
 		{Config{Path: "-", Reserve: 1 << 20}, []string{
 			"reserve: standard output is on no file system; leave out reserve, or write a file's path",
@@ -95,6 +116,10 @@ func TestConfigCheck(t *testing.T) {
 	if err := os.WriteFile(path, torn, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	passwd := filepath.Join(dir, "passwd")
+	if err := os.WriteFile(passwd, []byte("root:x:0:0\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []Config{
 		{Path: "-"}, {Path: path}, {Path: path, MaxSize: 1, Keep: 1}, {Path: filepath.Join(dir, "new")}, {Path: "/dev/null"},
 	} {
@@ -111,6 +136,7 @@ func TestConfigCheck(t *testing.T) {
 
 	for _, tt := range []struct{ path, want string }{
 		{dir, fmt.Sprintf("open %s: is a directory; write a file's path", dir)},
+		{passwd, "open " + passwd + ": " + errNotRecords.Error()},
 		{dir + "/no/f", fmt.Sprintf(
 			"open %s/no/f: no directory %s/no; make it: install -d -m 0750 -o USER %s/no, USER being ctlogd's (user id %d)",
 			dir, dir, dir, os.Geteuid())},
@@ -131,7 +157,8 @@ func TestConfigCheckReadOnly(t *testing.T) {
 	dir := t.TempDir()
 	mountTmpfs(t, dir, unix.MS_RDONLY)
 	c := Config{Path: dir + "/f"}
-	want := fmt.Sprintf("open %s: directory %s: read-only file system; let user %d write to it", c.Path, dir, os.Geteuid())
+	want := fmt.Sprintf("open %s: directory %s: read-only file system; mount it read-write; if the kernel made it "+
+		"read-only after an error, dmesg tells which", c.Path, dir)
 	if err := c.Check(); err == nil || err.Error() != want {
 		t.Errorf("Check: %v, want %s", err, want)
 	}

@@ -7,6 +7,14 @@ func (f *File) Counters(emit func(name, label string, n uint64)) {
 	emit("torn_bytes", "", s.TornBytes.Load())
 	emit("rotations", "success", s.Rotations.Load())
 	emit("rotations", "failure", s.RotationErrors.Load())
+	emit("compressions", "success", s.Compressions.Load())
+	emit("compressions", "failure", s.CompressErrors.Load())
 	emit("removed_files", "", s.RemovedFiles.Load())
 	emit("removed_records", "", s.RemovedRecords.Load())
+	if f.house == nil {
+		return
+	}
+	if at := f.house.keptSince.Load(); at != 0 {
+		emit("kept_since", "", uint64(at))
+	}
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,9 +22,6 @@ const (
 	// a batch from the reader, and is in the cache when the kernel copies it.
 	maxWrite = 256 << 10
 
-	// rotateRetry is how long a failed rotation is left alone; meanwhile the file grows past its size.
-	rotateRetry = 10 * time.Second
-
 	// askFree is how often at most the file system is asked what it has free while there is room: others use it as well.
 	askFree = time.Second
 )
@@ -39,6 +35,8 @@ type Stats struct {
 	RotationErrors atomic.Uint64
 	RemovedFiles   atomic.Uint64 // rotated files that were removed
 	RemovedRecords atomic.Uint64 // the records in them
+	Compressions   atomic.Uint64
+	CompressErrors atomic.Uint64
 }
 
 // File is an output that writes one line for each record. Write and Close are for one goroutine, Reopen for any.
@@ -49,11 +47,16 @@ type File struct {
 	name  string
 	enc   format.Encoder
 	log   *zap.Logger
-	limit int // of one write(2), in bytes
+	limit int          // of one write(2), in bytes
+	house *housekeeper // of the rotated files; nil if the file is not rotated
 
+	writing        sync.Mutex // guards what follows: the housekeeper rotates as well, when time has come and nothing is written
 	buf            []byte
 	current        *target
 	noRotateBefore time.Time
+	records        int64 // in the current file; negative if it had some before it was opened
+	cutRefused     bool  // has been logged
+	unlocked       bool  // likewise
 
 	room    int64 // what may be written until the file system is asked again
 	askedAt time.Time
@@ -61,10 +64,13 @@ type File struct {
 	mu   sync.Mutex
 	used *target // is current, for Reopen to compare with
 	next *target // opened by Reopen, current from the next Write on; or nil
+
+	delivered atomic.Uint64            // records written, as Write has reported them
+	pipe      atomic.Pointer[arrivals] // of a pipe: what its reader has taken; nil for others
 }
 
-// New opens the file of cfg, and makes it if there is none, with mode 0640 less the umask. It repairs the end of the
-// file first. A nil log logs nothing.
+// New opens the file of cfg, and makes it if there is none, with mode 0640 less the umask. It looks at the end of the
+// file and mends it where that is possible now; else the first Write does. A nil log logs nothing.
 func New(cfg Config, enc format.Encoder, log *zap.Logger) (*File, error) {
 	if log == nil {
 		log = zap.NewNop()
@@ -78,11 +84,11 @@ func New(cfg Config, enc format.Encoder, log *zap.Logger) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := cfg.suits(t); err != nil {
-		t.close()
-		return nil, err
+	f.begin(t)
+	f.used = t
+	if cfg.rotates() {
+		f.house = newHousekeeper(f)
 	}
-	f.current, f.used = t, t
 	return f, nil
 }
 
@@ -100,6 +106,8 @@ func (f *File) Unsynced() bool {
 // returns an error, n lines are whole in the file, and no other is, or will be before it is cut off or finished. A
 // regular file does not wait; where others do, ctx ends the wait.
 func (f *File) Write(ctx context.Context, recs []*flow.Record) (n int, err error) {
+	f.writing.Lock()
+	defer f.writing.Unlock()
 	t, err := f.target()
 	if err != nil {
 		return 0, err
@@ -108,25 +116,22 @@ func (f *File) Write(ctx context.Context, recs []*flow.Record) (n int, err error
 		return 0, err
 	}
 	buf, lines := f.buf[:0], 0
-	flush := func(b []byte) error {
-		w, err := f.write(ctx, b, lines)
-		n += w
-		return err
-	}
 	for _, r := range recs {
 		start := len(buf)
 		buf = append(f.enc.Append(buf, r), '\n')
 		f.buf = buf
 		if len(buf) > f.limit && lines > 0 {
-			if err := flush(buf[:start]); err != nil {
+			w, err := f.write(ctx, buf[:start], lines)
+			n += w
+			if err != nil {
 				return n, err
 			}
 			buf, lines = buf[:copy(buf, buf[start:])], 0
 		}
 		lines++
 	}
-	err = flush(buf)
-	return n, err
+	w, err := f.write(ctx, buf, lines)
+	return n + w, err
 }
 
 // write writes b, which holds so many lines, and returns how many of them are whole in the file.
@@ -134,8 +139,8 @@ func (f *File) write(ctx context.Context, b []byte, lines int) (n int, err error
 	if lines == 0 {
 		return 0, nil
 	}
-	if f.cfg.MaxSize != 0 {
-		f.rotate(len(b))
+	if f.house != nil {
+		f.rotateIfDue(len(b))
 	}
 	t := f.current
 	if f.cfg.Reserve != 0 {
@@ -147,19 +152,42 @@ func (f *File) write(ctx context.Context, b []byte, lines int) (n int, err error
 	w, err := t.write(ctx, b)
 	f.Stats.Bytes.Add(uint64(w))
 	if err == nil {
+		f.wrote(t, w, lines)
 		return lines, nil
 	}
 	f.Stats.Errors.Add(1)
 	whole := bytes.LastIndexByte(b[:w], '\n') + 1
+	n = bytes.Count(b[:whole], newline)
+	f.wrote(t, w, n)
 	if whole < w {
 		end := whole + bytes.IndexByte(b[whole:], '\n') + 1
-		t.tear(b[whole:w], b[w:end])
+		t.tearLine(b[whole:w], b[w:end])
 		// Cut at once, so that readers see whole lines while the disk is full; if that fails, the next Write tries again.
 		if t.regular {
 			_ = f.mend(ctx, t)
 		}
 	}
-	return bytes.Count(b[:whole], newline), fmt.Errorf("write %s: %w", f.cfg.Path, err)
+	return n, fmt.Errorf("write %s: %w", f.cfg.Path, withRemedy(err))
+}
+
+// wrote counts what t has taken: bytes, and whole lines among them.
+func (f *File) wrote(t *target, bytes, lines int) {
+	if f.records >= 0 {
+		f.records += int64(lines)
+	}
+	delivered := f.delivered.Add(uint64(lines))
+	if t.pipe != nil {
+		t.pipe.wrote(bytes, delivered)
+	}
+}
+
+// Acknowledged returns how many of the records that Write has delivered have arrived: in a file all of them, in a pipe
+// those that its reader has taken.
+func (f *File) Acknowledged() uint64 {
+	if p := f.pipe.Load(); p != nil {
+		return p.arrived()
+	}
+	return f.delivered.Load()
 }
 
 // leaveReserve returns ENOSPC if n more bytes would not leave the reserve free.
@@ -179,16 +207,22 @@ func (f *File) leaveReserve(n int64) error {
 	return nil
 }
 
-var newline = []byte{'\n'}
-
-// mend cuts off or finishes the line that an earlier write to t left torn, if one did.
+// mend cuts off or finishes the line that is torn at the end of t, if one is.
 func (f *File) mend(ctx context.Context, t *target) error {
-	w, cut, err := t.mend(ctx)
-	f.Stats.Bytes.Add(uint64(w))
-	f.Stats.TornBytes.Add(uint64(cut))
+	m, err := t.mend(ctx)
+	f.Stats.Bytes.Add(uint64(m.written))
+	f.Stats.TornBytes.Add(uint64(m.cut))
+	if t.pipe != nil && m.written > 0 {
+		t.pipe.wrote(m.written, f.delivered.Load())
+	}
+	if m.refused != nil && !f.cutRefused {
+		f.cutRefused = true
+		f.log.Warn("the file cannot be cut (is it append-only?), so a line that is torn is finished, or closed off with a "+
+			"newline; its record comes once more", zap.Error(m.refused))
+	}
 	if err != nil {
 		f.Stats.Errors.Add(1)
-		return fmt.Errorf("mend the last line of %s: %w", f.cfg.Path, err)
+		return fmt.Errorf("mend the last line of %s: %w", f.cfg.Path, withRemedy(err))
 	}
 	return nil
 }
@@ -223,7 +257,7 @@ func (f *File) target() (*target, error) {
 // replace makes next the current target and closes the old one.
 func (f *File) replace(next *target) {
 	old := f.current
-	f.current = next
+	f.begin(next)
 	var err error
 	if old.regular {
 		err = f.mend(context.Background(), old)
@@ -231,6 +265,15 @@ func (f *File) replace(next *target) {
 	if err = errors.Join(err, old.close()); err != nil {
 		f.log.Warn("close the old file", zap.Error(err))
 	}
+}
+
+// begin makes t the current target.
+func (f *File) begin(t *target) {
+	f.current, f.records = t, 0
+	if t.regular && t.info.Size() > 0 {
+		f.records = -1
+	}
+	f.pipe.Store(t.pipe)
 }
 
 // Reopen opens the path anew, for when somebody has renamed the file: logrotate, say. The next Write goes there. On
@@ -255,10 +298,6 @@ func (f *File) Reopen() error {
 	if err != nil {
 		return err
 	}
-	if err := f.cfg.suits(t); err != nil {
-		t.close()
-		return err
-	}
 	if f.next != nil {
 		f.next.close()
 	}
@@ -266,54 +305,34 @@ func (f *File) Reopen() error {
 	return nil
 }
 
-// open opens the path and repairs the end of the file.
+// open opens the path and mends the end of the file as far as it can.
 func (f *File) open() (*target, error) {
-	t, cut, err := open(f.cfg.Path)
+	t, err := open(f.cfg.Path)
 	if err != nil {
 		return nil, err
 	}
-	if cut > 0 {
-		f.Stats.TornBytes.Add(uint64(cut))
-		f.log.Warn("cut off the torn last line that an earlier crash has left", zap.Int64("bytes", cut))
+	if err := f.cfg.suits(t); err != nil {
+		t.close()
+		return nil, err
+	}
+	if t.lockRefused != nil && !f.unlocked {
+		f.unlocked = true
+		f.log.Warn("the file system refuses to lock the file; see that nobody else writes it", zap.Error(t.lockRefused))
+	}
+	before := f.Stats.TornBytes.Load()
+	_ = f.mend(context.Background(), t) // else the next Write does, and returns the error
+	if cut := f.Stats.TornBytes.Load() - before; cut > 0 {
+		f.log.Warn("cut off the torn last line that an earlier crash has left", zap.Uint64("bytes", cut))
 	}
 	return t, nil
 }
 
-// rotate makes room for n bytes: it begins a new file if the current one would grow past its size. Whatever goes wrong,
-// there is a file to write to.
-func (f *File) rotate(n int) {
-	size, err := f.current.size()
-	if err != nil || size == 0 || size+int64(n) <= int64(f.cfg.MaxSize) || time.Now().Before(f.noRotateBefore) {
-		return
-	}
-	f.mu.Lock() // Reopen must not see the path between two renames
-	defer f.mu.Unlock()
-	if f.next != nil {
-		return // it is at the path now; the next Write goes there
-	}
-	path, err := filepath.EvalSymlinks(f.cfg.Path) // the file is renamed, not a link to it
-	if err != nil {
-		path = f.cfg.Path
-	}
-	var next *target
-	if info, statErr := os.Stat(path); statErr == nil && os.SameFile(info, f.current.info) {
-		next, err = rotate(path, f.cfg.Keep)
-	} else {
-		next, err = f.open() // somebody else has renamed it
-	}
-	if err != nil {
-		f.noRotateBefore = time.Now().Add(rotateRetry)
-		f.Stats.RotationErrors.Add(1)
-		f.log.Error("rotate; writing goes on in the old file", zap.Error(err), zap.Duration("next_try", rotateRetry))
-		return
-	}
-	f.Stats.Rotations.Add(1)
-	f.used = next
-	f.replace(next)
-}
-
-// Close finishes a line that was left torn, bounded by ctx, and closes the file. Reopen fails from then on.
+// Close finishes a line that was left torn, waits until the reader of a pipe has taken what is in it, both bounded by
+// ctx, and closes the file. Reopen fails from then on.
 func (f *File) Close(ctx context.Context) error {
+	if f.house != nil {
+		f.house.end(ctx)
+	}
 	f.mu.Lock()
 	next := f.next
 	f.next, f.used = nil, nil
@@ -321,5 +340,11 @@ func (f *File) Close(ctx context.Context) error {
 	if next != nil {
 		next.close()
 	}
-	return errors.Join(f.mend(ctx, f.current), f.current.close())
+	f.writing.Lock()
+	defer f.writing.Unlock()
+	err := f.mend(ctx, f.current)
+	if p := f.current.pipe; p != nil {
+		p.drain(ctx)
+	}
+	return errors.Join(err, f.current.close())
 }

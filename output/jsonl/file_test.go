@@ -75,6 +75,16 @@ func parseIDs(t testing.TB, b []byte) (ids []int) {
 	return ids
 }
 
+// await waits until something is so.
+func await(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("in vain: %s", what)
+		}
+	}
+}
+
 func upTo(n int) []int {
 	s := make([]int, n)
 	for i := range s {
@@ -100,7 +110,12 @@ func newFile(t testing.TB, cfg Config, log *zap.Logger) *File {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { f.current.close() })
+	t.Cleanup(func() {
+		if f.house != nil {
+			f.house.end(ctx)
+		}
+		f.current.close()
+	})
 	return f
 }
 
@@ -165,7 +180,10 @@ func TestNewErrors(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
 	newFile(t, Config{Path: at("taken")}, nil)
-	for name, content := range map[string]string{"passwd": "root:x:0:0", "note": "\n{}\nremember the milk"} {
+	for name, content := range map[string]string{"passwd": "root:x:0:0", "note": "\n{}\nremember the milk",
+		"whole": "{}\nremember the milk\n", "yaml": "outputs:\n  jsonl: [{path: \"-\"}]\n",
+		"shadow": "root:!:19000:0:99999:7:::\nctlogd:!:20000::::::\n", "pretty": "{\n  \"a\": 1\n}\n",
+		"torn last": "milk\n{\"v\":1"} {
 		if err := os.WriteFile(at(name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -173,10 +191,13 @@ func TestNewErrors(t *testing.T) {
 	if err := os.WriteFile(at("long"), bytes.Repeat([]byte("{"), 3<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mkfifo(at("fifo"), 0o600); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"fifo", "unread"} {
+		if err := unix.Mkfifo(at(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	notRecords := "its last line is no JSON object, so it is not ctlogd's; write another path, or move the file away"
+	readFIFO(t, at("fifo"))
+	notRecords := "its last line is no record, so it is not ctlogd's; write another path, or move the file away"
 	for _, tt := range []struct {
 		cfg  Config
 		want string
@@ -190,10 +211,16 @@ func TestNewErrors(t *testing.T) {
 		{Config{Path: at("passwd")}, "open " + at("passwd") + ": " + notRecords},
 		{Config{Path: at("note")}, "open " + at("note") + ": " + notRecords},
 		{Config{Path: at("long")}, "open " + at("long") + ": " + notRecords},
+		{Config{Path: at("whole")}, "open " + at("whole") + ": " + notRecords},
+		{Config{Path: at("yaml")}, "open " + at("yaml") + ": " + notRecords},
+		{Config{Path: at("shadow")}, "open " + at("shadow") + ": " + notRecords},
+		{Config{Path: at("pretty")}, "open " + at("pretty") + ": " + notRecords},
+		{Config{Path: at("torn last")}, "open " + at("torn last") + ": " + notRecords},
 		{Config{Path: at("fifo"), MaxSize: 1 << 20, Keep: 1},
-			"open " + at("fifo") + ": is no regular file, which max_size needs; leave out max_size, keep and reserve"},
+			"open " + at("fifo") + ": is no regular file, which max_size needs; leave out max_size, rotate, keep, max_age, compress and reserve"},
+		{Config{Path: at("unread")}, "open " + at("unread") + ": nobody reads the FIFO; start its reader"},
 		{Config{Path: "/dev/null", Reserve: 1},
-			"open /dev/null: is no regular file, which reserve needs; leave out max_size, keep and reserve"},
+			"open /dev/null: is no regular file, which reserve needs; leave out max_size, rotate, keep, max_age, compress and reserve"},
 	} {
 		before, _ := os.Stat(tt.cfg.Path)
 		_, err := New(tt.cfg, nil, nil)
@@ -256,7 +283,7 @@ func TestRepair(t *testing.T) {
 				t.Errorf("TornBytes = %d, want %d", got, cut)
 			}
 			if cut > 0 {
-				entries := logs.FilterField(zap.Int64("bytes", int64(cut))).Len()
+				entries := logs.FilterField(zap.Uint64("bytes", uint64(cut))).Len()
 				if entries != 1 {
 					t.Errorf("%d log entries tell of %d bytes: %v", entries, cut, logs.All())
 				}
@@ -280,6 +307,10 @@ func TestRotate(t *testing.T) {
 	for i := 0; i < total; i += 100 { // each Write is larger than a file may be
 		write(t, f, records(i, 100))
 	}
+	await(t, "three rotated files", func() bool {
+		files, err := listRotated(path)
+		return err == nil && len(files) == 3
+	})
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -304,7 +335,7 @@ func TestRotate(t *testing.T) {
 		t.Errorf("%d rotations, %d errors", f.Stats.Rotations.Load(), f.Stats.RotationErrors.Load())
 	}
 	// The file that is written now is as locked as the first one was.
-	if _, _, err := open(path); err == nil || !strings.Contains(err.Error(), "another ctlogd") {
+	if _, err := open(path); err == nil || !strings.Contains(err.Error(), "another ctlogd") {
 		t.Errorf("open a rotated file: %v", err)
 	}
 }
@@ -697,82 +728,6 @@ func TestReserve(t *testing.T) {
 	wantIDs(t, upTo(n+20), ids(t, path))
 }
 
-// TestFIFO has nobody read for a while: ctx ends the wait, and every line that is read later is whole.
-func TestFIFO(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "fifo")
-	if err := unix.Mkfifo(path, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	f := newFile(t, Config{Path: path}, nil)
-	recs := records(0, 1000) // more than a pipe holds
-	waiting, cancel := context.WithCancelCause(ctx)
-	cause := errors.New("enough")
-	cancel(cause)
-	n := 0
-	var err error
-	for err == nil { // the pipe has room at first
-		n, err = f.Write(waiting, recs)
-	}
-	if !errors.Is(err, cause) || n == len(recs) {
-		t.Fatalf("Write = %d, %v, want the cause of ctx", n, err)
-	}
-
-	// Now one reads.
-	r, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got bytes.Buffer
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_, _ = got.ReadFrom(r)
-	}()
-	write(t, f, recs[n:])
-	if err := f.Reopen(); err != nil {
-		t.Errorf("Reopen: %v", err)
-	}
-	if err := f.Close(ctx); err != nil {
-		t.Errorf("Close: %v", err)
-	}
-	<-done
-	all := parseIDs(t, got.Bytes())
-	wantIDs(t, upTo(len(recs)), slices.Compact(all)) // a line that was torn comes twice
-	if len(all) > len(recs)+1 {
-		t.Errorf("%d lines for %d records", len(all), len(recs))
-	}
-}
-
-// TestFIFOTail stops in the middle of a line, and closes before anything else is written.
-func TestFIFOTail(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "fifo")
-	if err := unix.Mkfifo(path, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	f := newFile(t, Config{Path: path}, nil)
-	over, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
-	defer cancel()
-	n, err := f.Write(over, records(0, 1000))
-	if !errors.Is(err, context.DeadlineExceeded) || len(f.current.tail) == 0 {
-		t.Fatalf("Write = %d, %v; %d bytes of tail, want a torn line", n, err, len(f.current.tail))
-	}
-	r, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got bytes.Buffer
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_, _ = got.ReadFrom(r)
-	}()
-	if err := f.Close(ctx); err != nil {
-		t.Errorf("Close: %v", err)
-	}
-	<-done
-	wantIDs(t, upTo(n+1), parseIDs(t, got.Bytes()))
-}
-
 func TestDevices(t *testing.T) {
 	f := newFile(t, Config{Path: "/dev/null"}, nil)
 	write(t, f, records(0, 10))
@@ -783,7 +738,7 @@ func TestDevices(t *testing.T) {
 	if n, err := f.Write(ctx, records(0, 10)); n != 0 || !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("Write = %d, %v, want ENOSPC", n, err)
 	}
-	want := "write /dev/full: no space left on device"
+	want := "write /dev/full: no space left on device; make room: df and df -i tell what is short"
 	if _, err := f.Write(ctx, records(0, 1)); err == nil || err.Error() != want {
 		t.Errorf("Write: %v, want %s", err, want)
 	}
@@ -806,6 +761,7 @@ func TestStdout(t *testing.T) {
 		t.Errorf("Reopen: %v", err)
 	}
 	write(t, f, records(5, 5))
+	ids := parseIDs(t, readLines(t, r, 10)) // Close waits for the reader
 	if err := f.Close(ctx); err != nil {
 		t.Errorf("Close: %v", err)
 	}
@@ -817,7 +773,7 @@ func TestStdout(t *testing.T) {
 	if _, err := got.ReadFrom(r); err != nil {
 		t.Fatal(err)
 	}
-	wantIDs(t, upTo(11), parseIDs(t, got.Bytes()))
+	wantIDs(t, upTo(11), append(ids, parseIDs(t, got.Bytes())...))
 }
 
 // TestOneWrite sends each write(2) through a socket that keeps them apart.

@@ -1,15 +1,11 @@
 package jsonl
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,27 +14,31 @@ import (
 // fileMode leaves records, which say who talked to whom, to the owner and one group of readers.
 const fileMode = 0o640
 
-// maxLine is more than any line has: what ends in more bytes without a newline is no file of records.
-const maxLine = 1 << 20
-
 // target is something open for writing, and what is to be done about a line that is torn there.
 type target struct {
 	file    *os.File
 	info    os.FileInfo // of the time when it was opened; nil for standard output
 	regular bool
+	since   time.Time // regular: when its first record was made, as far as that is known
+	pipe    *arrivals // of a pipe; nil for others
 
-	torn int64  // regular: so many bytes at the end are to be cut off
-	tail []byte // others: the rest of the line that was begun
+	lockRefused error // why a regular file could not be locked; nil if it is
+
+	tear
 }
 
-// open opens path, locks a regular file and repairs its end, and returns how many bytes that has cut off.
-func open(path string) (t *target, cut int64, err error) {
+// open opens path, locks a regular file and looks at its end.
+func open(path string) (t *target, err error) {
 	if path == Stdout {
-		return &target{file: os.Stdout}, 0, nil
+		t := &target{file: os.Stdout}
+		if info, err := os.Stdout.Stat(); err == nil && info.Mode()&fs.ModeNamedPipe != 0 {
+			t.pipe, _ = newArrivals(os.Stdout)
+		}
+		return t, nil
 	}
 	for {
 		if t, err = openUnlocked(path); err != nil || !t.regular {
-			return t, 0, err
+			return t, err
 		}
 		if err = t.lock(path); err != nil {
 			break
@@ -48,28 +48,31 @@ func open(path string) (t *target, cut int64, err error) {
 			t.close()
 			continue
 		}
-		if cut, err = repair(t.file); err != nil {
-			err = fmt.Errorf("open %s: %w", path, err)
+		if t.tear, err = inspect(t.file); err == nil {
+			t.since, err = firstTime(path, t.file)
+		}
+		if err != nil {
+			err = fmt.Errorf("open %s: %w", path, withRemedy(err))
 		}
 		break
 	}
 	if err != nil {
 		t.close()
-		return nil, 0, err
+		return nil, err
 	}
-	return t, cut, nil
+	return t, nil
 }
 
 func openUnlocked(path string) (*target, error) {
 	flags := os.O_RDWR | os.O_APPEND | os.O_CREATE // read, to look at the last line
+	fifo := false
 	if info, err := os.Stat(path); err == nil {
 		switch mode := info.Mode(); {
 		case mode.IsDir():
 			return nil, fmt.Errorf("open %s: is a directory; write a file's path", path)
 		case mode&fs.ModeNamedPipe != 0:
-			// Reading as well, which Linux allows, makes that open does not wait for a reader, and that readers may come
-			// and go: what nobody has read yet waits in the pipe.
-			flags = os.O_RDWR
+			// Not for reading as well, which Linux allows: then nobody could tell whether there is a reader.
+			flags, fifo = os.O_WRONLY|unix.O_NONBLOCK, true
 		case !mode.IsRegular():
 			flags = os.O_WRONLY | unix.O_NOCTTY
 		}
@@ -81,28 +84,36 @@ func openUnlocked(path string) (*target, error) {
 			return nil, err
 		}
 		return nil, err
-	case errors.Is(err, fs.ErrPermission):
+	case fifo && errors.Is(err, unix.ENXIO):
+		return nil, fmt.Errorf("open %s: %w", path, errNoReader)
+	case errors.Is(err, unix.EACCES):
 		return nil, fmt.Errorf("%w; let user %d read and write it", err, os.Geteuid())
 	case err != nil:
-		return nil, err
+		return nil, withRemedy(err)
 	}
 	info, err := file.Stat()
 	if err != nil {
 		file.Close()
 		return nil, err
 	}
-	return &target{file: file, info: info, regular: info.Mode().IsRegular()}, nil
+	t := &target{file: file, info: info, regular: info.Mode().IsRegular()}
+	if fifo {
+		if t.pipe, err = newArrivals(file); err != nil {
+			file.Close()
+			return nil, err
+		}
+	}
+	return t, nil
 }
 
-// lock keeps other processes that lock away from a regular file, until it is closed.
+// lock keeps other processes that lock away from a regular file, until it is closed. It is a courtesy: a file system that
+// has no locks (EBADF, ENOLCK, EOPNOTSUPP, ENOSYS on NFS and others) does not keep records from being written.
 func (t *target) lock(path string) error {
 	err := unix.Flock(int(t.file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if err == unix.EWOULDBLOCK {
 		return fmt.Errorf("open %s: another output or another ctlogd writes it; give each its own file", path)
 	}
-	if err != nil {
-		return fmt.Errorf("lock %s: %w", path, err)
-	}
+	t.lockRefused = err
 	return nil
 }
 
@@ -132,41 +143,10 @@ func (t *target) write(ctx context.Context, b []byte) (int, error) {
 	if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) {
 		err = pathErr.Err // the caller names the path
 	}
+	if t.pipe != nil && errors.Is(err, unix.EPIPE) {
+		err = errNoReader
+	}
 	return n, err
-}
-
-// tear notes that of a line only head was written, and rest was not.
-func (t *target) tear(head, rest []byte) {
-	if t.regular {
-		t.torn = int64(len(head))
-		return
-	}
-	t.tail = append(t.tail[:0], rest...)
-}
-
-// mend cuts off or finishes a torn line, and returns how many bytes it has written and how many it has cut off.
-func (t *target) mend(ctx context.Context) (written int, cut int64, err error) {
-	if len(t.tail) > 0 {
-		written, err = t.write(ctx, t.tail)
-		t.tail = t.tail[written:]
-		return written, 0, err
-	}
-	if t.torn == 0 {
-		return 0, 0, nil
-	}
-	size, err := t.size()
-	if err != nil {
-		return 0, 0, err
-	}
-	// Nobody else appends, but somebody may have emptied the file meanwhile (logrotate's copytruncate).
-	if size >= t.torn {
-		if err := t.file.Truncate(size - t.torn); err != nil {
-			return 0, 0, err
-		}
-		cut = t.torn
-	}
-	t.torn = 0
-	return 0, cut, nil
 }
 
 // size returns the size of a regular file.
@@ -196,104 +176,25 @@ func (t *target) close() error {
 	return t.file.Close()
 }
 
-var errNotRecords = errors.New("its last line is no JSON object, so it is not ctlogd's; " +
-	"write another path, or move the file away")
-
-// repair makes file end with a whole line, and returns how many bytes it has cut off for that. A line that lacks but
-// its newline gets it. The zeros that some file systems leave at the end after a power failure go too.
-func repair(file *os.File) (cut int64, err error) {
-	size, err := file.Seek(0, io.SeekEnd)
-	if err != nil {
-		return 0, err
-	}
-	end := size
-	block := make([]byte, 64<<10)
-	for end > 0 {
-		b := block[:min(end, int64(len(block)))]
-		if _, err := file.ReadAt(b, end-int64(len(b))); err != nil {
-			return 0, err
-		}
-		rest := bytes.TrimRight(b, "\x00")
-		end -= int64(len(b) - len(rest))
-		if len(rest) > 0 {
-			break
-		}
-	}
-
-	tail := make([]byte, min(end, maxLine))
-	if _, err := file.ReadAt(tail, end-int64(len(tail))); err != nil && len(tail) > 0 {
-		return 0, err
-	}
-	line := tail[bytes.LastIndexByte(tail, '\n')+1:]
-	whole := false
-	if len(line) > 0 {
-		// Somebody else's file, named by mistake, is not cut. (A line may begin with zeros after a power failure, too.)
-		if len(line) == maxLine || line[0] != '{' && line[0] != 0 {
-			return 0, errNotRecords
-		}
-		if whole = json.Valid(line); !whole {
-			end -= int64(len(line))
-		}
-	}
-	if end < size {
-		if err := file.Truncate(end); err != nil {
-			return 0, fmt.Errorf("cut off the torn last line: %w", err)
-		}
-	}
-	if whole {
-		if _, err := file.Write(newline); err != nil {
-			return 0, fmt.Errorf("finish the last line: %w", err)
-		}
-	}
-	return size - end, nil
+// remedies say what to do about errors of files, where the error does not.
+var remedies = []struct {
+	err    unix.Errno
+	remedy string
+}{
+	{unix.EROFS, "mount it read-write; if the kernel made it read-only after an error, dmesg tells which"},
+	{unix.ENOSPC, "make room: df and df -i tell what is short"},
+	{unix.EDQUOT, "raise the user's quota on the file system"},
+	{unix.EFBIG, "set max_size, or raise the limit on the size of files (LimitFSIZE=, ulimit -f)"},
+	{unix.EIO, "the disk fails: see dmesg"},
+	{unix.EPERM, "see lsattr: an immutable file (chattr +i) cannot be written"},
 }
 
-// rotate renames path to path.1, after that to path.2, and so on, at most to path.keep, and returns a new, empty file
-// at path. The new file is open before anything is renamed; on error the file at path is the one that was there.
-func rotate(path string, keep int) (t *target, err error) {
-	fresh := path + ".new"
-	t, err = openUnlocked(fresh)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			t.close()
-			t = nil
-		}
-	}()
-	if err := t.lock(fresh); err != nil {
-		return t, err
-	}
-	// A crash between the steps below may have left one, empty; any other is not ours.
-	if t.info.Size() != 0 || !t.regular {
-		return t, fmt.Errorf("%s is in the way; move it away", fresh)
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(fresh)
-		}
-	}()
-
-	nth := func(n int) string { return path + "." + strconv.Itoa(n) }
-	// Only those below the first free number move, so that rotations which fail again and again push no file out.
-	free := 1
-	for free < keep {
-		if _, err := os.Lstat(nth(free)); errors.Is(err, fs.ErrNotExist) {
-			break
-		}
-		free++
-	}
-	for n := free; n > 1; n-- {
-		if err := os.Rename(nth(n-1), nth(n)); err != nil {
-			return t, err
+// withRemedy appends what to do about err, if there is something to say.
+func withRemedy(err error) error {
+	for _, r := range remedies {
+		if errors.Is(err, r.err) {
+			return fmt.Errorf("%w; %s", err, r.remedy)
 		}
 	}
-	if err := os.Rename(path, nth(1)); err != nil {
-		return t, err
-	}
-	if err := os.Rename(fresh, path); err != nil {
-		return t, errors.Join(err, os.Rename(nth(1), path))
-	}
-	return t, nil
+	return err
 }
