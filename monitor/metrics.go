@@ -124,9 +124,14 @@ var (
 		"removed_records":    counter("ctlogd_output_removed_records_total", "Records in files that keep, max_age or max_size had removed.", labelOutput),
 		"removed_files":      counter("ctlogd_output_removed_files_total", "Those files.", labelOutput),
 		"torn_bytes":         counter("ctlogd_output_torn_bytes_total", "Bytes of lines that were not whole, after a crash or on a full disk, cut off.", labelOutput),
-		"resent_records":     counter("ctlogd_output_resent_records_total", "Records sent again because their batch failed; they may be there twice.", labelOutput),
+		"resent_records":     counter("ctlogd_output_resent_records_total", "Records sent again because their batch failed, or their session ended before they had arrived; they may be there twice.", labelOutput),
 		"clamped_timestamps": counter("ctlogd_output_clamped_timestamps_total", "Messages whose timestamp was ahead of the clock, or refused by the broker, and was replaced.", labelOutput),
 		"dead_letters":       counter("ctlogd_output_dead_letters_total", "Records that the broker refused for good and that are in the dead-letter file.", labelOutput),
+		"messages":           counter("ctlogd_output_messages_total", "IPFIX messages sent.", labelOutput),
+		"sessions":           counter("ctlogd_output_sessions_total", "Sessions begun with an IPFIX collector.", labelOutput),
+		"refusals":           counter("ctlogd_output_refusals_total", "ICMP messages that said that nobody listens on the collector's UDP port.", labelOutput),
+		"address_changes":    counter("ctlogd_output_address_changes_total", "Times that export went on at another address because the collector's name had moved.", labelOutput),
+		"skipped_records":    counter("ctlogd_output_skipped_records_total", "Records of which the output's configuration exports nothing.", labelOutput),
 		"class_errors":       counter("ctlogd_output_class_errors_total", "Batches that failed, and attempts that got no further, by what was wrong.", labelOutput, labelClass),
 	}
 )

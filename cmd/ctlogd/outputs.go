@@ -77,7 +77,7 @@ func planOutputs(cfg *Config, log *zap.Logger) (outputs []plannedOutput) {
 	for i, c := range cfg.Outputs.IPFIX {
 		add(plannedOutput{
 			name: c.Name(), path: fmt.Sprintf("outputs.ipfix[%d]", i), common: c.OutputConfig, config: c.Config,
-			build: func() (pipeline.Output, error) { return ipfix.New(c.Config, log) },
+			build: func() (pipeline.Output, error) { return ipfix.New(c.Config, ipfix.Options{Log: log}) },
 		}, c.NeedsNew())
 	}
 	for i, c := range cfg.Outputs.Kafka {

@@ -47,7 +47,7 @@ func BenchmarkAppendRecord(b *testing.B) {
 
 // BenchmarkWriteUDP is the cost of a record from Write to the loopback interface.
 func BenchmarkWriteUDP(b *testing.B) {
-	e, err := New(Config{Address: sink(b)}, nil)
+	e, err := New(Config{Address: sink(b)}, Options{})
 	if err != nil {
 		b.Fatal(err)
 	}

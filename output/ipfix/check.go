@@ -22,12 +22,14 @@ func (c *Config) Check(ctx context.Context) error {
 // the zero time if they show none. Over UDP it sends nothing, so that only the lack of a route shows. What the error
 // says need not be lasting: an Exporter tries again.
 func (c *Config) Reach(ctx context.Context) (expires time.Time, err error) {
-	e, err := New(*c, nil)
+	e, err := New(*c, Options{})
 	if err != nil {
 		return expires, err
 	}
 	err = c.each(ctx, "records wait until a session can be begun", func(ctx context.Context, a address) error {
-		session, err := e.dialAddress(ctx, a)
+		at := collector{address: a}
+		defer at.free()
+		session, err := e.dialCollector(ctx, &at)
 		if err != nil {
 			return err
 		}

@@ -23,7 +23,7 @@ func TestName(t *testing.T) {
 		{Config{Address: "udp://192.0.2.1"}, "ipfix:udp://192.0.2.1"},
 		{Config{Address: "udp://192.0.2.1", ObservationDomain: new(uint32(7))}, "ipfix:udp://192.0.2.1#7"},
 	} {
-		e, err := New(tt.config, nil)
+		e, err := New(tt.config, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

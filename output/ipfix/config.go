@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -196,7 +197,41 @@ func parseAddress(s string) (a address, err error) {
 	if a.host == "" {
 		return a, fmt.Errorf("missing host in %q; %s", s, addressHelp)
 	}
-	return a, nil
+	return a, a.checkHost()
+}
+
+// checkHost tells what is wrong with the host: it is an address, with the interface where it needs one, or a name.
+func (a address) checkHost() error {
+	bare, zone, _ := strings.Cut(a.host, "%")
+	if name, ok := strings.CutPrefix(zone, "25"); ok && name != "" {
+		// RFC 6874 would have it so in a URI. An interface may be called 25, but hardly 25wan.
+		return fmt.Errorf("%q is written as in a URL; write the interface as it is called: %s", a.host,
+			address{a.scheme, bare + "%" + name, a.port})
+	}
+	if ip, err := netip.ParseAddr(a.host); err == nil {
+		switch {
+		case ip.Is6() && ip.Zone() == "" && (ip.IsLinkLocalUnicast() || ip.IsLinkLocalMulticast()):
+			return fmt.Errorf("%s is a link-local address, which is another one on each link; name the interface: %s",
+				ip, address{a.scheme, ip.String() + "%eth0", a.port})
+		case ip.IsUnspecified():
+			return fmt.Errorf("%s is no address to send to; write the collector's", ip)
+		}
+		return nil
+	}
+	for label := range strings.SplitSeq(strings.TrimSuffix(a.host, "."), ".") {
+		if label == "" || len(label) > 63 || strings.ContainsFunc(label, notInNames) {
+			return fmt.Errorf("%q is neither an address nor a host name; %s", a.host, addressHelp)
+		}
+	}
+	if len(a.host) > 254 {
+		return fmt.Errorf("a host name has 253 characters at most, and this one has %d", len(a.host))
+	}
+	return nil
+}
+
+// notInNames reports whether no host name has r. Underscores are not allowed and are found all the same.
+func notInNames(r rune) bool {
+	return r != '-' && r != '_' && (r < '0' || r > '9') && (r|0x20 < 'a' || r|0x20 > 'z')
 }
 
 // cutPort splits HOST, HOST:PORT, [IPV6] or [IPV6]:PORT. Without a port *port is left alone.

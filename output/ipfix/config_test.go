@@ -64,6 +64,15 @@ func TestValidate(t *testing.T) {
 		{"{address: udp://192.0.2.1:70000}", []string{`address: port "70000" is not a number from 1 to 65535`}},
 		{"{address: 'udp://2001:db8::1'}", []string{
 			`address: "2001:db8::1" is not HOST:PORT; an IPv6 address stands in brackets: [2001:db8::1]:4739`}},
+		{"{address: 'udp://[fe80::1%wan]'}", nil},
+		{"{address: 'udp://_col-1.example.net.:2055'}", nil},
+		{"{address: 'udp://[fe80::1%25wan]:2055'}", []string{
+			`address: "fe80::1%25wan" is written as in a URL; write the interface as it is called: udp://[fe80::1%wan]:2055`}},
+		{"{address: 'tcp://[fe80::1]'}", []string{"address: fe80::1 is a link-local address, which is another one on each link; " +
+			"name the interface: tcp://[fe80::1%eth0]:4739"}},
+		{"{address: udp://0.0.0.0}", []string{"address: 0.0.0.0 is no address to send to; write the collector's"}},
+		{"{address: udp://host name}", []string{`address: "host name" is neither an address nor a host name; ` + help}},
+		{"{address: 'udp://col..example'}", []string{`address: "col..example" is neither an address nor a host name; ` + help}},
 		{"{address: udp://192.0.2.1, failover: [tcp://, udp://192.0.2.1]}", []string{
 			`failover[0]: missing host in "tcp://"; ` + help,
 			`failover[1]: "udp://192.0.2.1" is listed twice; name each collector once`}},
@@ -125,7 +134,7 @@ func TestValidate(t *testing.T) {
 }
 
 func TestNewRefusesBadConfig(t *testing.T) {
-	_, err := New(Config{Address: "udp://", Records: "all"}, nil)
+	_, err := New(Config{Address: "udp://", Records: "all"}, Options{})
 	const want = "address: missing host in \"udp://\"; write udp://HOST:PORT, tcp://HOST:PORT or tls://HOST:PORT\n" +
 		"records: unknown value \"all\"; write flows, nat_events or both"
 	if err == nil || err.Error() != want {

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/own"
 )
 
 // Exporter delivers records to one collector, or to one of several that stand in for each other. It implements
@@ -22,20 +23,25 @@ type Exporter struct {
 	log       *zap.Logger
 	config    Config
 	templates *templateSet
-	addresses []address
-	process   uint32 // exportingProcessId
+	process   uint32       // exportingProcessId
+	sockets   *own.Sockets // is told of the exporter's sockets; may be nil
 
-	dial func(ctx context.Context, a address) (transport, error) // replaced in tests of timers
+	// Replaced in tests.
+	dial    func(ctx context.Context, c *collector) (transport, error)
+	resolve resolver
+
+	reopen atomic.Bool // names are to be looked up again
 
 	held chan struct{} // the lock of all below: full while somebody holds it
 
-	session transport // nil while there is none
-	active  int       // index in addresses of the session's collector, or of the next to try
-	size    int       // of a message, in this session
-	data    domain    // the flows' observation domain
-	own     domain    // the exporter's: 0
-	clock   clock
-	notSent uint64 // records that gaps have reported as missing
+	collectors []*collector
+	session    transport // nil while there is none
+	active     int       // index in collectors of the session's, or of the next to try
+	size       int       // of a message, in this session
+	data       domain    // the flows' observation domain
+	own        domain    // the exporter's: 0
+	clock      clock
+	notSent    uint64 // records that gaps have reported as missing
 
 	open  []*message // by template slot: the message being filled, or nil
 	ready []*message // full, to be sent in this order
@@ -48,7 +54,6 @@ type Exporter struct {
 	refreshed time.Time     // when templates were last sent
 	reported  time.Time     // when statistics were last sent
 	packets   int           // data messages since refreshed
-	refusals  uint64        // counts.refused then
 	retry     time.Duration // until maintain tries to connect again
 
 	counts counts
@@ -60,7 +65,7 @@ type Exporter struct {
 
 // counts are the totals since the start; any goroutine may read them.
 type counts struct {
-	records, messages, bytes, skipped, resent, refused, sessions atomic.Uint64
+	records, messages, bytes, skipped, resent, refused, sessions, moves atomic.Uint64
 }
 
 // Stats are totals since the start.
@@ -72,15 +77,23 @@ type Stats struct {
 	Resent   uint64 // records sent again, because their session ended before they were acknowledged
 	Refused  uint64 // ICMP messages that say that nobody listens on the UDP port
 	Sessions uint64 // sessions begun
+	Moves    uint64 // times that a session went on at another address, because the collector's name had moved
 }
 
-// New returns an Exporter for a valid configuration. It connects at the first Write. log may be nil.
-func New(c Config, log *zap.Logger) (*Exporter, error) {
+// Options is what an Exporter has from its surroundings. Both may be nil.
+type Options struct {
+	Log     *zap.Logger
+	Sockets *own.Sockets // is told of the exporter's sockets
+}
+
+// New returns an Exporter for a valid configuration. It connects at the first Write.
+func New(c Config, opts Options) (*Exporter, error) {
 	var errs []error
 	c.Validate(func(field, msg string) { errs = append(errs, fmt.Errorf("%s: %s", field, msg)) })
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
+	log := opts.Log
 	if log == nil {
 		log = zap.NewNop()
 	}
@@ -89,14 +102,17 @@ func New(c Config, log *zap.Logger) (*Exporter, error) {
 		log:       log.Named("ipfix").With(zap.String("output", c.Name())),
 		config:    c,
 		templates: newTemplateSet(&c),
-		addresses: c.addresses(),
+		sockets:   opts.Sockets,
 		process:   uint32(os.Getpid()),
 		held:      make(chan struct{}, 1),
 		data:      domain{id: c.Domain()},
 		ready:     make([]*message, 0, sendBatch),
 		wake:      make(chan struct{}, 1),
 	}
-	e.dial = e.dialAddress
+	for _, a := range c.addresses() {
+		e.collectors = append(e.collectors, &collector{address: a})
+	}
+	e.dial, e.resolve = e.dialCollector, e.sockets.Resolver().LookupNetIP
 	e.open = make([]*message, len(e.templates.all))
 	return e, nil
 }
@@ -109,7 +125,7 @@ func (e *Exporter) Stats() Stats {
 	c := &e.counts
 	return Stats{
 		Records: c.records.Load(), Messages: c.messages.Load(), Bytes: c.bytes.Load(), Skipped: c.skipped.Load(),
-		Resent: c.resent.Load(), Refused: c.refused.Load(), Sessions: c.sessions.Load(),
+		Resent: c.resent.Load(), Refused: c.refused.Load(), Sessions: c.sessions.Load(), Moves: c.moves.Load(),
 	}
 }
 
@@ -129,14 +145,14 @@ func (e *Exporter) lock(ctx context.Context) error {
 
 func (e *Exporter) unlock() { <-e.held }
 
-// Write sends recs. Without a session it makes one first, which takes the dial timeout at most for each collector and,
-// over UDP, the time that templates need; with none to be had it returns an error, and the caller waits before it tries
-// again.
+// Write sends recs. Without a session it begins one first, which takes the dial timeout at most for each collector and,
+// over UDP, the time that templates need. Without a collector that takes templates it returns an error, and the caller
+// waits before it tries again: no record is spent on finding out.
 //
 // A message holds records of one template, so records of different templates may overtake each other within one call.
 // On error, n is the index of the first record that was not sent; records behind it that were are sent again when the
-// caller tries again. Over UDP, sent means handed to the kernel; over TCP and TLS, written to the session, and kept
-// until the collector's host has acknowledged it.
+// caller tries again. Sent means handed to the kernel, and kept until it has arrived: over TCP and TLS, until the
+// collector's host has acknowledged it; over UDP, until that host has had the time to refuse it, and has not.
 func (e *Exporter) Write(ctx context.Context, recs []*flow.Record) (n int, err error) {
 	if err := e.lock(ctx); err != nil {
 		return 0, err
@@ -145,7 +161,6 @@ func (e *Exporter) Write(ctx context.Context, recs []*flow.Record) (n int, err e
 	if err := e.begin(ctx); err != nil {
 		return 0, err
 	}
-	refused := e.counts.refused.Load()
 	var t tally
 	for i, r := range recs {
 		if err = e.add(ctx, r, i, &t); err != nil {
@@ -166,30 +181,30 @@ func (e *Exporter) Write(ctx context.Context, recs []*flow.Record) (n int, err e
 	e.taken += uint64(n)
 	e.settle(t)
 	e.arrived.Store(e.backlog.arrived(e.taken))
-	if e.counts.refused.Load() != refused {
-		e.look()
-	}
 	return n, err
 }
 
 // Acknowledged returns how many of the records that Write has reported as sent a collector's host has acknowledged, or,
-// over UDP, the kernel has sent: the first so many. Any goroutine may call it. It waits for nothing, and while a Write or
-// Close is under way the answer may be that of some time ago.
+// over UDP, has not refused in time: the first so many. Any goroutine may call it. It waits for nothing, and while a
+// Write or Close is under way the answer may be that of some time ago.
 func (e *Exporter) Acknowledged() uint64 {
 	select {
 	case e.held <- struct{}{}:
 		e.acknowledge()
+		if e.session != nil && e.session.err() != nil {
+			e.look() // what is left needs another session, even if nothing is written
+		}
 		e.unlock()
 	default:
 	}
 	return e.arrived.Load()
 }
 
-// acknowledge drops from the backlog what has been acknowledged.
+// acknowledge drops from the backlog what has arrived.
 func (e *Exporter) acknowledge() {
-	if e.session != nil && e.session.reliable() {
-		_, acked := e.session.progress()
-		e.backlog.ack(acked)
+	if e.session != nil && !e.backlog.empty() {
+		_, arrived := e.session.progress()
+		e.free = e.backlog.ack(arrived, e.free)
 	}
 	e.arrived.Store(e.backlog.arrived(e.taken))
 }
@@ -339,21 +354,24 @@ func (e *Exporter) sendReady(ctx context.Context) error {
 		if m.domain == &e.data {
 			e.counts.records.Add(uint64(m.records))
 		}
+		m.before = e.taken
 		if e.session.reliable() {
-			e.backlog.add(m, e.taken)
+			e.backlog.add(m)
+			e.free = append(e.free, m)
+		} else {
+			e.backlog.lend(m)
 		}
 	}
-	e.free = append(e.free, e.ready[:n]...)
+	for _, m := range e.ready[n:] {
+		m.domain.seq -= uint32(m.records) // the session may go on with these numbers
+	}
 	e.ready = append(e.ready[:0], e.ready[n:]...)
 	e.packets += n
 	if err != nil {
 		return err
 	}
-	if e.session.reliable() {
-		e.acknowledge()
-		return nil
-	}
-	if e.templatesDue() {
+	e.acknowledge()
+	if !e.session.reliable() && e.templatesDue() {
 		return e.sendTemplates(ctx)
 	}
 	return nil

@@ -201,7 +201,7 @@ func listenTCP(t *testing.T, at string) net.Listener {
 
 func newExporter(t *testing.T, c Config) *Exporter {
 	t.Helper()
-	e, err := New(c, nil)
+	e, err := New(c, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -382,67 +382,6 @@ func TestEnterprise(t *testing.T) {
 	got := lines[len(lines)-1].Record
 	if got["ctMark"] != 42.0 || got["ctHelperName"] != "ftp" || got["ctStatus"] != 4.0 {
 		t.Errorf("record %v", got)
-	}
-}
-
-// TestRefusedUDP: nobody listens at first. Nothing blocks, nothing fails, and a collector that comes up reads what is
-// sent from then on, templates included.
-func TestRefusedUDP(t *testing.T) {
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := conn.LocalAddr().String()
-	conn.Close()
-	e := newExporter(t, Config{Address: "udp://" + address, TemplateInterval: time.Hour})
-	for i := range 10 {
-		write(t, e, numbered(1+i, 1))
-	}
-	if e.Stats().Refused == 0 {
-		t.Error("no refusal was counted")
-	}
-	c, _ := collectUDP(t, address)
-	for i := 100; ; i++ {
-		write(t, e, numbered(i, 1))
-		if len(c.peek().flows()) > 0 {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-}
-
-// TestRefusedSendsEveryMessage: a refusal is reported by the send after the one that was refused, which then has sent
-// nothing. Every second message would be missing.
-func TestRefusedSendsEveryMessage(t *testing.T) {
-	first, address := collectUDP(t, "127.0.0.1:0")
-	e := newExporter(t, Config{Address: "udp://" + address, TemplateInterval: time.Hour})
-	write(t, e, numbered(1, 1))
-	first.wait(enough(1))
-	u := e.session.(*udp)
-	// The socket has an error pending, as after a refusal: a connected peer that is not there.
-	gone, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	to := gone.LocalAddr().(*net.UDPAddr).Port
-	gone.Close()
-	reconnect := func(port int) {
-		if err := unix.Connect(u.fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	reconnect(to)
-	write(t, e, numbered(2, 1)) // is refused
-	_, port, _ := net.SplitHostPort(address)
-	number, _ := strconv.Atoi(port)
-	reconnect(number)
-	write(t, e, numbered(3, 100))
-	got := first.wait(enough(101)).flows()
-	if diff := cmp.Diff(append([]int{1}, numbers(3, 100)...), got); diff != "" {
-		t.Errorf("flow ids (-want +got):\n%s", diff)
-	}
-	if got := e.Stats().Refused; got != 1 {
-		t.Errorf("%d refusals, want 1", got)
 	}
 }
 

@@ -38,7 +38,8 @@ type message struct {
 	domain  *domain
 	records int    // data records
 	first   int    // index in Write's recs of the first of them
-	end     uint64 // how much the session had carried when the message was through; reliable transports only
+	before  uint64 // how many records Write had reported when the Write of the message began
+	end     uint64 // how much the session had carried when the message was through
 }
 
 // domain is an observation domain and its sequence number: the data records sent under it in this session, modulo 2^32
@@ -49,7 +50,7 @@ type domain struct {
 
 // start makes m an empty message.
 func (m *message) start(d *domain, set uint16) {
-	m.domain, m.records, m.first, m.end = d, 0, 0, 0
+	m.domain, m.records, m.first, m.before, m.end = d, 0, 0, 0, 0
 	m.buf = append(m.buf[:0], 0, version, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 	m.buf = binary.BigEndian.AppendUint32(m.buf, d.id)
 	m.buf = binary.BigEndian.AppendUint16(m.buf, set)

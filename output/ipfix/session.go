@@ -14,10 +14,6 @@ const (
 	// may take up data before the template that it followed at once.
 	startGap = 100 * time.Millisecond
 
-	// refusedGap is the least time between two repetitions of the templates to a port that refuses them. A collector
-	// that was restarted can read what comes after that.
-	refusedGap = time.Second
-
 	// firstRetry and lastRetry bound the wait between attempts to deliver a backlog while there is nothing to write.
 	firstRetry = time.Second
 	lastRetry  = 30 * time.Second
@@ -41,39 +37,45 @@ func (e *Exporter) begin(ctx context.Context) error {
 	return e.connect(ctx)
 }
 
-// connect begins a session with the first collector that can be reached, from the active one on.
+// connect begins a session with the first collector that can be reached, from the active one on, and tries each of its
+// addresses.
 func (e *Exporter) connect(ctx context.Context) error {
 	var errs []error
-	for range e.addresses {
-		a := e.addresses[e.active]
-		err := e.start(ctx, a)
-		if err == nil {
-			e.log.Info("session begun", zap.Stringer("collector", a), zap.Int("message_size", e.size))
-			return nil
+	for range e.collectors {
+		c := e.collectors[e.active]
+		for tries := 1; ; tries++ {
+			err := e.start(ctx, c)
+			if err == nil {
+				e.log.Info("session begun", zap.Stringer("collector", c.address), zap.Int("message_size", e.size))
+				return nil
+			}
+			errs = append(errs, fmt.Errorf("connect to collector %s: %w", c.address, err))
+			if ctx.Err() != nil {
+				return errors.Join(append(errs, ctx.Err())...)
+			}
+			c.rotate()
+			if tries >= len(c.targets) {
+				break
+			}
 		}
-		errs = append(errs, fmt.Errorf("connect to collector %s: %w", a, err))
-		if ctx.Err() != nil {
-			break
-		}
+		e.standBy()
 	}
 	return errors.Join(errs...)
 }
 
-// start begins a session with a: templates first, then what the last session did not deliver.
-func (e *Exporter) start(ctx context.Context, a address) (err error) {
+// start begins a session with c: templates first, then what the last session did not deliver.
+func (e *Exporter) start(ctx context.Context, c *collector) (err error) {
 	dialing, cancel := context.WithTimeout(ctx, e.config.dialTimeout())
 	defer cancel()
-	session, err := e.dial(dialing, a)
+	session, err := e.dial(dialing, c)
 	if err != nil {
-		e.standBy()
 		return err
 	}
 	e.session = session
-	e.data.seq, e.own.seq = 0, 0
-	e.counts.sessions.Add(1)
+	e.data.seq, e.own.seq = session.sequence().data, session.sequence().own
 	defer func() {
 		if err != nil {
-			e.hangUp(err)
+			e.leave()
 		}
 	}()
 	if e.stopped == nil {
@@ -97,34 +99,33 @@ func (e *Exporter) start(ctx context.Context, a address) (err error) {
 			return err
 		}
 	}
+	e.counts.sessions.Add(1)
 	if err := e.sendStats(ctx); err != nil {
 		return err
 	}
 	return e.resend(ctx)
 }
 
-func (e *Exporter) dialAddress(ctx context.Context, a address) (transport, error) {
-	size, err := e.config.messageSize(a.scheme == "udp")
-	if err != nil {
-		return nil, err
+// hangUp ends a session that is over because of err. The next one is tried with another address of the collector, or
+// with the next collector of the list.
+func (e *Exporter) hangUp(err error) {
+	c := e.collectors[e.active]
+	e.log.Warn("session ended", zap.Stringer("collector", c.address), zap.Error(err),
+		zap.String("remedy", "records wait until a collector answers; see that it runs and that the address is right"))
+	e.leave()
+	if len(c.targets) > 1 {
+		c.rotate()
+	} else {
+		e.standBy()
 	}
-	switch a.scheme {
-	case "udp":
-		return dialUDP(ctx, a, size, len(e.addresses) > 1, &e.counts.refused)
-	case "tls":
-		return dialStream(ctx, a, &e.config.TLS, size, e.look)
-	}
-	return dialStream(ctx, a, nil, size, e.look)
 }
 
-// hangUp ends the session because of err. What it had not delivered waits for the next session; what Write has not sent
-// is Write's caller's to send again. The next session is tried with the next collector of the list.
-func (e *Exporter) hangUp(err error) {
-	e.log.Warn("session ended", zap.Stringer("collector", e.addresses[e.active]), zap.Error(err))
-	if e.session.reliable() {
-		e.acknowledge()
-		e.backlog.orphan()
-	}
+// leave ends the session. What it had not delivered waits for the next one; what Write has not sent is Write's caller's
+// to send again.
+func (e *Exporter) leave() {
+	e.acknowledge()
+	e.free = e.backlog.orphan(e.free)
+	*e.session.sequence() = sequences{data: e.data.seq, own: e.own.seq}
 	e.session.close()
 	e.session = nil
 	e.free = append(e.free, e.ready...)
@@ -135,11 +136,10 @@ func (e *Exporter) hangUp(err error) {
 			e.open[slot] = nil
 		}
 	}
-	e.standBy()
 }
 
 // standBy makes the next collector of the list the active one.
-func (e *Exporter) standBy() { e.active = (e.active + 1) % len(e.addresses) }
+func (e *Exporter) standBy() { e.active = (e.active + 1) % len(e.collectors) }
 
 // emit sends one message with what fill appends to it, ahead of what is ready and open.
 func (e *Exporter) emit(ctx context.Context, d *domain, set uint16, records int, fill func(dst []byte) []byte) error {
@@ -149,6 +149,7 @@ func (e *Exporter) emit(ctx context.Context, d *domain, set uint16, records int,
 	m.records = records
 	m.finish(e.clock.now())
 	if _, err := e.session.send(ctx, []*message{m}); err != nil {
+		d.seq -= uint32(records)
 		return err
 	}
 	e.counts.messages.Add(1)
@@ -161,7 +162,7 @@ func (e *Exporter) emit(ctx context.Context, d *domain, set uint16, records int,
 // message size is taken from the path as it is now.
 func (e *Exporter) sendTemplates(ctx context.Context) error {
 	e.size = e.session.limit()
-	e.refreshed, e.packets, e.refusals = time.Now(), 0, e.counts.refused.Load()
+	e.refreshed, e.packets = time.Now(), 0
 	for _, t := range e.templates.options {
 		if err := e.emit(ctx, &e.own, setOptTemplates, 0, t.appendDefinition); err != nil {
 			return err
@@ -197,7 +198,6 @@ func (e *Exporter) sendStats(ctx context.Context) error {
 
 // resend sends the backlog under the new session's sequence numbers.
 func (e *Exporter) resend(ctx context.Context) error {
-	reliable := e.session.reliable()
 	off := e.backlog.off
 	for i := e.backlog.next; i < len(e.backlog.msgs); i++ {
 		s := &e.backlog.msgs[i]
@@ -205,6 +205,7 @@ func (e *Exporter) resend(ctx context.Context) error {
 		off += s.len
 		m.finish(e.clock.now())
 		if _, err := e.session.send(ctx, []*message{m}); err != nil {
+			m.domain.seq -= uint32(m.records)
 			return err
 		}
 		s.end = m.end
@@ -215,9 +216,6 @@ func (e *Exporter) resend(ctx context.Context) error {
 			e.counts.records.Add(uint64(s.records))
 		}
 	}
-	if !reliable {
-		e.backlog.ack(never) // handed to the kernel, which is all that UDP promises
-	}
 	return nil
 }
 
@@ -225,8 +223,7 @@ func (e *Exporter) resend(ctx context.Context) error {
 func (e *Exporter) templatesDue() bool {
 	since := time.Since(e.refreshed)
 	packets := e.config.templatePackets()
-	return since >= e.config.templateInterval() || packets > 0 && e.packets >= packets ||
-		since >= refusedGap && e.counts.refused.Load() > e.refusals
+	return since >= e.config.templateInterval() || packets > 0 && e.packets >= packets
 }
 
 // look makes maintain look at once. Any goroutine may call it.
@@ -251,6 +248,17 @@ func (e *Exporter) maintain(ctx context.Context) {
 		}
 		if e.lock(ctx) != nil {
 			return
+		}
+		if c := e.resolutionDue(); c != nil {
+			// A name server may take its time, and records are sent meanwhile.
+			e.unlock()
+			asking, cancel := context.WithTimeout(ctx, e.config.dialTimeout())
+			targets, err := c.lookUp(asking, e.resolve)
+			cancel()
+			if e.lock(ctx) != nil {
+				return
+			}
+			e.moved(ctx, c, targets, err)
 		}
 		wait := e.tend(ctx)
 		e.unlock()
@@ -283,13 +291,9 @@ func (e *Exporter) tend(ctx context.Context) time.Duration {
 		return firstRetry
 	}
 	wait := interval
-	if e.session.reliable() {
-		e.acknowledge()
-	} else {
+	e.acknowledge()
+	if !e.session.reliable() {
 		wait = min(wait, time.Until(e.refreshed.Add(interval)))
-		if e.counts.refused.Load() > e.refusals {
-			wait = min(wait, time.Until(e.refreshed.Add(refusedGap)))
-		}
 	}
 	return max(wait, time.Millisecond)
 }
@@ -322,6 +326,9 @@ func (e *Exporter) Close(ctx context.Context) error {
 		e.session.close()
 		e.session = nil
 	}
+	for _, c := range e.collectors {
+		c.free()
+	}
 	if n := e.backlog.records(); n > 0 {
 		return fmt.Errorf("%d records not acknowledged by the collector: %w", n, err)
 	}
@@ -336,10 +343,10 @@ func (e *Exporter) finish(ctx context.Context) error {
 	e.config.DialTimeout = min(e.config.dialTimeout(), giveUp)
 	for until := time.Now().Add(giveUp); ; {
 		err := e.begin(ctx)
-		if err == nil {
-			err = e.acknowledged(ctx)
+		if err == nil && e.session.reliable() {
+			err = e.acknowledged(ctx) // so that there is room for the statistics
 		}
-		if err == nil { // there is room for it now
+		if err == nil {
 			err = e.sendStats(ctx)
 		}
 		if err == nil {
@@ -362,25 +369,22 @@ func (e *Exporter) finish(ctx context.Context) error {
 // errDeaf says that the collector's host does not answer. One whose collector is slow does.
 var errDeaf = errors.New("the collector's host does not answer")
 
-// acknowledged waits until the collector's host has acknowledged everything.
+// acknowledged waits until everything has arrived, for all that is known: over UDP until refusals would have come.
 func (e *Exporter) acknowledged(ctx context.Context) error {
-	if !e.session.reliable() {
-		return nil
-	}
 	ticker := time.NewTicker(pollAcks)
 	defer ticker.Stop()
 	var last uint64
 	for since := time.Now(); ; {
-		written, acked := e.session.progress()
-		e.backlog.ack(acked)
-		if acked == written {
+		written, arrived := e.session.progress()
+		e.free = e.backlog.ack(arrived, e.free)
+		if arrived == written || !e.session.reliable() && e.backlog.empty() {
 			return nil
 		}
 		if err := e.session.err(); err != nil {
 			return err
 		}
-		if acked > last {
-			last, since = acked, time.Now()
+		if arrived > last {
+			last, since = arrived, time.Now()
 		} else if time.Since(since) > giveUp && e.session.deaf() {
 			return errDeaf
 		}

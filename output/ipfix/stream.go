@@ -11,13 +11,17 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/own"
 )
 
 // stream is a TCP connection, plain or under TLS.
 type stream struct {
+	sequences
 	conn net.Conn // what messages are written to
 	wire *wire
 	size int
@@ -31,12 +35,18 @@ type stream struct {
 
 // wire is the TCP connection below, with a count of the octets written to it.
 type wire struct {
-	*net.TCPConn
+	tcp
 	written atomic.Uint64
 }
 
+// tcp is what is needed of a net.TCPConn.
+type tcp interface {
+	net.Conn
+	syscall.Conn
+}
+
 func (w *wire) Write(p []byte) (int, error) {
-	n, err := w.TCPConn.Write(p)
+	n, err := w.tcp.Write(p)
 	w.written.Add(uint64(n))
 	return n, err
 }
@@ -51,12 +61,12 @@ const deadPeer = 30 * time.Second
 
 // dialStream connects, ends the handshake if secure is not nil, and starts the reader. ended is called once, from a
 // goroutine of its own, when the session is over.
-func dialStream(ctx context.Context, a address, secure *TLS, size int, ended func()) (*stream, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(a.host, a.port))
+func dialStream(ctx context.Context, a address, secure *TLS, size int, sockets *own.Sockets, ended func()) (*stream, error) {
+	conn, err := sockets.DialContext(ctx, "tcp", net.JoinHostPort(a.host, a.port))
 	if err != nil {
 		return nil, err
 	}
-	s := &stream{wire: &wire{TCPConn: conn.(*net.TCPConn)}, size: size,
+	s := &stream{wire: &wire{tcp: conn.(tcp)}, size: size,
 		over: make(chan struct{}), reader: make(chan struct{})}
 	s.conn = s.wire
 	s.control(func(fd int) error {

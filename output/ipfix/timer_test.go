@@ -15,6 +15,7 @@ import (
 
 // fake is a transport whose time is synctest's. Everything that is sent is noted with the time that has gone by.
 type fake struct {
+	sequences
 	log    *fakeLog
 	stream bool
 	over   error
@@ -42,21 +43,26 @@ func (f *fake) send(_ context.Context, msgs []*message) (int, error) {
 	return len(msgs), nil
 }
 
-func (f *fake) reliable() bool             { return f.stream }
-func (f *fake) limit() int                 { return datagramSize }
-func (f *fake) err() error                 { return f.over }
-func (f *fake) progress() (uint64, uint64) { return uint64(len(f.log.sent)), 0 }
-func (f *fake) deaf() bool                 { return true }
-func (f *fake) close() error               { return nil }
+func (f *fake) reliable() bool { return f.stream }
+func (f *fake) limit() int     { return datagramSize }
+func (f *fake) err() error     { return f.over }
+func (f *fake) progress() (uint64, uint64) {
+	if n := uint64(len(f.log.sent)); !f.stream {
+		return n, n
+	}
+	return uint64(len(f.log.sent)), 0
+}
+func (f *fake) deaf() bool   { return true }
+func (f *fake) close() error { return nil }
 
 // fakeExporter returns an exporter over fake transports; next is the session that the next dial makes, or its error.
 func fakeExporter(t *testing.T, c Config, next func() (transport, error)) (*Exporter, *fakeLog) {
-	e, err := New(c, nil)
+	e, err := New(c, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	log := &fakeLog{begun: time.Now()}
-	e.dial = func(context.Context, address) (transport, error) {
+	e.dial = func(context.Context, *collector) (transport, error) {
 		log.dials = append(log.dials, time.Since(log.begun))
 		session, err := next()
 		if f, ok := session.(*fake); ok {
@@ -131,23 +137,6 @@ func TestTemplatesByPackets(t *testing.T) {
 	})
 }
 
-// TestTemplatesAfterRefusal: a collector that refused may have been restarted, and has forgotten the templates.
-func TestTemplatesAfterRefusal(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		e, log := fakeExporter(t, Config{Address: "udp://192.0.2.1"}, func() (transport, error) { return &fake{}, nil })
-		defer stopFake(e)
-		write(t, e, numbered(1, 1))
-		time.Sleep(100 * time.Millisecond)
-		e.counts.refused.Add(1)
-		e.look()
-		time.Sleep(5 * time.Second)
-		synctest.Wait()
-		if diff := cmp.Diff([]time.Duration{0, startGap, startGap + refusedGap}, log.times(setTemplate)); diff != "" {
-			t.Errorf("templates (-want +got):\n%s", diff)
-		}
-	})
-}
-
 // TestStreamNeedsNoTemplates: over TCP the templates of a session hold as long as it lasts.
 func TestStreamNeedsNoTemplates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -212,7 +201,7 @@ func TestRetriesForBacklog(t *testing.T) {
 func TestDialTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e, _ := fakeExporter(t, Config{Address: "tcp://192.0.2.1", DialTimeout: 3 * time.Second}, nil)
-		e.dial = func(ctx context.Context, _ address) (transport, error) {
+		e.dial = func(ctx context.Context, _ *collector) (transport, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}
@@ -239,7 +228,7 @@ func TestPartialWrite(t *testing.T) {
 		const before = 11 // templates and statistics
 		for sent, want := range []int{0, 16, 32, 48, 48, 78, 78, 100} {
 			e, _ := fakeExporter(t, Config{Address: "tcp://192.0.2.1"}, nil)
-			e.dial = func(context.Context, address) (transport, error) {
+			e.dial = func(context.Context, *collector) (transport, error) {
 				return &cutOff{fake: fake{stream: true, log: &fakeLog{}}, left: before + sent}, nil
 			}
 			n, err := e.Write(t.Context(), recs)

@@ -21,18 +21,27 @@ type transport interface {
 	// err returns why the session is over, nil while it is not.
 	err() error
 
-	// progress returns how much the session has carried so far, and how much of that the collector's host has
-	// acknowledged, in octets on the wire. For reliable transports only; it works until close.
-	progress() (written, acked uint64)
+	// progress returns how much the session has carried so far, and how much of that has arrived for all that is known,
+	// in octets: over TCP what the collector's host has acknowledged, over UDP what nobody has refused in time. It works
+	// until close, and may notice that the session is over.
+	progress() (written, arrived uint64)
 
 	// deaf reports whether the collector's host has not answered for several attempts. For reliable transports only.
 	deaf() bool
 
+	// sequence returns where the sequence numbers of the session stand while it is not under way.
+	sequence() *sequences
+
 	close() error
 }
+
+// sequences are the sequence numbers of a session: of the flows' domain, and of the exporter's own.
+type sequences struct{ data, own uint32 }
+
+func (s *sequences) sequence() *sequences { return s }
 
 // writeTimeout is for how long a collector may accept nothing before its session counts as dead.
 const writeTimeout = 10 * time.Second
 
 // errRefused says that nobody listens on the collector's UDP port (ECONNREFUSED, from an ICMP message).
-var errRefused = errors.New("no collector listens on the UDP port")
+var errRefused = errors.New("no collector listens on the UDP port (ICMP port unreachable)")

@@ -49,12 +49,11 @@ func TestTrains(t *testing.T) {
 				if err := c.(*net.UDPConn).SetReadBuffer(8 << 20); err != nil {
 					t.Fatal(err)
 				}
-				_, port, _ := net.SplitHostPort(c.LocalAddr().String())
-				u, err := dialUDP(t.Context(), address{scheme: "udp", host: host, port: port}, 0, false, new(atomic.Uint64))
+				u, err := dialUDP(c.LocalAddr().(*net.UDPAddr).AddrPort(), 0, nil, new(atomic.Uint64))
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer u.close()
+				defer u.free()
 				prepare(t, u)
 				for part := range slices.Chunk(msgs, 20) { // so that they fit into the receiver's buffer
 					n, err := u.send(t.Context(), part)
