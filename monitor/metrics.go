@@ -72,6 +72,7 @@ var (
 	readLag      = gauge("ctlogd_read_lag_seconds", "All flows that ended longer ago have been handed to the outputs' queues.")
 	reads        = counter("ctlogd_reads_total", "System calls that read at least one message.")
 	naps         = counter("ctlogd_naps_total", "Naps of the reader between two reads.")
+	ownFlows     = counter("ctlogd_own_flow_records_total", "Records left out because they are of ctlogd's own connections (skip_own_flows).")
 	filtered     = counter("ctlogd_filtered_records_total", "Records that the global filter dropped; what the kernel drops for it is not among them.")
 
 	helperEntries   = gauge("ctlogd_helper_entries", "Flows whose helper, master or labels are remembered.")
@@ -205,6 +206,7 @@ func (source collector) Collect(ch chan<- prometheus.Metric) {
 	e.put(readLag, age(s.Time, r.ReadTo))
 	e.put(reads, float64(r.Reads))
 	e.put(naps, float64(r.Naps))
+	e.put(ownFlows, float64(s.OwnFlows))
 	e.put(filtered, float64(s.Filtered))
 	e.put(helperEntries, float64(s.Helpers.Size))
 	e.put(helperEvictions, float64(s.Helpers.Evictions))

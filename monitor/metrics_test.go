@@ -29,7 +29,7 @@ func full() Snapshot {
 			Malformed: 6, Truncated: 7, Refused: 8, KernelDrops: 9, DeliveryRetries: 10, GuardSheds: 11, GuardLost: 12,
 			Reads: 13, Naps: 14, Busy: 15.5, Round: now.Add(-200 * time.Millisecond), Dumped: 16, Open: 17,
 			ReadTo: now.Add(-300 * time.Millisecond)},
-		Helpers: Helpers{Size: 18, Evictions: 19, Unknown: 20}, Filtered: 21,
+		Helpers: Helpers{Size: 18, Evictions: 19, Unknown: 20}, Filtered: 21, OwnFlows: 22,
 		Gaps: []Gap{{Cause: "overrun"}, {Cause: "guard", Gaps: 28, Lost: 29, Last: now.Add(-time.Minute)}},
 		Kernel: Kernel{Entries: 30, Limit: 31, Expectations: 32, CPUs: []CPU{
 			{CPU: 0, Found: 33, Invalid: 34, Insert: 35, InsertFailed: 36, Drop: 37, EarlyDrop: 38, Error: 39, SearchRestart: 40,
@@ -49,6 +49,8 @@ func full() Snapshot {
 			{"clamped_timestamps", "", 76}, {"dead_letters", "", 77}, {"class_errors", "topic", 78}, {"class_errors", "tls\xff", 79}},
 			Lag: Histogram{Bounds: []float64{0.1, 1, 10}, Counts: []uint64{0, 0, 0, 0}}},
 		{Name: "ipfix:udp://192.0.2.10:4739", Kind: "ipfix", Since: now,
+			Counters: []Counter{{"messages", "", 81}, {"sessions", "", 82}, {"refusals", "", 83}, {"address_changes", "", 84},
+				{"skipped_records", "", 85}},
 			Lag: Histogram{Bounds: []float64{0.1, 1, 10}, Counts: []uint64{0, 0, 0, 0}}},
 	}
 	s.Judge()

@@ -31,8 +31,9 @@ type Snapshot struct {
 	Delivery string   `json:"delivery"` // reliable or best_effort
 	Reader   Reader   `json:"reader"`
 	Helpers  Helpers  `json:"helpers"`
-	Filtered uint64   `json:"filtered"` // records that the global filter dropped
-	Gaps     []Gap    `json:"gaps"`     // those that concern every output, by cause; the others are the outputs'
+	Filtered uint64   `json:"filtered"`  // records that the global filter dropped
+	OwnFlows uint64   `json:"own_flows"` // records of flows of ctlogd's own connections, left out
+	Gaps     []Gap    `json:"gaps"`      // those that concern every output, by cause; the others are the outputs'
 	Outputs  []Output `json:"outputs"`
 	Kernel   Kernel   `json:"kernel"`
 	Reloads  Reloads  `json:"reloads"`

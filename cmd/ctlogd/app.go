@@ -14,6 +14,7 @@ import (
 	"github.com/ctlogd/ctlogd/live"
 	"github.com/ctlogd/ctlogd/monitor"
 	"github.com/ctlogd/ctlogd/output/format"
+	"github.com/ctlogd/ctlogd/ownflow"
 	"github.com/ctlogd/ctlogd/ownlog"
 	"github.com/ctlogd/ctlogd/pipeline"
 )
@@ -24,7 +25,8 @@ type app struct {
 	log      *zap.Logger
 	own      *ownlog.Log // what log writes to
 	manager  *manager
-	outputs  []plannedOutput // those that run
+	outputs  []plannedOutput  // those that run
+	sockets  *ownflow.Sockets // of the outputs
 	helpers  *pipeline.Helpers
 	selected *pipeline.Select
 	pipeline *pipeline.Pipeline
@@ -104,7 +106,8 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, ow
 // newApp builds the whole daemon. The outputs come before the reader: what cannot work says so before the first event
 // is taken from the kernel.
 func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
-	a := &app{cfg: cfg, log: log, manager: m, outputs: planOutputs(cfg, log),
+	sockets := ownflow.New()
+	a := &app{cfg: cfg, log: log, manager: m, sockets: sockets, outputs: planOutputs(cfg, log, sockets),
 		started: time.Now(), delivery: cfg.Input.Conntrack.Delivery}
 	a.reloads.host = cfg.Host
 	var queues []*pipeline.Queue
@@ -153,12 +156,13 @@ func (a *app) socket(cfg *Config) *pipeline.Socket {
 }
 
 // stages returns what a batch passes before the outputs.
-func (a *app) stages() []pipeline.Stage { return []pipeline.Stage{a.helpers, a.selected} }
+func (a *app) stages() []pipeline.Stage { return []pipeline.Stage{a.helpers, a.sockets, a.selected} }
 
 // choose has the stages let through what cfg asks for. Once the reader runs, it is its goroutine that calls it.
 func (a *app) choose(cfg *Config) {
 	in := cfg.inputConfig()
 	a.helpers.SetLabels(in.Labels)
+	a.sockets.Log.Store(!cfg.SkipOwnFlows)
 	a.selected.Filter = cfg.Filter.Compile()
 	a.selected.Events = [flow.EventGap]bool{
 		flow.EventOpen:      true, // there are those that were asked for

@@ -27,7 +27,8 @@ import (
 // here is the composition. ctlogd.yaml.example describes it for operators.
 type Config struct {
 	Input           InputConfig    `yaml:"input"`
-	Filter          filter.Config  `yaml:"filter"` // of all outputs; each may have its own behind it
+	Filter          filter.Config  `yaml:"filter"`         // of all outputs; each may have its own behind it
+	SkipOwnFlows    bool           `yaml:"skip_own_flows"` // leaves out the flows of the outputs' own connections
 	Outputs         OutputsConfig  `yaml:"outputs"`
 	Metrics         monitor.Config `yaml:"metrics"`
 	Live            live.Config    `yaml:"live"` // for those who look on
@@ -94,6 +95,7 @@ func (c *Config) Defaults() {
 	c.Input.Conntrack.Defaults()
 	c.Log.Defaults()
 	c.ShutdownTimeout = defaultShutdownTimeout
+	c.SkipOwnFlows = true
 }
 
 // Defaults sets what an entry under outputs.jsonl has before its keys are read.

@@ -12,6 +12,7 @@ import (
 	"github.com/ctlogd/ctlogd/output/ipfix"
 	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/output/kafka"
+	"github.com/ctlogd/ctlogd/ownflow"
 	"github.com/ctlogd/ctlogd/pipeline"
 	"github.com/ctlogd/ctlogd/pipeline/filter"
 	"github.com/ctlogd/ctlogd/pipeline/spool"
@@ -50,8 +51,8 @@ type plannedOutput struct {
 	build func() (pipeline.Output, error)
 }
 
-// planOutputs returns all outputs of the configuration. It touches nothing.
-func planOutputs(cfg *Config, log *zap.Logger) (outputs []plannedOutput) {
+// planOutputs returns all outputs of the configuration, which tell sockets of their own. It touches nothing.
+func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets) (outputs []plannedOutput) {
 	hideNew := cfg.newOnDemand()
 	add := func(o plannedOutput, needsNew bool) {
 		o.filter = o.common.Filter
@@ -77,7 +78,7 @@ func planOutputs(cfg *Config, log *zap.Logger) (outputs []plannedOutput) {
 	for i, c := range cfg.Outputs.IPFIX {
 		add(plannedOutput{
 			name: c.Name(), path: fmt.Sprintf("outputs.ipfix[%d]", i), common: c.OutputConfig, config: c.Config,
-			build: func() (pipeline.Output, error) { return ipfix.New(c.Config, ipfix.Options{Log: log}) },
+			build: func() (pipeline.Output, error) { return ipfix.New(c.Config, ipfix.Options{Log: log, Sockets: sockets}) },
 		}, c.NeedsNew())
 	}
 	for i, c := range cfg.Outputs.Kafka {
@@ -90,7 +91,7 @@ func planOutputs(cfg *Config, log *zap.Logger) (outputs []plannedOutput) {
 					return nil, err
 				}
 				return kafka.New(c.Config, kafka.Options{
-					Encoder: enc, Observer: format.NewObserverKey(cfg.Observer), Host: cfg.Host, Log: log.Named("kafka"),
+					Encoder: enc, Observer: format.NewObserverKey(cfg.Observer), Host: cfg.Host, Log: log.Named("kafka"), Dial: sockets.DialContext,
 				})
 			},
 		}, false)

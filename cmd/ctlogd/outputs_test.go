@@ -26,7 +26,7 @@ func plan(t *testing.T, text, file string) (*Config, []plannedOutput) {
 		t.Fatal(err)
 	}
 	cfg.Host, cfg.Observer = "gw1", "o"
-	return cfg, planOutputs(cfg, zap.NewNop())
+	return cfg, planOutputs(cfg, zap.NewNop(), nil)
 }
 
 // The name under which an output is planned is that of the output that is built.

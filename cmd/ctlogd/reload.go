@@ -70,7 +70,7 @@ func (a *app) reload(ctx context.Context) (err error) {
 	for _, o := range a.outputs {
 		was[o.name] = o
 	}
-	outputs := planOutputs(cfg, a.log)
+	outputs := planOutputs(cfg, a.log, a.sockets)
 	var queues, added []*pipeline.Queue
 	var replaced []plannedOutput
 	defer func() {

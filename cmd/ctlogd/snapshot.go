@@ -27,7 +27,7 @@ func (a *app) snapshot() monitor.Snapshot {
 	s := monitor.Snapshot{
 		Time: now, Version: b.version, Commit: b.commit, GoVersion: b.goVersion, PID: os.Getpid(),
 		Started: a.started, Uptime: now.Sub(a.started).Seconds(), Stopping: a.stopping.Load(), Delivery: a.delivery,
-		Kernel: a.kernel.get(now), Filtered: a.selected.Dropped.Load(),
+		Kernel: a.kernel.get(now), Filtered: a.selected.Dropped.Load(), OwnFlows: a.sockets.Dropped.Load(),
 	}
 	a.reloads.Lock()
 	s.Reloads, s.Host = a.reloads.Reloads, a.reloads.host
@@ -71,7 +71,7 @@ func (a *app) outputSnapshot(q *pipeline.Queue, now time.Time) monitor.Output {
 		Left: st.Left.Load(), GapRecords: st.Gaps.Load(), Errors: st.Errors.Load(), Retries: st.Retries.Load(),
 		Gaps: monitor.GapsOf(&st.Lost, outputCauses...),
 	}
-	own(q.Output(), &o)
+	ownCounters(q.Output(), &o)
 	if o.Since.IsZero() {
 		o.Since = a.started
 	}
@@ -90,8 +90,8 @@ func (a *app) outputSnapshot(q *pipeline.Queue, now time.Time) monitor.Output {
 	return o
 }
 
-// own puts what the output itself counts into o. An output that cannot be built counts nothing.
-func own(out pipeline.Output, o *monitor.Output) {
+// ownCounters puts what the output itself counts into o. An output that cannot be built counts nothing.
+func ownCounters(out pipeline.Output, o *monitor.Output) {
 	c, ok := out.(pipeline.Counter)
 	if !ok {
 		return

@@ -80,7 +80,7 @@ func TestOwnMetrics(t *testing.T) {
 			t.Fatal(err)
 		}
 		var got monitor.Output
-		own(out, &got)
+		ownCounters(out, &got)
 		if got.Bytes == nil {
 			t.Errorf("%s: no bytes", o.name)
 		}

@@ -12,7 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ctlogd/ctlogd/flow"
-	"github.com/ctlogd/ctlogd/own"
+	"github.com/ctlogd/ctlogd/ownflow"
 )
 
 // Exporter delivers records to one collector, or to one of several that stand in for each other. It implements
@@ -23,8 +23,8 @@ type Exporter struct {
 	log       *zap.Logger
 	config    Config
 	templates *templateSet
-	process   uint32       // exportingProcessId
-	sockets   *own.Sockets // is told of the exporter's sockets; may be nil
+	process   uint32           // exportingProcessId
+	sockets   *ownflow.Sockets // is told of the exporter's sockets; may be nil
 
 	// Replaced in tests.
 	dial    func(ctx context.Context, c *collector) (transport, error)
@@ -83,7 +83,7 @@ type Stats struct {
 // Options is what an Exporter has from its surroundings. Both may be nil.
 type Options struct {
 	Log     *zap.Logger
-	Sockets *own.Sockets // is told of the exporter's sockets
+	Sockets *ownflow.Sockets // is told of the exporter's sockets
 }
 
 // New returns an Exporter for a valid configuration. It connects at the first Write.

@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ctlogd/ctlogd/own"
+	"github.com/ctlogd/ctlogd/ownflow"
 )
 
 // stream is a TCP connection, plain or under TLS.
@@ -61,7 +61,7 @@ const deadPeer = 30 * time.Second
 
 // dialStream connects, ends the handshake if secure is not nil, and starts the reader. ended is called once, from a
 // goroutine of its own, when the session is over.
-func dialStream(ctx context.Context, a address, secure *TLS, size int, sockets *own.Sockets, ended func()) (*stream, error) {
+func dialStream(ctx context.Context, a address, secure *TLS, size int, sockets *ownflow.Sockets, ended func()) (*stream, error) {
 	conn, err := sockets.DialContext(ctx, "tcp", net.JoinHostPort(a.host, a.port))
 	if err != nil {
 		return nil, err

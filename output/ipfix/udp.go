@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/flow"
-	"github.com/ctlogd/ctlogd/own"
+	"github.com/ctlogd/ctlogd/ownflow"
 )
 
 // udp is a connected UDP socket. The runtime's poller does not know of it: the kernel would tell the poller of the room
@@ -74,7 +74,7 @@ type segment struct {
 	_    [6]byte
 }
 
-func dialUDP(remote netip.AddrPort, size int, sockets *own.Sockets, refused *atomic.Uint64) (*udp, error) {
+func dialUDP(remote netip.AddrPort, size int, sockets *ownflow.Sockets, refused *atomic.Uint64) (*udp, error) {
 	u := &udp{remote: remote, size: size, refused: refused, header: 28}
 	to, err := sockaddr(remote)
 	if err != nil {

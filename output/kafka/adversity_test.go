@@ -325,3 +325,28 @@ func TestFilesReadAnew(t *testing.T) {
 		t.Errorf("with the right one: %d, %v", n, err)
 	}
 }
+
+// TestDialOption: brokers are connected to by the function that the options name, within connect_timeout.
+func TestDialOption(t *testing.T) {
+	cfg := Config{Brokers: []string{"192.0.2.1:9092"}, Topic: "flows", ConnectTimeout: 50 * time.Millisecond}
+	cfg.Defaults()
+	asked := make(chan string, 16)
+	w, err := New(cfg, Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		select {
+		case asked <- network + " " + address:
+		default:
+		}
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close(t.Context())
+	if n, err := w.Write(t.Context(), records(1)); n != 0 || err == nil {
+		t.Errorf("Write returned %d, %v", n, err)
+	}
+	if got := <-asked; got != "tcp 192.0.2.1:9092" {
+		t.Errorf("asked for %s", got)
+	}
+}

@@ -22,14 +22,15 @@ var (
 // connections are the transport's, so that all of them can be closed.
 type connections struct {
 	dialer net.Dialer
-	tls    *TLS                            // nil: none
-	verify func(tls.ConnectionState) error // looks at what a broker shows; may be nil
+	other  func(ctx context.Context, network, address string) (net.Conn, error) // dials instead; nil: dialer does
+	tls    *TLS                                                                 // nil: none
+	verify func(tls.ConnectionState) error                                      // looks at what a broker shows; may be nil
 	mu     sync.Mutex
 	open   map[*connection]struct{}
 }
 
 func (c *connections) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	nc, err := c.dialer.DialContext(ctx, network, address)
+	nc, err := c.connect(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
@@ -48,6 +49,19 @@ func (c *connections) dial(ctx context.Context, network, address string) (net.Co
 		return nil, err
 	}
 	return conn, nil
+}
+
+// connect connects, within the dialer's time.
+func (c *connections) connect(ctx context.Context, network, address string) (net.Conn, error) {
+	if c.other == nil {
+		return c.dialer.DialContext(ctx, network, address)
+	}
+	if c.dialer.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.dialer.Timeout)
+		defer cancel()
+	}
+	return c.other(ctx, network, address)
 }
 
 // secure puts TLS on top of a connection. The files are read anew for each: certificates expire, and are renewed in

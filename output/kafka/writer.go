@@ -56,6 +56,9 @@ type Options struct {
 	Observer format.ObserverKey // whose flow ids key: flow_id uses
 	Host     string             // of the header host; "" leaves it out
 	Log      *zap.Logger        // nil: none
+
+	// Dial connects to the brokers; nil: as net.Dialer does.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Stats count since the Writer was made. They may be read at any time.
@@ -190,7 +193,7 @@ func New(cfg Config, opt Options) (*Writer, error) {
 	if mechanism != nil && mechanism.Name() == "PLAIN" && cfg.TLS == nil {
 		w.log.Warn("the password goes over the network in clear: sasl mechanism PLAIN without tls")
 	}
-	w.conns.dialer.Timeout = cfg.ConnectTimeout
+	w.conns.dialer.Timeout, w.conns.other = cfg.ConnectTimeout, opt.Dial
 	w.conns.tls = cfg.TLS
 	w.transport = &kafka.Transport{
 		Dial: w.conns.dial,

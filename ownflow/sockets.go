@@ -1,4 +1,4 @@
-package own
+package ownflow
 
 import (
 	"cmp"
@@ -23,6 +23,7 @@ const (
 // Sockets are the connected sockets of this process. The methods of a nil *Sockets dial, and note nothing.
 type Sockets struct {
 	Dropped atomic.Uint64 // records that Process dropped
+	Log     atomic.Bool   // Process lets them pass
 
 	known atomic.Pointer[table] // what Process reads: never changed, only replaced
 
@@ -59,7 +60,7 @@ func New() *Sockets {
 // takes no lock and allocates nothing.
 func (s *Sockets) Process(b *flow.Batch) {
 	known := s.known.Load()
-	if known == nil {
+	if known == nil || s.Log.Load() {
 		return
 	}
 	kept := 0
