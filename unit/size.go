@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// Size is a number of bytes. As text it is a whole number with an optional unit: 4096, 64KiB, 64MiB, 1GiB, 10MB.
+// Size is a number of bytes. As text it is a whole number with an optional unit, in either case: 4096, 64KiB, 1GiB,
+// 10MB. A lone K, M, G or T is binary, as other daemons and logrotate have it: 10G is 10GiB.
 type Size int64
 
 var sizeUnits = []struct {
@@ -16,18 +17,19 @@ var sizeUnits = []struct {
 	bytes int64
 }{
 	{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10},
-	{"TB", 1e12}, {"GB", 1e9}, {"MB", 1e6}, {"kB", 1e3}, {"KB", 1e3}, {"B", 1},
+	{"TB", 1e12}, {"GB", 1e9}, {"MB", 1e6}, {"KB", 1e3}, {"B", 1},
+	{"T", 1 << 40}, {"G", 1 << 30}, {"M", 1 << 20}, {"K", 1 << 10},
 }
 
 // SizeHelp says how a Size is written, for error messages.
-const SizeHelp = "a size such as 65536, 512KiB, 64MiB or 1GiB"
+const SizeHelp = "a size such as 65536, 512KiB, 64MiB or 10G"
 
 // UnmarshalText reads a size (encoding.TextUnmarshaler).
 func (s *Size) UnmarshalText(text []byte) error {
 	digits, factor := strings.TrimSpace(string(text)), int64(1)
 	for _, u := range sizeUnits {
-		if d, ok := strings.CutSuffix(digits, u.name); ok {
-			digits, factor = strings.TrimSpace(d), u.bytes
+		if i := len(digits) - len(u.name); i >= 0 && strings.EqualFold(digits[i:], u.name) {
+			digits, factor = strings.TrimSpace(digits[:i]), u.bytes
 			break
 		}
 	}

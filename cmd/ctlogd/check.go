@@ -11,6 +11,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/ctlogd/ctlogd/config"
 	"github.com/ctlogd/ctlogd/live"
 	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/preflight"
@@ -61,7 +62,7 @@ func hostResults(ctx context.Context, cfg *Config, o checkOptions) []preflight.R
 // configResults is the outcome of loading file, one result for each mistake.
 func configResults(file string, err error) []preflight.Result {
 	const name = "configuration"
-	var wrong *FileError
+	var wrong *config.Error
 	switch {
 	case err == nil && file == "":
 		return []preflight.Result{{Name: name, Status: preflight.Pass, Detail: "the defaults; -c FILE checks a file"}}
@@ -69,7 +70,7 @@ func configResults(file string, err error) []preflight.Result {
 		return []preflight.Result{{Name: name, Status: preflight.Pass, Detail: file}}
 	case errors.As(err, &wrong):
 		var results []preflight.Result
-		for _, line := range wrong.lines() {
+		for _, line := range wrong.Lines() {
 			results = append(results, preflight.Result{Name: name, Status: preflight.Fail, Detail: line})
 		}
 		return results

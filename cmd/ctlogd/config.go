@@ -11,6 +11,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/ctlogd/ctlogd/config"
 	"github.com/ctlogd/ctlogd/input"
 	"github.com/ctlogd/ctlogd/live"
 	"github.com/ctlogd/ctlogd/monitor"
@@ -130,7 +131,7 @@ func DefaultConfig() *Config {
 var errUnread = errors.New("read the configuration")
 
 // LoadConfig reads the configuration from file, "" being the one without a file. If the file can be read but is not
-// right, the error is a *FileError with all that is wrong.
+// right, the error is a *config.Error with all that is wrong.
 func LoadConfig(file string) (*Config, error) {
 	if file == "" {
 		return DefaultConfig(), nil
@@ -151,10 +152,10 @@ func LoadConfig(file string) (*Config, error) {
 func parseConfig(file string, text []byte) (*Config, error) {
 	c := new(Config)
 	c.Defaults()
-	d := decodeYAML(text, c)
-	resolveCredentials(c, credentialsDirectory(), d.validation())
-	c.Validate(d.validation())
-	if err := d.err(file); err != nil {
+	d := config.Decode(text, c, leastConfig)
+	resolveCredentials(c, credentialsDirectory(), d.Report())
+	c.Validate(d.Report())
+	if err := d.Err(file); err != nil {
 		return nil, err
 	}
 	return c, nil
@@ -163,7 +164,7 @@ func parseConfig(file string, text []byte) (*Config, error) {
 // Validate reports every impossible value by its path.
 func (c *Config) Validate(report func(path, msg string)) {
 	block := func(path string) func(field, msg string) {
-		return func(field, msg string) { report(join(path, field), msg) }
+		return func(field, msg string) { report(config.Join(path, field), msg) }
 	}
 	c.Input.Conntrack.Validate(block("input.conntrack"))
 	if in := &c.Input.Conntrack; len(in.Events) == 0 && !in.Expectations {
@@ -247,7 +248,7 @@ func (c *OutputsConfig) validate(block func(path string) func(field, msg string)
 		for _, broker := range o.Brokers {
 			if first, taken := topics.take(strings.ToLower(broker)+" "+o.Topic, at); taken {
 				report("topic", fmt.Sprintf("%s writes to topic %s of %s already; two outputs cannot share a topic",
-					first, abridged(o.Topic), abridged(broker)))
+					first, config.Abridged(o.Topic), config.Abridged(broker)))
 				break
 			}
 		}
@@ -294,12 +295,12 @@ func (c claims) spool(s *spool.Config, by string, report func(field, msg string)
 }
 
 func (c *OutputConfig) validate(report func(field, msg string)) {
-	c.Filter.Validate(func(field, msg string) { report(join("filter", field), msg) })
+	c.Filter.Validate(func(field, msg string) { report(config.Join("filter", field), msg) })
 	if c.Queue < 1 || c.Queue > maxQueue {
 		report("queue", fmt.Sprintf("%d is out of range; use 1 to %d records", c.Queue, maxQueue))
 	}
 	if c.Spool != nil {
-		c.Spool.Validate(func(field, msg string) { report(join("spool", field), msg) })
+		c.Spool.Validate(func(field, msg string) { report(config.Join("spool", field), msg) })
 		c.Spool.Defaults()
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/ctlogd/ctlogd/config"
 	"github.com/ctlogd/ctlogd/input"
 	"github.com/ctlogd/ctlogd/output/ipfix"
 	"github.com/ctlogd/ctlogd/output/jsonl"
@@ -37,9 +38,9 @@ func TestBadConfigs(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err = parseConfig("ctlogd.yaml", text)
-			var wrong *FileError
+			var wrong *config.Error
 			if !errors.As(err, &wrong) {
-				t.Fatalf("got %v, want a *FileError", err)
+				t.Fatalf("got %v, want a *config.Error", err)
 			}
 			got, golden := wrong.Error()+"\n", strings.TrimSuffix(file, ".yaml")+".err"
 			if *update {
@@ -240,19 +241,19 @@ func FuzzParseConfig(f *testing.F) {
 			c.Validate(func(path, msg string) { t.Errorf("accepted, but %s: %s", path, msg) })
 			return
 		}
-		wrong := err.(*FileError)
-		if len(wrong.faults) == 0 {
+		wrong := err.(*config.Error)
+		if len(wrong.Faults) == 0 {
 			t.Error("an error without a fault")
 		}
 		last := 1
-		for _, l := range wrong.faults {
-			if l.line < last || l.line > strings.Count(string(text), "\n")+1 {
-				t.Errorf("line %d after %d in a text of %d lines: %s", l.line, last, strings.Count(string(text),
-					"\n")+1, l.msg)
+		for _, l := range wrong.Faults {
+			if l.Line < last || l.Line > strings.Count(string(text), "\n")+1 {
+				t.Errorf("line %d after %d in a text of %d lines: %s", l.Line, last, strings.Count(string(text),
+					"\n")+1, l.Msg)
 			}
-			last = l.line
-			if strings.ContainsAny(l.path+l.msg, "\n\r\x00") {
-				t.Errorf("a message of more than one line: %q: %q", l.path, l.msg)
+			last = l.Line
+			if strings.ContainsAny(l.Path+l.Msg, "\n\r\x00") {
+				t.Errorf("a message of more than one line: %q: %q", l.Path, l.Msg)
 			}
 		}
 	})

@@ -4,6 +4,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/ctlogd/ctlogd/config"
 )
 
 // Every file that may be a secret can be a credential, and stands where the service manager puts it.
@@ -18,9 +20,9 @@ outputs:
 `
 	load := func() *Config {
 		c := new(Config)
-		d := decodeYAML([]byte(text), c)
-		resolveCredentials(c, credentialsDirectory(), d.validation())
-		if err := d.err("f"); err != nil {
+		d := config.Decode([]byte(text), c, leastConfig)
+		resolveCredentials(c, credentialsDirectory(), d.Report())
+		if err := d.Err("f"); err != nil {
 			t.Fatal(err)
 		}
 		return c

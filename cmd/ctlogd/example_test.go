@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"gopkg.in/yaml.v3"
 
+	"github.com/ctlogd/ctlogd/config"
 	"github.com/ctlogd/ctlogd/pipeline"
 	"github.com/ctlogd/ctlogd/pipeline/spool"
 )
@@ -90,9 +91,9 @@ func TestDocsOfOutputs(t *testing.T) {
 		if _, err := parseConfig(name, withFiles(t, block[1])); err != nil {
 			t.Errorf("the configuration in %s:\n%v", name, err)
 		}
-		for _, f := range fieldsOf(typ) {
-			if !regexp.MustCompile("(?m)`" + f.name + "`|^[ -]+" + f.name + ":").Match(doc) {
-				t.Errorf("%s does not name %s", name, f.name)
+		for _, f := range config.Keys(typ) {
+			if !regexp.MustCompile("(?m)`" + f.Name + "`|^[ -]+" + f.Name + ":").Match(doc) {
+				t.Errorf("%s does not name %s", name, f.Name)
 			}
 		}
 	}
@@ -172,8 +173,8 @@ func TestExampleHasEveryKey(t *testing.T) {
 		case slices.Contains(described, path):
 		case typ.Kind() == reflect.Pointer:
 			walk(typ.Elem(), nodes, path)
-		case isScalar(typ):
-		case typ.Kind() == reflect.Slice && isScalar(typ.Elem()):
+		case config.IsScalar(typ):
+		case typ.Kind() == reflect.Slice && config.IsScalar(typ.Elem()):
 		case typ.Kind() == reflect.Slice:
 			var entries []*yaml.Node
 			for _, n := range nodes {
@@ -188,13 +189,13 @@ func TestExampleHasEveryKey(t *testing.T) {
 					values[key] = append(values[key], n.Content[i+1])
 				}
 			}
-			for _, f := range fieldsOf(typ) {
-				at := join(path, f.name)
-				if values[f.name] == nil {
+			for _, f := range config.Keys(typ) {
+				at := config.Join(path, f.Name)
+				if values[f.Name] == nil {
 					t.Errorf("%s is not in the example", at)
 					continue
 				}
-				walk(typ.FieldByIndex(f.index).Type, values[f.name], at)
+				walk(typ.FieldByIndex(f.Index).Type, values[f.Name], at)
 			}
 		default:
 			t.Errorf("%s: the decoder does not know %v", path, typ)
@@ -210,7 +211,7 @@ func TestOutputsHaveDefaults(t *testing.T) {
 	for i := range outputs.NumField() {
 		kind := outputs.Field(i)
 		entry := reflect.New(kind.Type.Elem())
-		d, ok := entry.Interface().(defaulter)
+		d, ok := entry.Interface().(config.Defaulter)
 		if !ok {
 			t.Errorf("%v has no method Defaults", kind.Type.Elem())
 			continue

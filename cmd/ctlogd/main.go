@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/ctlogd/ctlogd/config"
 	"github.com/ctlogd/ctlogd/ownlog"
 )
 
@@ -40,7 +41,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 	var failed *failure
 	var code exitCode
-	var file *FileError
+	var file *config.Error
 	switch {
 	case err == nil:
 		return exitOK

@@ -135,7 +135,7 @@ dead_letter_size: 1MiB
 			want := tc.want
 			if negative {
 				c.DeadLetterSize = -1
-				want = append(want, "dead_letter_size: negative; use a size such as 65536, 512KiB, 64MiB or 1GiB")
+				want = append(want, "dead_letter_size: negative; use a size such as 65536, 512KiB, 64MiB or 10G")
 			}
 			var got []string
 			c.Validate(func(field, msg string) { got = append(got, field+": "+msg) })

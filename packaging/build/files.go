@@ -176,7 +176,7 @@ outputs: {jsonl: [{path: /var/log/ctlogd/flows.jsonl}]}
 .PP
 Below, [] stands for each entry of a list.
 Where a list of plain values is expected, one value may stand alone.
-Sizes are written 65536, 512KiB, 64MiB or 1GiB, durations 500ms, 30s or 1h30m.
+Sizes are written 65536, 512KiB, 64MiB or 10G (which is 10GiB), durations 500ms, 30s, 1h30m, 7d or 2w.
 .SH KEYS
 `, version)
 	_, body, ok := strings.Cut(example, "\n\n") // the example's introduction is for those who edit it

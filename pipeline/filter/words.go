@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/ctlogd/ctlogd/unit"
 )
 
 // ParseWords compiles matchers that are written as words, nat=snat,dnat or not:src=10.0.0.0/8, to a Func that accepts
@@ -81,9 +83,9 @@ func setMatcher(v reflect.Value, value string) error {
 	v.Set(reflect.New(v.Type().Elem()))
 	switch to := v.Interface().(type) {
 	case *time.Duration:
-		d, err := time.ParseDuration(value)
+		d, err := unit.ParseDuration(value)
 		if err != nil {
-			return fmt.Errorf("%q is not a duration; write one such as 500ms, 30s or 1h30m", value)
+			return err
 		}
 		*to = d
 	case encoding.TextUnmarshaler:

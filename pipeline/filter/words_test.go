@@ -27,7 +27,7 @@ func TestWords(t *testing.T) {
 		{"dst_port=", `"dst_port=": "" is not a port; write a number from 0 to 65535 or a range such as 1024-65535`},
 		{"min_packets=1 min_packets=2", `"min_packets=2": given twice`},
 		{"min_packets=-1", `"min_packets=-1": "-1" is not a whole number`},
-		{"min_duration=long", `"min_duration=long": "long" is not a duration; write one such as 500ms, 30s or 1h30m`},
+		{"min_duration=long", `"min_duration=long": "long" is not a duration such as 500ms, 30s, 1h30m or 7d`},
 		{"min_duration=-1s", `"min_duration=-1s": negative duration; write one such as 500ms, 30s or 1h`},
 	} {
 		_, err := ParseWords(strings.Fields(tt.words))
