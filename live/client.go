@@ -12,7 +12,12 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -78,9 +83,23 @@ func (c *Client) why(err error) error {
 		return fmt.Errorf("%w any more: the one behind %s has ended", ErrDown, c.path)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%s: permission denied; become a member of the socket's group "+
-			"(usermod -aG ctlogd USER, and log in again), or use sudo", c.path)
+			"(usermod -aG %s USER, and log in again), or use sudo", c.path, groupOf(c.path))
 	}
 	return fmt.Errorf("%w on %s: %w", ErrDown, c.path, err)
+}
+
+// groupOf returns the group that may use the socket, or its directory, where the socket itself cannot be seen.
+func groupOf(path string) string {
+	for _, p := range []string{path, filepath.Dir(path)} {
+		if info, err := os.Stat(p); err == nil {
+			gid := strconv.FormatUint(uint64(info.Sys().(*syscall.Stat_t).Gid), 10)
+			if g, err := user.LookupGroupId(gid); err == nil {
+				return g.Name
+			}
+			return gid
+		}
+	}
+	return "GROUP"
 }
 
 // Tap calls show for each record that matches the words, until show returns false, ctx ends (which is no error) or the

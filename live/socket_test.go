@@ -119,7 +119,7 @@ func TestOthersAreRefused(t *testing.T) {
 		groups []uint32
 		want   string
 	}{
-		{nil, f.socket + ": permission denied; become a member of the socket's group (usermod -aG ctlogd USER, and log in again), or use sudo"},
+		{nil, f.socket + ": permission denied; become a member of the socket's group (usermod -aG 4242 USER, and log in again), or use sudo"},
 		{[]uint32{group}, ""},
 	} {
 		cmd := exec.Command(client)

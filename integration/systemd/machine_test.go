@@ -91,6 +91,16 @@ type machine struct {
 // boot boots a machine that runs the service with a configuration, and drop-ins of its unit.
 func boot(t *testing.T, conf string, dropIns ...string) *machine {
 	t.Helper()
+	text := map[string]string{config: conf}
+	for i, d := range dropIns {
+		text[fmt.Sprintf("/etc/systemd/system/ctlogd.service.d/%d.conf", i)] = d
+	}
+	return newService(t, text)
+}
+
+// newService boots a machine that runs the service, with files by their text, its configuration among them.
+func newService(t *testing.T, text map[string]string) *machine {
+	t.Helper()
 	skipUnlessBootable(t)
 	binary := filepath.Join(buildDir, "ctlogd")
 	if out, err := exec.Command("go", "build", "-o", binary, "../../cmd/ctlogd").CombinedOutput(); err != nil {
@@ -98,10 +108,6 @@ func boot(t *testing.T, conf string, dropIns ...string) *machine {
 	}
 	unit, err := filepath.Abs("../../packaging/systemd")
 	must(t, err)
-	text := map[string]string{config: conf}
-	for i, d := range dropIns {
-		text[fmt.Sprintf("/etc/systemd/system/ctlogd.service.d/%d.conf", i)] = d
-	}
 	m := newMachine(t, map[string]string{
 		"/usr/bin/ctlogd":                                            binary,
 		"/usr/lib/systemd/system/ctlogd.service":                     filepath.Join(unit, "ctlogd.service"),
@@ -277,7 +283,9 @@ func becomeSystemd(encoded string) error {
 			return fmt.Errorf("make the user: %w: %s", err, out)
 		}
 	}
-	err = errors.Join(unix.Chdir(root), unix.Mount(".", "/", "", unix.MS_MOVE, ""), unix.Chroot("."), unix.Chdir("/"))
+	err = errors.Join(unix.Chdir(root), unix.Mount(".", "/", "", unix.MS_MOVE, ""), unix.Chroot("."), unix.Chdir("/"),
+		// As on a machine of one's own: what a helper of systemd's mounts, such as credentials, is there for all.
+		unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""))
 	if err != nil {
 		return fmt.Errorf("enter the machine's file system: %w", err)
 	}

@@ -80,15 +80,15 @@ func TestPackage(t *testing.T) {
 			t.Errorf("%s = %s, %v", key, v, err)
 		}
 	}
-	gid := m.group(t)
+	gid, readers := m.group(t), m.readers(t)
 	for path, want := range map[string]owned{
 		"/etc/ctlogd":      {0o750, 0, gid},
 		config:             {0o640, 0, gid},
-		"/var/log/ctlogd":  {0o750, m.user(t), gid},
-		"/var/lib/ctlogd":  {0o750, m.user(t), gid},
-		"/run/ctlogd":      {0o750, m.user(t), gid},
+		"/var/log/ctlogd":  {0o750, m.user(t), readers},
+		"/var/lib/ctlogd":  {0o700, m.user(t), readers},
+		"/run/ctlogd":      {0o750, m.user(t), readers},
 		"/usr/bin/ctlogd":  {0o755, 0, 0},
-		flowsFile:          {0o640, m.user(t), gid},
+		flowsFile:          {0o640, m.user(t), readers},
 		"/usr/lib/systemd": {0o755, 0, 0},
 	} {
 		if got := m.owned(t, path); got != want {
@@ -298,6 +298,16 @@ func (m *machine) owned(t *testing.T, path string) owned {
 // user and group return the numbers of the service's.
 func (m *machine) user(t *testing.T) int  { return m.id(t, "-u") }
 func (m *machine) group(t *testing.T) int { return m.id(t, "-g") }
+
+// readers returns the number of the group of those who may read records.
+func (m *machine) readers(t *testing.T) (n int) {
+	t.Helper()
+	out, err := m.run("getent", "group", "ctlogd-readers")
+	must(t, err)
+	_, err = fmt.Sscanf(out, "ctlogd-readers:x:%d", &n)
+	must(t, err)
+	return n
+}
 
 func (m *machine) id(t *testing.T, which string) (n int) {
 	t.Helper()

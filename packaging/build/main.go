@@ -123,14 +123,15 @@ type builder struct {
 
 // common makes the files that are the same for all architectures.
 func (b *builder) common() error {
-	for _, dir := range []string{"systemd", "deb", "rpm"} {
-		if err := os.CopyFS(filepath.Join(b.stage, dir), os.DirFS("packaging/"+dir)); err != nil {
+	for from, to := range map[string]string{"packaging/systemd": "systemd", "packaging/deb": "deb", "packaging/rpm": "rpm", "docs": "docs"} {
+		if err := os.CopyFS(filepath.Join(b.stage, to), os.DirFS(from)); err != nil {
 			return err
 		}
 	}
 	files := map[string]string{
 		"packaging/nfpm/nfpm.yaml": "nfpm.yaml", "packaging/ctlogd.yaml": "ctlogd.yaml", "packaging/copyright": "copyright",
 		"packaging/lintian-overrides": "lintian-overrides", "ctlogd.yaml.example": "ctlogd.yaml.example",
+		"README.md": "README.md", "docs/flow.schema.json": "flow.schema.json",
 	}
 	// Not their tests, should they have any.
 	for _, pattern := range []string{"prometheus/*.yml", "grafana/*.json"} {

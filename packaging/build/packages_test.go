@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,7 +18,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// What both packages hold: mode, owner and group, path. Those of the metrics come with their files.
+// What both packages hold: mode, owner and group, path. Those of the metrics and of the documentation come with their
+// files.
 const contents = `
 drwxr-x--- root ctlogd /etc/ctlogd
 -rw-r----- root ctlogd /etc/ctlogd/ctlogd.yaml
@@ -29,6 +31,7 @@ drwxr-x--- root ctlogd /etc/ctlogd
 -rw-r--r-- root root /usr/lib/sysusers.d/ctlogd.conf
 -rw-r--r-- root root /usr/lib/tmpfiles.d/ctlogd.conf
 -rw-r--r-- root root /usr/share/bash-completion/completions/ctlogd
+-rw-r--r-- root root /usr/share/doc/ctlogd/README.md
 -rw-r--r-- root root /usr/share/doc/ctlogd/changelog.gz
 -rw-r--r-- root root /usr/share/doc/ctlogd/copyright
 -rw-r--r-- root root /usr/share/doc/ctlogd/examples/ctlogd.yaml
@@ -140,7 +143,7 @@ func TestPackages(t *testing.T) {
 			'`, "sh", t.TempDir(), rpm, newer)
 		t.Log(out)
 		for _, want := range []string{"ctlogd 1.0.0, commit test", "ctlogd 1.0.1, commit test", "\n# mine\n",
-			"\n750 root:ctlogd\n640 root:ctlogd\n750 ctlogd:ctlogd\n", "\n/etc/ctlogd/ctlogd.yaml.rpmsave\n"} {
+			"\n750 root:ctlogd\n640 root:ctlogd\n750 ctlogd:ctlogd-readers\n", "\n/etc/ctlogd/ctlogd.yaml.rpmsave\n"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("no %q in:\n%s", want, out)
 			}
@@ -151,13 +154,32 @@ func TestPackages(t *testing.T) {
 	})
 }
 
-// checkContents compares what a package holds, directories of others and what comes with the metrics left out.
+// checkContents compares what a package holds, directories of others left out.
 func checkContents(t *testing.T, got []string, more ...string) {
 	t.Helper()
 	want := append(strings.Split(strings.TrimSpace(contents), "\n"), more...)
+	for dir, from := range map[string]string{"/usr/share/doc/ctlogd/docs": "docs", "/usr/share/ctlogd/prometheus": "packaging/prometheus",
+		"/usr/share/ctlogd/grafana": "packaging/grafana"} {
+		err := filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			if d.IsDir() && d.Name() == "testdata" {
+				return filepath.SkipDir
+			}
+			if !d.IsDir() {
+				want = append(want, "-rw-r--r-- root root "+dir+strings.TrimPrefix(path, from))
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	want = append(want, "-rw-r--r-- root root /usr/share/ctlogd/flow.schema.json")
 	got = slices.DeleteFunc(got, func(line string) bool {
 		path := line[strings.LastIndexByte(line, ' ')+1:]
-		return line[0] == 'd' && strings.TrimSuffix(path, "/") != "/etc/ctlogd" || strings.HasPrefix(path, "/usr/share/ctlogd")
+		return line[0] == 'd' && strings.TrimSuffix(path, "/") != "/etc/ctlogd"
 	})
 	for i := range got {
 		got[i] = strings.TrimSuffix(got[i], "/")
