@@ -68,7 +68,7 @@ type page struct {
 
 	Read, Gaps          uint64
 	Full                float64
-	Clock, Handed       string
+	Clock, Unwanted     string
 	Events, Lost, Table chart
 	Out                 []pageOutput
 	AllGaps             []pageGap
@@ -77,7 +77,8 @@ type page struct {
 type pageOutput struct {
 	*monitor.Output
 	LostRecords           uint64
-	Full, Rate, P99       float64
+	Full, Rate            float64
+	Lag, Filtered, Kept   string
 	Error                 string
 	Records, Queue, Waits chart
 }
@@ -90,7 +91,7 @@ type pageGap struct {
 func newPage(v *View) *page {
 	p := &page{View: v, CSS: template.CSS(pageCSS), JS: template.JS(pageJS),
 		Full:  fill(float64(v.Kernel.Entries), float64(v.Kernel.Limit)),
-		Clock: v.Time.Format("2006-01-02 15:04:05 MST"), Handed: v.Reader.ReadTo.Format("15:04:05.000"),
+		Clock: v.Time.Format("2006-01-02 15:04:05 MST"), Unwanted: filtered(v.Rates.Filtered),
 		Events: v.chart(1, func(p *Point) float64 { return p.Events }),
 		Lost:   v.chart(1, func(p *Point) float64 { return p.Lost }),
 		Table:  v.chart(1, func(p *Point) float64 { return p.Table }),
@@ -122,10 +123,13 @@ func newPage(v *View) *page {
 			}
 		}
 		out := pageOutput{Output: o, LostRecords: note(o.Name, o.Gaps), Full: fill(float64(o.Used), float64(o.Max)),
-			Rate: v.Rates.Outputs[o.Name], P99: o.Lag.Quantile(0.99),
+			Rate: v.Rates.Outputs[o.Name], Lag: v.lag(o), Filtered: filtered(v.Rates.OutputsFiltered[o.Name]),
 			Records: v.chart(1, of(func(p *OutputPoint) float64 { return p.Written })),
 			Queue:   v.chart(1, of(func(p *OutputPoint) float64 { return p.Queue })),
 			Waits:   v.chart(1, of(func(p *OutputPoint) float64 { return p.Age })),
+		}
+		if !o.KeptSince.IsZero() {
+			out.Kept = age(v.Time.Sub(o.KeptSince).Seconds()) + ", to " + o.KeptSince.Format("2006-01-02 15:04:05")
 		}
 		if o.Error != "" {
 			out.Error = age(v.Time.Sub(o.ErrorAt).Seconds()) + " ago: " + o.Error

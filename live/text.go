@@ -72,11 +72,31 @@ func (v *View) facts() [][2]string {
 		lost += fmt.Sprintf("; of %s gaps it is not known how many", group(unknown))
 	}
 	return [][2]string{
-		{"reader", fmt.Sprintf("%s events, %s/s, busy %s; handed over all that was reported before %s", group(events),
-			rate(v.Rates.Events), percent(v.Rates.Busy), v.Reader.ReadTo.Format("15:04:05.000"))},
+		{"reader", fmt.Sprintf("%s events, %s/s%s, busy %s; handed over all that was reported before %s", group(events),
+			rate(v.Rates.Events), filtered(v.Rates.Filtered), percent(v.Rates.Busy), v.Reader.ReadTo.Format("15:04:05.000"))},
 		{"lost", lost},
 		{"table", table},
 	}
+}
+
+// filtered says that a filter is why there are fewer records than what comes to it.
+func filtered(perSecond float64) string {
+	if perSecond == 0 {
+		return ""
+	}
+	return ", " + rate(perSecond) + "/s filtered out"
+}
+
+// lag says how late an output writes. One that fails, or has written nothing for a minute, is as late as what waits.
+func (v *View) lag(o *monitor.Output) string {
+	p99, wrote := v.Rates.LagP99[o.Name]
+	switch {
+	case o.OldestAge > 0 && (!wrote || o.Failing && o.OldestAge > p99):
+		return ">" + age(o.OldestAge)
+	case !wrote:
+		return "-"
+	}
+	return age(p99)
 }
 
 // outputs returns the table of outputs, its head first.
@@ -91,12 +111,16 @@ func (v *View) outputs() [][]string {
 		if s := o.Spool; s != nil && s.Records > 0 {
 			state += ", " + group(s.Records) + " on disk"
 		}
+		state += filtered(v.Rates.OutputsFiltered[o.Name])
+		if !o.KeptSince.IsZero() {
+			state += ", reaches back " + age(v.Time.Sub(o.KeptSince).Seconds())
+		}
 		lost := uint64(0)
 		for _, g := range o.Gaps {
 			lost += g.Lost
 		}
 		rows = append(rows, []string{Text(o.Name), percent(fill(float64(o.Used), float64(o.Max))), age(o.OldestAge),
-			age(o.Lag.Quantile(0.99)), rate(v.Rates.Outputs[o.Name]), group(o.Written), group(lost), state})
+			v.lag(o), rate(v.Rates.Outputs[o.Name]), group(o.Written), group(lost), state})
 	}
 	return rows
 }

@@ -14,8 +14,9 @@ const (
 	pointTime = 2 * time.Second
 	points    = 150
 
-	// ratesOver is what the rates are means over.
+	// ratesOver is what the rates are means over, lagOver what lags are judged by.
 	ratesOver = 10 * time.Second
+	lagOver   = time.Minute
 )
 
 // View is all that status, top and the page show.
@@ -28,11 +29,17 @@ type View struct {
 
 // Rates are means over the last ten seconds, each a second.
 type Rates struct {
-	Events float64 `json:"events"` // read from the kernel
-	Lost   float64 `json:"lost"`   // records put on record as lost
-	Busy   float64 `json:"busy"`   // the reader's utilisation, 0 to 1
+	Events   float64 `json:"events"`   // messages read from the kernel
+	Filtered float64 `json:"filtered"` // records of them that the filter for all outputs dropped
+	Lost     float64 `json:"lost"`     // records put on record as lost
+	Busy     float64 `json:"busy"`     // the reader's utilisation, 0 to 1
 
-	Outputs map[string]float64 `json:"outputs"` // records written, by the output's name
+	Outputs         map[string]float64 `json:"outputs"`          // records written, by the output's name
+	OutputsFiltered map[string]float64 `json:"outputs_filtered"` // records that the output's own filter dropped
+
+	// LagP99 is, in seconds and by the output's name, how long after their flow's end 99 of 100 records were written that
+	// were in the last minute. An output that has written none has none.
+	LagP99 map[string]float64 `json:"lag_p99"`
 }
 
 // Point is one moment of the last minutes. Rates are since the point before.
@@ -55,37 +62,57 @@ type OutputPoint struct {
 
 // sample is what a point and the rates are made of.
 type sample struct {
-	time         time.Time
-	events, lost uint64
-	busy         float64
-	written      map[string]uint64
+	time                   time.Time
+	events, filtered, lost uint64
+	busy                   float64
+	outputs                map[string]outputSample
+}
+
+type outputSample struct {
+	written, filtered uint64
+	lag               monitor.Histogram
 }
 
 func sampleOf(s *monitor.Snapshot) sample {
-	p := sample{time: s.Time, lost: s.Lost(), busy: s.Reader.Busy, written: map[string]uint64{}}
+	p := sample{time: s.Time, filtered: s.Filtered, lost: s.Lost(), busy: s.Reader.Busy, outputs: map[string]outputSample{}}
 	for _, n := range s.Reader.Events {
 		p.events += n
 	}
 	for _, o := range s.Outputs {
-		p.written[o.Name] = o.Written
+		p.outputs[o.Name] = outputSample{o.Written, o.Filtered, o.Lag}
 	}
 	return p
 }
 
 // since returns the rates between two samples.
 func (p *sample) since(q *sample) Rates {
-	r := Rates{Outputs: map[string]float64{}}
+	r := newRates()
 	seconds := p.time.Sub(q.time).Seconds()
 	if seconds <= 0 {
 		return r
 	}
 	// A reload may take an output away, and what it has lost with it.
 	per := func(now, then uint64) float64 { return float64(now-min(then, now)) / seconds }
-	r.Events, r.Lost, r.Busy = per(p.events, q.events), per(p.lost, q.lost), min((p.busy-q.busy)/seconds, 1)
-	for name, n := range p.written {
-		r.Outputs[name] = per(n, q.written[name])
+	r.Events, r.Filtered, r.Lost = per(p.events, q.events), per(p.filtered, q.filtered), per(p.lost, q.lost)
+	r.Busy = min((p.busy-q.busy)/seconds, 1)
+	for name, o := range p.outputs {
+		r.Outputs[name], r.OutputsFiltered[name] = per(o.written, q.outputs[name].written), per(o.filtered, q.outputs[name].filtered)
 	}
 	return r
+}
+
+func newRates() Rates {
+	return Rates{Outputs: map[string]float64{}, OutputsFiltered: map[string]float64{}, LagP99: map[string]float64{}}
+}
+
+// lagsSince puts the lags of what was written between two samples into r.
+func (p *sample) lagsSince(q *sample, r *Rates) {
+	for name, o := range p.outputs {
+		then := q.outputs[name].lag
+		if lag := o.lag.Since(&then); lag.Count() > 0 {
+			r.LagP99[name] = lag.Quantile(0.99)
+		}
+	}
 }
 
 // history remembers the last minutes.
@@ -93,7 +120,7 @@ type history struct {
 	snapshot func() monitor.Snapshot
 
 	mu      sync.Mutex
-	samples []sample // of ratesOver
+	samples []sample // of lagOver
 	points  []Point
 }
 
@@ -128,7 +155,7 @@ func (h *history) add(s monitor.Snapshot) {
 		h.points = append(h.points, p)
 	}
 	h.samples = append(h.samples, next)
-	if over := len(h.samples) - int(ratesOver/pointTime) - 1; over > 0 {
+	if over := len(h.samples) - int(lagOver/pointTime) - 1; over > 0 {
 		h.samples = slices.Delete(h.samples, 0, over)
 	}
 }
@@ -146,9 +173,10 @@ func (h *history) view() View {
 	now := sampleOf(&s)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	v := View{Snapshot: s, Rates: Rates{Outputs: map[string]float64{}}}
-	if len(h.samples) > 0 {
-		v.Rates = now.since(&h.samples[0])
+	v := View{Snapshot: s, Rates: newRates()}
+	if n := len(h.samples); n > 0 {
+		v.Rates = now.since(&h.samples[max(n-1-int(ratesOver/pointTime), 0)])
+		now.lagsSince(&h.samples[0], &v.Rates)
 	}
 	return v
 }

@@ -202,6 +202,22 @@ func (h *Histogram) Count() (n uint64) {
 	return n
 }
 
+// Since returns what was observed after an earlier state of the same histogram. One that has begun anew, as that of an
+// output that was replaced, is all of it.
+func (h *Histogram) Since(then *Histogram) Histogram {
+	d := Histogram{Bounds: h.Bounds, Counts: slices.Clone(h.Counts), Sum: h.Sum - then.Sum}
+	if len(then.Counts) != len(h.Counts) {
+		return *h
+	}
+	for i, n := range then.Counts {
+		if n > h.Counts[i] {
+			return *h
+		}
+		d.Counts[i] -= n
+	}
+	return d
+}
+
 // Quantile returns the value below which a part q of the observations lies, as Prometheus' histogram_quantile has it:
 // evenly spread within their bucket, and the last bound for what is beyond; 0 without observations.
 func (h *Histogram) Quantile(q float64) float64 {
