@@ -22,6 +22,7 @@ import (
 // conntrack tool and the kernel's own messages say.
 func TestFlows(t *testing.T) {
 	need(t, "conntrack", "unshare")
+	t.Parallel() // it waits, mostly, and has namespaces of its own
 	g := newGateway(t)
 	j := newJudge(t, g.NS)
 	clock := unsynchronized(t)

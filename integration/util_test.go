@@ -20,6 +20,21 @@ import (
 	"github.com/ctlogd/ctlogd/integration/lab"
 )
 
+// long chooses the full scale of tests that the usual run has at a smaller one: as many flows as fill a table, more
+// kills, longer pauses.
+var long = os.Getenv("CTLOGD_LONG") != ""
+
+// scale is usual, or full with CTLOGD_LONG=1.
+func scale[T any](usual, full T) T {
+	if long {
+		return full
+	}
+	return usual
+}
+
+// many are more flows than any buffer or queue on their way holds.
+var many = scale(250_000, 1_000_000)
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
