@@ -4,13 +4,14 @@ import (
 	"testing"
 
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/pipeline/deliver"
 )
 
 // fill ingests batches of records that are numbered from first.
 func fill(p *Pipeline, b *flow.Batch, first, batches int) *flow.Batch {
 	for i := range batches {
-		for j := range batchRecords {
-			b.Next().ID = uint32(first + i*batchRecords + j)
+		for j := range deliver.BatchRecords {
+			b.Next().ID = uint32(first + i*deliver.BatchRecords + j)
 		}
 		b = p.Ingest(b)
 	}
@@ -26,15 +27,15 @@ func TestTapMisses(t *testing.T) {
 	b = fill(p, b, 0, 10)
 	for i := range 4 {
 		got, missed, ok := tap.More()
-		if !ok || missed != 0 || got.Records[0].ID != uint32(i*batchRecords) {
+		if !ok || missed != 0 || got.Records[0].ID != uint32(i*deliver.BatchRecords) {
 			t.Fatalf("batch %d: begins with %d, missed %d, %v", i, got.Records[0].ID, missed, ok)
 		}
 		got.Done()
 	}
-	b = fill(p, b, 10*batchRecords, 1)
+	b = fill(p, b, 10*deliver.BatchRecords, 1)
 	got, missed, ok := tap.Next(nil)
-	if !ok || missed != 6*batchRecords || got.Records[0].ID != 10*batchRecords {
-		t.Fatalf("missed %d, %v, want %d", missed, ok, 6*batchRecords)
+	if !ok || missed != 6*deliver.BatchRecords || got.Records[0].ID != 10*deliver.BatchRecords {
+		t.Fatalf("missed %d, %v, want %d", missed, ok, 6*deliver.BatchRecords)
 	}
 	got.Done()
 
@@ -43,8 +44,8 @@ func TestTapMisses(t *testing.T) {
 		got, _, _ := tap.More()
 		got.Done()
 	}
-	if _, missed, ok := tap.More(); ok || missed != batchRecords {
-		t.Errorf("at the end missed %d, %v, want %d", missed, ok, batchRecords)
+	if _, missed, ok := tap.More(); ok || missed != deliver.BatchRecords {
+		t.Errorf("at the end missed %d, %v, want %d", missed, ok, deliver.BatchRecords)
 	}
 	if _, missed, ok := tap.More(); ok || missed != 0 {
 		t.Errorf("told again of %d", missed)
@@ -56,7 +57,7 @@ func TestTapMisses(t *testing.T) {
 		t.Error("the last tap is gone, and the reader still looks for it")
 	}
 	fill(p, b, 0, 10)
-	if n := len(p.pool.free[1]); n > 6 {
+	if n := len(p.pool.free); n > 6 {
 		t.Errorf("%d batches came back, want those of the tap and two", n)
 	}
 }

@@ -17,6 +17,8 @@ import (
 	"github.com/ctlogd/ctlogd/ownflow"
 	"github.com/ctlogd/ctlogd/ownlog"
 	"github.com/ctlogd/ctlogd/pipeline"
+	"github.com/ctlogd/ctlogd/pipeline/deliver"
+	"github.com/ctlogd/ctlogd/pipeline/mark"
 )
 
 // app is the running daemon: the reader, the stages and the outputs' queues.
@@ -31,8 +33,11 @@ type app struct {
 	selected *pipeline.Select
 	pipeline *pipeline.Pipeline
 	reader   *input.Conntrack
-	state    *state
+	keeper   *mark.Keeper
 	retiring sync.WaitGroup // queues that a reload has taken out
+
+	end     context.Context // from the moment at which it is told to end: bounds the end
+	stopEnd context.CancelFunc
 
 	// For snapshot.
 	started  time.Time
@@ -46,17 +51,12 @@ type app struct {
 
 // runDaemon logs flows as cfg says until ctx ends, then delivers what is left.
 func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, own *ownlog.Log, signals signals) error {
-	st, err := openState(cfg.StateDirectory, log)
-	if err != nil {
-		return err
-	}
 	kept := m.kept != nil
-	defer st.close()
 	a, err := newApp(cfg, m, log)
 	if err != nil {
 		return err
 	}
-	a.own, a.state = own, st
+	a.own = own
 	if given, err := giveUpRights(); err != nil {
 		return fmt.Errorf("give up the rights that are not needed: %w", err)
 	} else if given {
@@ -67,7 +67,9 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, ow
 	if !kept {
 		socket = nil
 	}
-	st.restore(a.pipeline.Queues(), socket)
+	a.keeper = mark.NewKeeper(mark.Options{Dir: cfg.StateDirectory, Log: log, Queues: a.pipeline.Queues,
+		ReadUntil: a.reader.ReadUntil, Joined: time.Now(), Kept: socket})
+	a.keeper.Start()
 	a.pipeline.Start()
 	mux := monitor.NewMux(a.snapshot)
 	shown := a.show()
@@ -75,55 +77,56 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, ow
 	a.server = monitor.NewServer(mux, log.Named("metrics"))
 	a.server.Configure(cfg.Metrics)
 	defer a.server.Close()
-	marking, stopMarking := context.WithCancel(context.Background())
-	var background sync.WaitGroup
-	background.Go(func() { st.keep(marking, a.pipeline, a.reader.ReadUntil) })
-	background.Go(func() { logChecks(marking, cfg, log.Named("check")) }) // an output's check may wait for its destination
+	checking, stopChecking := context.WithCancel(context.Background())
+	defer stopChecking()
+	go logChecks(checking, cfg, log.Named("check")) // an output's check may wait for its destination
 	stopReloading := answer(signals.hangup, func() { a.hangup(ctx) })
 	stopOpening := answer(signals.open, a.openOnRequest)
 	log.Info("logging flows", zap.Strings("events", cfg.Input.Conntrack.Events),
 		zap.String("delivery", cfg.Input.Conntrack.Delivery), zap.Int("outputs", len(a.outputs)))
-	err = a.reader.Run(ctx, a.pipeline.Batch(), a.pipeline.Ingest)
+
+	// Reading goes on while the outputs settle: what ends meanwhile is queued, and the guard stands by.
+	reading, stopReading := context.WithCancel(context.Background())
+	settle := sync.OnceFunc(func() {
+		stopReloading()
+		stopOpening()
+		a.settle()
+		stopReading()
+	})
+	stopWaiting := context.AfterFunc(ctx, settle)
+	err = a.reader.Run(reading, a.pipeline.Batch(), a.pipeline.Ingest)
 	if err != nil {
 		log.Error("reading ended", zap.Error(err))
-	} else {
-		log.Info("told to end, delivering what is left", zap.Duration("at_most", cfg.ShutdownTimeout))
 	}
-	m.stopping()
-	a.stopping.Store(true)
-	stopReloading()
-	stopOpening()
+	stopWaiting()
+	settle() // if it was not told to end
 	socket = a.socket(cfg)
-	a.close(cfg.ShutdownTimeout)
+	a.close()
 	shown.Close() // behind the last records
-	stopMarking()
-	background.Wait()
-	st.finish(a.pipeline, a.reader.ReadUntil(), socket)
+	a.keeper.Finish(socket)
 	a.report(time.Since(a.started))
 	return err
 }
 
-// newApp builds the whole daemon. The outputs come before the reader: what cannot work says so before the first event
-// is taken from the kernel.
+// settle begins the end: the outputs settle, within the time. No reload is under way any more.
+func (a *app) settle() {
+	a.end, a.stopEnd = context.WithTimeout(context.Background(), a.cfg.ShutdownTimeout)
+	a.log.Info("told to end, delivering what is left", zap.Duration("at_most", a.cfg.ShutdownTimeout))
+	a.manager.stopping()
+	a.stopping.Store(true)
+	a.pipeline.Settle(a.end)
+}
+
+// newApp builds the whole daemon. It opens the netlink socket and nothing else: each output, and the state directory, is
+// opened by a goroutine of its own, and again as long as that fails.
 func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 	sockets := ownflow.New()
 	a := &app{cfg: cfg, log: log, manager: m, sockets: sockets, outputs: planOutputs(cfg, log, sockets),
 		started: time.Now(), delivery: cfg.Input.Conntrack.Delivery}
 	a.reloads.host = cfg.Host
-	var queues []*pipeline.Queue
-	defer func() {
-		if err != nil {
-			for _, q := range queues {
-				q.Discard()
-			}
-		}
-	}()
+	var queues []*deliver.Queue
 	for i := range a.outputs {
-		q, err := a.outputs[i].queue(log)
-		if err != nil {
-			return nil, err
-		}
-		queues = append(queues, q)
+		queues = append(queues, a.outputs[i].queue(log))
 	}
 
 	in := cfg.inputConfig()
@@ -145,14 +148,14 @@ func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 
 // socket returns the netlink socket as the mark knows it, nil if the kernel does not tell which one it is. cfg is what the
 // process was started with.
-func (a *app) socket(cfg *Config) *pipeline.Socket {
+func (a *app) socket(cfg *Config) *mark.Socket {
 	cookie, drops, err := a.reader.Dropped()
 	if err != nil {
 		a.log.Error("what a kept socket drops until the next start will be in no gap", zap.Error(err))
 		return nil
 	}
 	lossy := cfg.Input.Conntrack.Delivery == input.BestEffort
-	return &pipeline.Socket{Cookie: cookie, Drops: drops, Lossy: lossy}
+	return &mark.Socket{Cookie: cookie, Drops: drops, Lossy: lossy}
 }
 
 // stages returns what a batch passes before the outputs.
@@ -182,10 +185,18 @@ func eventNumber(name string) flow.Event {
 	return 0
 }
 
-// close delivers what is queued, within the time, and gives everything back, in reverse order of building.
-func (a *app) close(within time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), within)
-	defer cancel()
+// lastClose is the least time that the queues have for what the reader brings last.
+const lastClose = time.Second
+
+// close delivers what is queued, within what is left of the time, and gives everything back, in reverse order of building.
+func (a *app) close() {
+	defer a.stopEnd()
+	ctx := a.end
+	if until, _ := ctx.Deadline(); time.Until(until) < lastClose {
+		least, cancel := context.WithTimeout(context.Background(), lastClose)
+		defer cancel()
+		ctx = least
+	}
 	a.pipeline.Close(ctx)
 	a.retiring.Wait()
 	if err := a.reader.Close(); err != nil {

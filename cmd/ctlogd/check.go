@@ -14,6 +14,7 @@ import (
 	"github.com/ctlogd/ctlogd/config"
 	"github.com/ctlogd/ctlogd/live"
 	"github.com/ctlogd/ctlogd/output/jsonl"
+	"github.com/ctlogd/ctlogd/pipeline/mark"
 	"github.com/ctlogd/ctlogd/preflight"
 	"github.com/ctlogd/ctlogd/unit"
 )
@@ -125,7 +126,7 @@ func hostChecks(cfg *Config) preflight.Options {
 	}
 	if dir := cfg.StateDirectory; dir != "" {
 		o.Outputs = append(o.Outputs, preflight.Output{Name: "state_directory", About: dir,
-			Check: func(context.Context) error { return checkState(dir) }})
+			Check: func(context.Context) error { return mark.Check(dir) }})
 	}
 	if socket := cfg.Live.Socket; socket != "" && socket != live.NoSocket {
 		o.Outputs = append(o.Outputs, preflight.Output{Name: "live", About: socket,

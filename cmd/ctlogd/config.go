@@ -19,7 +19,7 @@ import (
 	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/output/kafka"
 	"github.com/ctlogd/ctlogd/ownlog"
-	"github.com/ctlogd/ctlogd/pipeline"
+	"github.com/ctlogd/ctlogd/pipeline/deliver"
 	"github.com/ctlogd/ctlogd/pipeline/filter"
 	"github.com/ctlogd/ctlogd/pipeline/spool"
 )
@@ -115,7 +115,7 @@ func (c *KafkaConfig) Defaults() {
 }
 
 // Defaults sets what every output has before its keys are read.
-func (c *OutputConfig) Defaults() { c.Queue = pipeline.DefaultQueue }
+func (c *OutputConfig) Defaults() { c.Queue = deliver.DefaultMax }
 
 // DefaultConfig is the configuration without a file: records go to standard output.
 func DefaultConfig() *Config {

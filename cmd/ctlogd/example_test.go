@@ -20,7 +20,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/ctlogd/ctlogd/config"
-	"github.com/ctlogd/ctlogd/pipeline"
+	"github.com/ctlogd/ctlogd/pipeline/deliver"
 	"github.com/ctlogd/ctlogd/pipeline/spool"
 )
 
@@ -218,8 +218,8 @@ func TestOutputsHaveDefaults(t *testing.T) {
 			continue
 		}
 		d.Defaults()
-		if got := entry.Elem().FieldByName("Queue").Int(); got != pipeline.DefaultQueue {
-			t.Errorf("outputs.%s[].queue is %d by default, want %d", kind.Tag.Get("yaml"), got, pipeline.DefaultQueue)
+		if got := entry.Elem().FieldByName("Queue").Int(); got != deliver.DefaultMax {
+			t.Errorf("outputs.%s[].queue is %d by default, want %d", kind.Tag.Get("yaml"), got, deliver.DefaultMax)
 		}
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/output/kafka"
 	"github.com/ctlogd/ctlogd/ownflow"
-	"github.com/ctlogd/ctlogd/pipeline"
+	"github.com/ctlogd/ctlogd/pipeline/deliver"
 	"github.com/ctlogd/ctlogd/pipeline/filter"
 	"github.com/ctlogd/ctlogd/pipeline/spool"
 )
@@ -48,7 +48,7 @@ type plannedOutput struct {
 	// compiled for the queue and handed to filter.NewPushdown, so that the kernel drops nothing that an output gets.
 	filter filter.Config
 
-	build func() (pipeline.Output, error)
+	build func() (deliver.Output, error)
 }
 
 // planOutputs returns all outputs of the configuration, which tell sockets of their own. It touches nothing.
@@ -66,7 +66,7 @@ func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets) (output
 		add(plannedOutput{
 			name: c.Name(), path: fmt.Sprintf("outputs.jsonl[%d]", i), common: c.OutputConfig,
 			config: []any{c.Config, cfg.Host, cfg.Observer},
-			build: func() (pipeline.Output, error) {
+			build: func() (deliver.Output, error) {
 				enc, err := c.Encoder(identity)
 				if err != nil {
 					return nil, err
@@ -78,14 +78,14 @@ func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets) (output
 	for i, c := range cfg.Outputs.IPFIX {
 		add(plannedOutput{
 			name: c.Name(), path: fmt.Sprintf("outputs.ipfix[%d]", i), common: c.OutputConfig, config: c.Config,
-			build: func() (pipeline.Output, error) { return ipfix.New(c.Config, ipfix.Options{Log: log, Sockets: sockets}) },
+			build: func() (deliver.Output, error) { return ipfix.New(c.Config, ipfix.Options{Log: log, Sockets: sockets}) },
 		}, c.NeedsNew())
 	}
 	for i, c := range cfg.Outputs.Kafka {
 		add(plannedOutput{
 			name: c.Name(), path: fmt.Sprintf("outputs.kafka[%d]", i), common: c.OutputConfig,
 			config: []any{c.Config, cfg.Host, cfg.Observer},
-			build: func() (pipeline.Output, error) {
+			build: func() (deliver.Output, error) {
 				enc, err := c.Encoder(identity)
 				if err != nil {
 					return nil, err
@@ -99,21 +99,15 @@ func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets) (output
 	return outputs
 }
 
-// queue builds the output, with its queue and its spool.
-func (o *plannedOutput) queue(log *zap.Logger) (*pipeline.Queue, error) {
-	out, err := o.build()
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", o.path, err)
-	}
-	q := pipeline.NewQueue(out, o.filter.Compile(), o.common.Queue, log)
+// queue returns a queue of the output. It touches nothing: the queue's goroutines open output and spool when it is started,
+// at the start of the daemon and at a reload alike.
+func (o *plannedOutput) queue(log *zap.Logger) *deliver.Queue {
+	c := deliver.Config{Name: o.name, Build: o.build, Filter: o.filter.Compile(), Max: o.common.Queue, Log: log}
 	if o.common.Spool != nil {
-		s, err := spool.Open(*o.common.Spool, o.name, log.Named("spool"))
-		if err != nil {
-			return nil, fmt.Errorf("%s.spool: %w", o.path, err)
-		}
-		q.Spill(s)
+		cfg, name := *o.common.Spool, o.name
+		c.Spool = func() (*spool.Spool, error) { return spool.Open(cfg, name, log.Named("spool")) }
 	}
-	return q, nil
+	return deliver.New(c)
 }
 
 // pushdown returns what the kernel may drop; nil if that is nothing.

@@ -16,6 +16,7 @@ import (
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/output/ipfix/listen"
 	"github.com/ctlogd/ctlogd/pipeline"
+	"github.com/ctlogd/ctlogd/pipeline/deliver"
 )
 
 // plan returns the outputs of a configuration; FILE in it is a file that can be written.
@@ -36,15 +37,15 @@ func TestPlannedNames(t *testing.T) {
 		filepath.Join(t.TempDir(), "flows.jsonl"))
 	var paths []string
 	for _, o := range outputs {
-		q, err := o.queue(zap.NewNop())
+		out, err := o.build()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := q.Output().Close(t.Context()); err != nil {
+		if err := out.Close(t.Context()); err != nil {
 			t.Error(err)
 		}
-		if q.Name() != o.name {
-			t.Errorf("%s is planned as %q and built as %q", o.path, o.name, q.Name())
+		if q := o.queue(zap.NewNop()); out.Name() != o.name || q.Name() != o.name {
+			t.Errorf("%s is planned as %q, built as %q, and its queue is %q", o.path, o.name, out.Name(), q.Name())
 		}
 		paths = append(paths, o.path)
 	}
@@ -141,13 +142,9 @@ func TestOutputsSideBySide(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "flows.jsonl")
 	cfg, outputs := plan(t, "outputs: {jsonl: [{path: FILE}], ipfix: [{address: udp://"+conn.LocalAddr().String()+
 		", records: both}]}", file)
-	var queues []*pipeline.Queue
+	var queues []*deliver.Queue
 	for _, o := range outputs {
-		q, err := o.queue(zap.NewNop())
-		if err != nil {
-			t.Fatal(err)
-		}
-		queues = append(queues, q)
+		queues = append(queues, o.queue(zap.NewNop()))
 	}
 	selected := &pipeline.Select{}
 	for _, e := range cfg.inputConfig().Events {

@@ -5,15 +5,21 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
 
-	"github.com/ctlogd/ctlogd/pipeline"
+	"github.com/ctlogd/ctlogd/pipeline/deliver"
 )
 
-// reloadWithin bounds how long the reader may take to see a new configuration.
-const reloadWithin = 30 * time.Second
+const (
+	// reloadWithin bounds how long the reader may take to see a new configuration.
+	reloadWithin = 30 * time.Second
+
+	// reopenWithin bounds how long a reload waits for the files.
+	reopenWithin = 2 * time.Second
+)
 
 // hangup is the answer to SIGHUP: the outputs' files are opened again, for those who rotate them, and then the
 // configuration is taken anew.
@@ -32,18 +38,32 @@ func (a *app) hangup(ctx context.Context) {
 	a.manager.serving()
 }
 
-// reopen opens the outputs' files again.
+// reopen opens the outputs' files again. Each is opened by a goroutine of its own, for which nobody waits long: its disk
+// may hang.
 func (a *app) reopen() {
+	var opened sync.WaitGroup
 	for _, q := range a.pipeline.Queues() {
-		r, ok := q.Output().(pipeline.Reopener)
+		r, ok := q.Output().(deliver.Reopener)
 		if !ok {
 			continue
 		}
-		if err := r.Reopen(); err != nil {
-			a.log.Error("reopen: the file in use stays in use", zap.String("output", q.Name()), zap.Error(err))
-		} else {
-			a.log.Info("opened again", zap.String("output", q.Name()))
-		}
+		opened.Go(func() {
+			if err := r.Reopen(); err != nil {
+				a.log.Error("reopen: the file in use stays in use", zap.String("output", q.Name()), zap.Error(err))
+			} else {
+				a.log.Info("opened again", zap.String("output", q.Name()))
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() {
+		opened.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(reopenWithin):
+		a.log.Error("reopen: a file has not been opened yet, its disk hangs; the reload goes on")
 	}
 }
 
@@ -71,25 +91,16 @@ func (a *app) reload(ctx context.Context) (err error) {
 		was[o.name] = o
 	}
 	outputs := planOutputs(cfg, a.log, a.sockets)
-	var queues, added []*pipeline.Queue
+	var queues, added []*deliver.Queue
 	var replaced []plannedOutput
-	defer func() {
-		if err != nil {
-			for _, q := range added {
-				_ = q.Output().Close(ctx)
-			}
-		}
-	}()
-	running := map[string]*pipeline.Queue{}
+	running := map[string]*deliver.Queue{}
 	for _, q := range a.pipeline.Queues() {
 		running[q.Name()] = q
 	}
 	for _, o := range outputs {
 		q := running[o.name]
 		if q == nil {
-			if q, err = o.queue(a.log); err != nil {
-				return err
-			}
+			q = o.queue(a.log)
 			added = append(added, q)
 		} else {
 			if !reflect.DeepEqual(was[o.name].config, o.config) {
@@ -125,9 +136,7 @@ func (a *app) reload(ctx context.Context) (err error) {
 	for _, key := range fixed {
 		a.log.Warn("reload: takes effect at the next start", zap.String("key", "input.conntrack."+key))
 	}
-	for _, q := range added {
-		a.state.adopt(q)
-	}
+	a.keeper.Adopt()
 	a.outputs, a.cfg = outputs, cfg
 	spread(len(outputs))
 	a.server.Configure(cfg.Metrics)
@@ -141,16 +150,16 @@ func (a *app) reload(ctx context.Context) (err error) {
 }
 
 // retire lets queues that get nothing more deliver what they have, in the background.
-func (a *app) retire(queues map[string]*pipeline.Queue, within time.Duration) {
-	var gone []*pipeline.Queue
+func (a *app) retire(queues map[string]*deliver.Queue, within time.Duration) {
+	var gone []*deliver.Queue
 	for _, q := range queues {
 		gone = append(gone, q)
 	}
-	a.state.retire(gone)
+	a.keeper.Retire(gone)
 	a.retiring.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), within)
 		defer cancel()
-		pipeline.Retire(ctx, gone)
-		a.state.retired(gone)
+		deliver.Retire(ctx, gone)
+		a.keeper.Retired(gone)
 	})
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/input"
 	"github.com/ctlogd/ctlogd/monitor"
-	"github.com/ctlogd/ctlogd/pipeline"
+	"github.com/ctlogd/ctlogd/pipeline/deliver"
 	"github.com/ctlogd/ctlogd/preflight"
 )
 
@@ -61,12 +61,12 @@ func (a *app) snapshot() monitor.Snapshot {
 	return s
 }
 
-func (a *app) outputSnapshot(q *pipeline.Queue, now time.Time) monitor.Output {
+func (a *app) outputSnapshot(q *deliver.Queue, now time.Time) monitor.Output {
 	st, is := &q.Stats, q.Status()
 	kind, _, _ := strings.Cut(q.Name(), ":")
 	o := monitor.Output{
 		Name: q.Name(), Kind: kind, Failing: is.Failing, Since: is.Since, Error: is.Error, ErrorAt: is.ErrorAt,
-		Waiting: st.Depth.Load(), Used: is.Room, Max: is.Max,
+		Waiting: int64(is.Held), Used: is.Held, Max: is.Max,
 		Written: st.Written.Load(), Filtered: st.Filtered.Load(), Dropped: st.Dropped.Load(), Rejected: st.Rejected.Load(),
 		Left: st.Left.Load(), GapRecords: st.Gaps.Load(), Errors: st.Errors.Load(), Retries: st.Retries.Load(),
 		Gaps: monitor.GapsOf(&st.Lost, outputCauses...),
@@ -82,7 +82,7 @@ func (a *app) outputSnapshot(q *pipeline.Queue, now time.Time) monitor.Output {
 		o.Spool = &monitor.Spool{Path: sp.Path(), Max: sp.Max(), Dropped: sp.Stats.Dropped.Load(), Damaged: sp.Stats.Damaged.Load()}
 		o.Spool.Records, o.Spool.Bytes = sp.Len()
 	}
-	for _, bound := range pipeline.LagBounds {
+	for _, bound := range deliver.LagBounds {
 		o.Lag.Bounds = append(o.Lag.Bounds, bound.Seconds())
 	}
 	counts, sum := st.Lag.Load()
@@ -91,8 +91,8 @@ func (a *app) outputSnapshot(q *pipeline.Queue, now time.Time) monitor.Output {
 }
 
 // ownCounters puts what the output itself counts into o. An output that cannot be built counts nothing.
-func ownCounters(out pipeline.Output, o *monitor.Output) {
-	c, ok := out.(pipeline.Counter)
+func ownCounters(out deliver.Output, o *monitor.Output) {
+	c, ok := out.(deliver.Counter)
 	if !ok {
 		return
 	}

@@ -16,7 +16,7 @@ import (
 )
 
 // Exporter delivers records to one collector, or to one of several that stand in for each other. It implements
-// pipeline.Output: one goroutine calls Write and Close. A goroutine of its own, which lives from the first session to
+// deliver.Output: one goroutine calls Write and Close. A goroutine of its own, which lives from the first session to
 // Close, repeats templates and sends statistics.
 type Exporter struct {
 	name      string

@@ -22,12 +22,12 @@ import (
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/output/format"
-	"github.com/ctlogd/ctlogd/pipeline"
+	"github.com/ctlogd/ctlogd/pipeline/deliver"
 )
 
 var (
-	_ pipeline.Output   = (*File)(nil)
-	_ pipeline.Reopener = (*File)(nil)
+	_ deliver.Output   = (*File)(nil)
+	_ deliver.Reopener = (*File)(nil)
 )
 
 var ctx = context.Background()

@@ -217,7 +217,7 @@ func (w *Writer) String() string { return w.name }
 // Counters calls emit for each of the Writer's own counters. Any goroutine may call it.
 func (w *Writer) Counters(emit func(name, label string, n uint64)) { w.Stats.emit(emit) }
 
-// Write delivers recs, see pipeline.Output. Some records behind the n delivered ones may have been delivered too, to
+// Write delivers recs, see deliver.Output. Some records behind the n delivered ones may have been delivered too, to
 // other partitions. If the next Write starts with recs[n:], as the worker's does, those are not sent again; if it does
 // not, they may be sent twice, and none is lost.
 //

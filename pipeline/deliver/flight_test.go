@@ -1,4 +1,4 @@
-package pipeline
+package deliver
 
 import (
 	"context"
@@ -27,14 +27,17 @@ func (p *posted) Acknowledged() uint64 { return p.arrived.Load() }
 func TestMarkKnowsWhatIsOnItsWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := new(posted)
-		q := NewQueue(out, nil, 0, zap.NewNop())
-		p := New(nil, []*Queue{q})
-		p.Start()
-		mark := func() OutputMark { return NewMark(p.Queues(), "", time.Unix(0, 5000), false).Outputs[0] }
+		q := queueOf(out, nil, 0, zap.NewNop())
+		p := start(q)
+		type state struct {
+			since int64
+			gaps  []Gap
+		}
+		mark := func() state { return state{q.Since(time.Unix(0, 5000)), q.Unrecorded()} }
 		want := func(what string, safe int64, gaps ...Gap) {
 			t.Helper()
 			synctest.Wait()
-			if diff := cmp.Diff(OutputMark{Name: "stub", Safe: safe, Synced: safe, Gaps: gaps}, mark()); diff != "" {
+			if diff := cmp.Diff(state{safe, gaps}, mark(), cmp.AllowUnexported(state{})); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", what, diff)
 			}
 		}
@@ -68,9 +71,8 @@ func TestMarkKnowsWhatIsOnItsWay(t *testing.T) {
 func TestMarkKnowsGapInWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := newSwitched(true)
-		q := NewQueue(out, nil, 0, zap.NewNop())
-		p := New(nil, []*Queue{q})
-		p.Start()
+		q := queueOf(out, nil, 0, zap.NewNop())
+		p := start(q)
 		gap := Gap{Gap: flow.Gap{Cause: flow.CauseReboot, Output: "stub"}, From: 100, To: 200}
 		q.Lose(gap)
 		time.Sleep(10 * gapLast)
@@ -92,9 +94,8 @@ func TestMarkKnowsGapInWrite(t *testing.T) {
 func TestClosedBeforeItArrives(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := new(posted)
-		q := NewQueue(out, nil, 0, zap.NewNop())
-		p := New(nil, []*Queue{q})
-		p.Start()
+		q := queueOf(out, nil, 0, zap.NewNop())
+		p := start(q)
 		gap := Gap{Gap: flow.Gap{Cause: flow.CauseQueueFull, Output: "stub", Lost: 7, LostKnown: true}, From: 1, To: 2}
 		q.Lose(gap)
 		time.Sleep(2 * gapPause)
@@ -126,11 +127,10 @@ func TestSpoolKeepsWhatIsOnItsWay(t *testing.T) {
 		}
 	}
 	fill(100)
-	run := func(out *posted) (q *Queue, p *Pipeline) {
-		q = NewQueue(out, nil, 0, zap.NewNop())
-		q.Spill(openSpool(t, dir, 0))
-		p = New(nil, []*Queue{q})
-		p.Start()
+	run := func(out *posted) (q *Queue, p *line) {
+		q = queueOf(out, nil, 0, zap.NewNop())
+		q.spill(openSpool(t, dir, 0))
+		p = start(q)
 		eventually(t, "the spool is read", func() bool { return out.count() >= 100 })
 		return q, p
 	}
@@ -138,7 +138,7 @@ func TestSpoolKeepsWhatIsOnItsWay(t *testing.T) {
 	q, p := run(first)
 	send(p, 1000, 5) // past the spool, all of which is read
 	eventually(t, "the record behind is delivered", func() bool { return first.count() == 105 })
-	if n, _ := q.Spool().Len(); n != 100 {
+	if n := spooled(q); n != 100 {
 		t.Errorf("%d records are in the spool, want the 100 that have not arrived", n)
 	}
 	second := new(posted)
@@ -148,7 +148,7 @@ func TestSpoolKeepsWhatIsOnItsWay(t *testing.T) {
 		t.Errorf("gaps %+v, want one of what was not in the spool", gaps)
 	}
 	second.arrived.Store(100)
-	eventually(t, "the spool is empty", func() bool { n, _ := q.Spool().Len(); return n == 0 })
+	eventually(t, "the spool is empty", func() bool { return spooled(q) == 0 })
 	p.Close(t.Context())
 	fill(100)
 	third := new(posted)
@@ -157,7 +157,7 @@ func TestSpoolKeepsWhatIsOnItsWay(t *testing.T) {
 	fourth := new(posted)
 	q, p = run(fourth)
 	fourth.arrived.Store(1000)
-	eventually(t, "the spool is empty again", func() bool { n, _ := q.Spool().Len(); return n == 0 })
+	eventually(t, "the spool is empty again", func() bool { return spooled(q) == 0 })
 	p.Close(t.Context())
 	if !slices.Equal(third.ids, fourth.ids[:len(third.ids)]) {
 		t.Error("the next process did not read again what had not arrived")
@@ -186,10 +186,9 @@ func TestReplacedWithinTheSpool(t *testing.T) {
 		}
 		return 0, errors.New("down")
 	}
-	q := NewQueue(broken, nil, 0, zap.NewNop())
-	q.Spill(s)
-	p := New(nil, []*Queue{q})
-	p.Start()
+	q := queueOf(broken, nil, 0, zap.NewNop())
+	q.spill(s)
+	p := start(q)
 	eventually(t, "it is tried again", func() bool { return q.Stats.Errors.Load() > 1 })
 	good := new(posted)
 	q.Replace(func() (Output, error) { return good, nil })
@@ -205,19 +204,12 @@ func TestReplacedWithinTheSpool(t *testing.T) {
 	}
 }
 
-func (s *stub) count() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.ids)
-}
-
 // An output that fails when ctlogd ends is given up soon, one that is slow is not.
 func TestLastTries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		end := func(out Output, after time.Duration) (took time.Duration, q *Queue) {
-			q = NewQueue(out, nil, 0, zap.NewNop())
-			p := New(nil, []*Queue{q})
-			p.Start()
+			q = queueOf(out, nil, 0, zap.NewNop())
+			p := start(q)
 			send(p, 0, 5)
 			time.Sleep(after)
 			began := time.Now()
@@ -236,10 +228,10 @@ func TestLastTries(t *testing.T) {
 			}
 		}
 		slow := &stub{write: func(ctx context.Context, _ int, recs []*flow.Record) (int, error) {
-			time.Sleep(80 * time.Second)
+			time.Sleep(4 * time.Second)
 			return len(recs), ctx.Err()
 		}}
-		if took, q := end(slow, time.Minute); took != 20*time.Second || len(q.Unrecorded()) != 0 {
+		if took, q := end(slow, time.Second); took != 3*time.Second || len(q.Unrecorded()) != 0 {
 			t.Errorf("slow: took %v, gaps %+v", took, q.Unrecorded())
 		}
 		// It comes back in time: everything is delivered, though it takes long.
@@ -248,25 +240,22 @@ func TestLastTries(t *testing.T) {
 			if time.Now().Before(mended) {
 				return 0, errors.New("down")
 			}
-			time.Sleep(10 * time.Second)
+			time.Sleep(4 * time.Second)
 			return len(recs), nil
 		}}
-		if took, q := end(back, time.Minute); took < 10*time.Second || len(back.ids) != 5 || len(q.Unrecorded()) != 0 {
+		if took, q := end(back, time.Minute); took < 4*time.Second || len(back.ids) != 5 || len(q.Unrecorded()) != 0 {
 			t.Errorf("back again: took %v, %d delivered, gaps %+v", took, len(back.ids), q.Unrecorded())
 		}
 	})
 }
 
-// An output that does not know that its time is over, on a disk that does not answer, does not hold up the end.
+// An output that does not know that its time is over, on a disk that does not answer, does not hold up the end. What it has
+// in its hands counts as lost, exactly, and it is closed when its call returns.
 func TestOutputHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hold := make(chan struct{})
-		q := NewQueue(&stub{write: func(_ context.Context, _ int, recs []*flow.Record) (int, error) {
-			<-hold
-			return len(recs), nil
-		}}, nil, 0, zap.NewNop())
-		p := New(nil, []*Queue{q})
-		p.Start()
+		out := newHanging()
+		q := queueOf(out, nil, 0, zap.NewNop())
+		p := start(q)
 		send(p, 1000, 5)
 		synctest.Wait()
 		send(p, 2000, 7)
@@ -277,21 +266,29 @@ func TestOutputHangs(t *testing.T) {
 		if took := time.Since(began); took != 3*time.Second+giveUp {
 			t.Errorf("Close took %v", took)
 		}
-		// What it has in its hands may be written or not: how many are lost is not known.
-		want := []Gap{{Gap: flow.Gap{Cause: flow.CauseOutputDown, Output: "stub", Lost: 7}, From: 1000, To: time.Now().UnixNano()}}
-		if diff := cmp.Diff(want, q.Unrecorded()); diff != "" {
+		down := flow.Gap{Cause: flow.CauseOutputDown, Output: "stub", Lost: 12, LostKnown: true}
+		if diff := cmp.Diff([]Gap{{Gap: down, From: 1000, To: 2006}}, q.Unrecorded()); diff != "" {
 			t.Errorf("gaps (-want +got):\n%s", diff)
 		}
-		close(hold)
+		if out.closed.Load() {
+			t.Error("it was closed within its Write")
+		}
+		close(out.release)
+		synctest.Wait()
+		if !out.closed.Load() {
+			t.Error("it was not closed when its Write had returned")
+		}
+		if diff := cmp.Diff([]Gap{{Gap: down, From: 1000, To: 2006}}, q.Unrecorded()); diff != "" {
+			t.Errorf("gaps when its Write has returned (-want +got):\n%s", diff)
+		}
 	})
 }
 
 // Marks are taken while records are on their way: no record is before the mark that has not arrived.
 func TestMarksWhileFlying(t *testing.T) {
 	out := new(posted)
-	q := NewQueue(out, nil, 1<<20, zap.NewNop())
-	p := New(nil, []*Queue{q})
-	p.Start()
+	q := queueOf(out, nil, 1<<20, zap.NewNop())
+	p := start(q)
 	var offered atomic.Uint32
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -303,7 +300,7 @@ func TestMarksWhileFlying(t *testing.T) {
 			default:
 			}
 			arrived, first := int64(out.arrived.Load()), int64(offered.Load())
-			safe := NewMark(p.Queues(), "", time.Unix(1, 0), false).Outputs[0].Safe
+			safe := q.Since(time.Unix(1, 0))
 			if first > arrived && safe > arrived+1 { // Received is the id
 				t.Errorf("safe until %d, and of %d records %d have arrived", safe, first, arrived)
 				return
@@ -313,7 +310,7 @@ func TestMarksWhileFlying(t *testing.T) {
 	}()
 	next := uint32(1)
 	for range 2000 {
-		next = send(p, next, 1, batchRecords)
+		next = send(p, next, 1, BatchRecords)
 		offered.Store(next - 1)
 	}
 	eventually(t, "all is written", func() bool { return out.count() == int(next)-1 })
@@ -331,10 +328,10 @@ func TestReplacedInTheMiddle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, second := new(posted), new(posted)
 		first.write = func(context.Context, int, []*flow.Record) (int, error) { return 3, errors.New("down") }
-		q := NewQueue(first, nil, 0, zap.NewNop())
-		p := New(nil, []*Queue{q})
+		q := queueOf(first, nil, 0, zap.NewNop())
+		p := &line{[]*Queue{q}}
 		send(p, 1000, 10)
-		p.Start()
+		q.Start()
 		time.Sleep(firstRetry / 4)
 		synctest.Wait()
 		q.Replace(func() (Output, error) { return second, nil })

@@ -1,4 +1,4 @@
-package pipeline
+package deliver
 
 import (
 	"context"
@@ -6,89 +6,27 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/ctlogd/ctlogd/flow"
-	"github.com/ctlogd/ctlogd/pipeline/spool"
-	"github.com/ctlogd/ctlogd/unit"
 )
-
-func openSpool(t *testing.T, dir string, size int64) *spool.Spool {
-	t.Helper()
-	cfg := spool.Config{Path: dir}
-	cfg.Defaults()
-	if size > 0 {
-		cfg.MaxSize = unit.Size(size)
-	}
-	s, err := spool.Open(cfg, "stub", zap.NewNop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
-// eventually waits for something that another goroutine is about to do.
-func eventually(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("never: " + what)
-		}
-	}
-}
-
-// awaitRoom waits until no more than taken records' room is taken.
-func awaitRoom(t *testing.T, q *Queue, taken int) {
-	t.Helper()
-	eventually(t, "the queue has room", func() bool {
-		q.mu.Lock()
-		defer q.mu.Unlock()
-		return q.room <= taken
-	})
-}
-
-// switched is an output that can be broken and mended.
-type switched struct {
-	stub
-	broken atomic.Bool
-}
-
-func newSwitched(broken bool) *switched {
-	s := new(switched)
-	s.broken.Store(broken)
-	s.write = func(_ context.Context, _ int, recs []*flow.Record) (int, error) {
-		if s.broken.Load() {
-			return 0, errors.New("down")
-		}
-		return len(recs), nil
-	}
-	return s
-}
-
-func (s *switched) got() []uint32 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.ids)
-}
 
 // TestSpillOverRestarts breaks the output, sends far more than the queue has room for, ends, starts again with the
 // output mended, and asks for every record.
 func TestSpillOverRestarts(t *testing.T) {
 	dir := t.TempDir()
 	out := newSwitched(true)
-	const bound = 4 * batchRecords
+	const bound = 4 * BatchRecords
 	var next uint32
 	for range 3 { // three processes one after the other, none of which can deliver
-		q := NewQueue(out, nil, bound, zap.NewNop())
-		q.Spill(openSpool(t, dir, 0))
-		p := New(nil, []*Queue{q})
-		p.Start()
+		q := queueOf(out, nil, bound, zap.NewNop())
+		q.spill(openSpool(t, dir, 0))
+		p := start(q)
 		for range 20 {
-			next = send(p, next, batchRecords, 3)
+			next = send(p, next, BatchRecords, 3)
 			awaitRoom(t, q, bound/2)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -105,11 +43,10 @@ func TestSpillOverRestarts(t *testing.T) {
 		t.Fatal("a broken output took records")
 	}
 	out.broken.Store(false)
-	q := NewQueue(out, nil, bound, zap.NewNop())
-	q.Spill(openSpool(t, dir, 0))
-	p := New(nil, []*Queue{q})
-	p.Start()
-	next = send(p, next, batchRecords)
+	q := queueOf(out, nil, bound, zap.NewNop())
+	q.spill(openSpool(t, dir, 0))
+	p := start(q)
+	next = send(p, next, BatchRecords)
 	eventually(t, "everything is delivered", func() bool { return len(out.got()) >= int(next) })
 	p.Close(t.Context())
 	ids := out.got()
@@ -138,11 +75,10 @@ func TestSpillOverRestarts(t *testing.T) {
 // the order in which they were read.
 func TestSpillKeepsOrder(t *testing.T) {
 	out := newSwitched(false)
-	const bound = 64 * batchRecords
-	q := NewQueue(out, nil, bound, zap.NewNop())
-	q.Spill(openSpool(t, t.TempDir(), 0))
-	p := New(nil, []*Queue{q})
-	p.Start()
+	const bound = 64 * BatchRecords
+	q := queueOf(out, nil, bound, zap.NewNop())
+	q.spill(openSpool(t, t.TempDir(), 0))
+	p := start(q)
 	stop := make(chan struct{})
 	var toggling sync.WaitGroup
 	toggling.Go(func() {
@@ -158,9 +94,9 @@ func TestSpillKeepsOrder(t *testing.T) {
 	})
 	var next uint32
 	for begin := time.Now(); time.Since(begin) < 3*time.Second; {
-		next = send(p, next, batchRecords, 1, 17, batchRecords)
+		next = send(p, next, BatchRecords, 1, 17, BatchRecords)
 		time.Sleep(time.Millisecond)
-		awaitRoom(t, q, bound-4*batchRecords)
+		awaitRoom(t, q, bound-4*BatchRecords)
 	}
 	close(stop)
 	toggling.Wait()
@@ -178,25 +114,19 @@ func TestSpillKeepsOrder(t *testing.T) {
 // hands, where a process that is killed would lose them.
 func TestSpillFromTheWorker(t *testing.T) {
 	out := newSwitched(true)
-	q := NewQueue(out, nil, 0, zap.NewNop())
-	q.Spill(openSpool(t, t.TempDir(), 0))
-	p := New(nil, []*Queue{q})
-	p.Start()
+	q := queueOf(out, nil, 0, zap.NewNop())
+	q.spill(openSpool(t, t.TempDir(), 0))
+	p := start(q)
 	next := send(p, 0, 7)
 	eventually(t, "the records are on the disk", func() bool {
-		n, _ := q.Spool().Len()
-		return n == 7 && q.Stats.Depth.Load() == 0
+		return spooled(q) == 7 && q.Status().Held == 0
 	})
-	if got := NewMark(p.Queues(), "", time.Unix(0, 5000), false).Outputs[0].Safe; got != 5000 {
+	if got := q.Since(time.Unix(0, 5000)); got != 5000 {
 		t.Errorf("safe until %d, want 5000: nothing is in memory", got)
 	}
 	out.broken.Store(false)
 	eventually(t, "everything is delivered", func() bool { return len(out.got()) >= int(next) })
-	eventually(t, "the queue knows that the output works", func() bool {
-		q.mu.Lock()
-		defer q.mu.Unlock()
-		return q.failing == nil
-	})
+	eventually(t, "the queue knows that the output works", func() bool { return !q.Status().Failing })
 	p.Close(t.Context())
 }
 
@@ -216,15 +146,14 @@ func TestSpillBesideAHangingOutput(t *testing.T) {
 				}
 				return len(recs), nil
 			}}
-			const bound = 4 * batchRecords
-			q := NewQueue(out, nil, bound, zap.NewNop())
-			q.Spill(openSpool(t, t.TempDir(), 0))
-			p := New(nil, []*Queue{q})
-			p.Start()
+			const bound = 4 * BatchRecords
+			q := queueOf(out, nil, bound, zap.NewNop())
+			q.spill(openSpool(t, t.TempDir(), 0))
+			p := start(q)
 			var next uint32
 			for range 50 {
-				next = send(p, next, batchRecords)
-				awaitRoom(t, q, bound-batchRecords)
+				next = send(p, next, BatchRecords)
+				awaitRoom(t, q, bound-BatchRecords)
 			}
 			close(hold)
 			eventually(t, "everything is delivered", func() bool {
@@ -245,13 +174,12 @@ func TestReplaceBroken(t *testing.T) {
 	for _, spooled := range []bool{false, true} {
 		t.Run(map[bool]string{false: "no spool", true: "spool"}[spooled], func(t *testing.T) {
 			broken, good := newSwitched(true), new(stub)
-			q := NewQueue(broken, nil, 0, zap.NewNop())
+			q := queueOf(broken, nil, 0, zap.NewNop())
 			if spooled {
-				q.Spill(openSpool(t, t.TempDir(), 0))
+				q.spill(openSpool(t, t.TempDir(), 0))
 			}
-			p := New(nil, []*Queue{q})
-			p.Start()
-			next := send(p, 0, batchRecords, 3)
+			p := start(q)
+			next := send(p, 0, BatchRecords, 3)
 			eventually(t, "the worker has tried", func() bool { return q.Stats.Errors.Load() > 1 })
 			q.Replace(func() (Output, error) { return good, nil })
 			eventually(t, "everything is delivered", func() bool { return q.Stats.Written.Load() == uint64(next) })
@@ -266,13 +194,12 @@ func TestReplaceBroken(t *testing.T) {
 // TestSpoolFull fills a small spool and the memory behind it: what is lost is in gaps, exactly.
 func TestSpoolFull(t *testing.T) {
 	out := newSwitched(true)
-	q := NewQueue(out, nil, 4*batchRecords, zap.NewNop())
-	q.Spill(openSpool(t, t.TempDir(), 1<<20))
-	p := New(nil, []*Queue{q})
-	p.Start()
+	q := queueOf(out, nil, 4*BatchRecords, zap.NewNop())
+	q.spill(openSpool(t, t.TempDir(), 1<<20))
+	p := start(q)
 	var next uint32
 	for range 1000 {
-		next = send(p, next, batchRecords)
+		next = send(p, next, BatchRecords)
 		time.Sleep(500 * time.Microsecond)
 	}
 	eventually(t, "records are lost", func() bool { return q.Stats.Dropped.Load() > 0 })
@@ -312,17 +239,16 @@ func TestSpoolRemoved(t *testing.T) {
 	for _, reads := range []bool{true, false} { // before the end, and not
 		dir := t.TempDir()
 		out := newSwitched(true)
-		q := NewQueue(out, nil, 4*batchRecords, zap.NewNop())
-		q.Spill(openSpool(t, dir, 0))
-		p := New(nil, []*Queue{q})
-		p.Start()
+		q := queueOf(out, nil, 4*BatchRecords, zap.NewNop())
+		q.spill(openSpool(t, dir, 0))
+		p := start(q)
 		next := send(p, 1, 100)
-		eventually(t, "the records are in the spool", func() bool { n, _ := q.Spool().Len(); return n == 100 })
+		eventually(t, "the records are in the spool", func() bool { return spooled(q) == 100 })
 		if err := os.RemoveAll(dir); err != nil {
 			t.Fatal(err)
 		}
 		for range 8 {
-			next = send(p, next, batchRecords)
+			next = send(p, next, BatchRecords)
 		}
 		eventually(t, "records are lost", func() bool { return q.Stats.Dropped.Load() > 0 })
 		if reads {

@@ -1,4 +1,4 @@
-package pipeline
+package deliver
 
 import (
 	"context"
@@ -14,7 +14,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ctlogd/ctlogd/flow"
-	"github.com/ctlogd/ctlogd/pipeline/spool"
 )
 
 // An output fails for a while, refuses a record for good, and is too slow: its status and its counters tell.
@@ -27,11 +26,11 @@ func TestStatus(t *testing.T) {
 			}
 			return len(recs), nil
 		}}
-		q := NewQueue(out, nil, 2*smallBatch, zap.NewNop())
-		p := New(nil, []*Queue{q})
+		q := queueOf(out, nil, 3, zap.NewNop())
+		p := &line{[]*Queue{q}}
 		began := time.Now()
-		p.Start()
-		if diff := cmp.Diff(QueueStatus{Max: 2 * smallBatch}, q.Status()); diff != "" {
+		q.Start()
+		if diff := cmp.Diff(Status{Max: 3}, q.Status()); diff != "" {
 			t.Errorf("at the start (-want +got):\n%s", diff)
 		}
 		b := p.Batch()
@@ -46,7 +45,7 @@ func TestStatus(t *testing.T) {
 			t.Errorf("the last error was at %v", is.ErrorAt)
 		}
 		is.ErrorAt = time.Time{}
-		if diff := cmp.Diff(QueueStatus{Failing: true, Since: began, Error: "nobody there", Room: smallBatch, Max: 2 * smallBatch,
+		if diff := cmp.Diff(Status{Failing: true, Since: began, Error: "nobody there", Held: 1, Max: 3,
 			Oldest: time.Unix(0, began.UnixNano())}, is); diff != "" {
 			t.Errorf("failing (-want +got):\n%s", diff)
 		}
@@ -54,7 +53,7 @@ func TestStatus(t *testing.T) {
 			t.Errorf("%d errors, and tried again %d times", e, again)
 		}
 
-		for range 3 { // there is room for one more
+		for range 4 { // there is room for two more
 			r := b.Next()
 			r.Event, r.Stop, r.Received = flow.EventDestroy, time.Now().UnixNano(), time.Now().UnixNano()
 			b = p.Ingest(b)
@@ -67,7 +66,7 @@ func TestStatus(t *testing.T) {
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		is = q.Status()
-		if is.Failing || !is.Since.After(began.Add(time.Minute)) || is.Error != "nobody there" || is.Room != 0 || !is.Oldest.IsZero() {
+		if is.Failing || !is.Since.After(began.Add(time.Minute)) || is.Error != "nobody there" || is.Held != 0 || !is.Oldest.IsZero() {
 			t.Errorf("when it goes on: %+v", is)
 		}
 		counts, _ := q.Stats.Lag.Load()
@@ -75,8 +74,8 @@ func TestStatus(t *testing.T) {
 		for _, n := range counts {
 			observed += n
 		}
-		if written, gaps := q.Stats.Written.Load(), q.Stats.Gaps.Load(); observed != 2 || gaps != 1 || written != 3 {
-			t.Errorf("lag of %d records, %d gaps, %d written, want 2, 1 and 3", observed, gaps, written)
+		if written, gaps := q.Stats.Written.Load(), q.Stats.Gaps.Load(); observed != 3 || gaps != 1 || written != 4 {
+			t.Errorf("lag of %d records, %d gaps, %d written, want 3, 1 and 4", observed, gaps, written)
 		}
 		p.Close(t.Context())
 	})
@@ -84,17 +83,15 @@ func TestStatus(t *testing.T) {
 
 // What a queue has lost elsewhere, before it began, counts as well; what gap records say that pass through does not.
 func TestLostCountsOnce(t *testing.T) {
-	q := NewQueue(&stub{}, nil, 0, zap.NewNop())
+	q := queueOf(&stub{}, nil, 0, zap.NewNop())
 	q.Lose(Gap{Gap: flow.Gap{Cause: flow.CauseDowntime}, From: 1, To: 2})
-	q.mu.Lock()
 	b := flow.NewBatch(2, nil)
 	r := b.Next()
 	r.Event, r.Received = flow.EventGap, 5
 	b.Extra(r).Gap = flow.Gap{Cause: flow.CauseOverrun, Lost: 9, LostKnown: true}
 	r = b.Next()
 	r.Event, r.Received = flow.EventDestroy, 5
-	q.lose(b.Records, flow.CauseQueueFull)
-	q.mu.Unlock()
+	q.ledger.addRecords(flow.CauseQueueFull, each(pointers(nil, b)))
 	got := map[string][2]uint64{}
 	for c := range q.Stats.Lost {
 		if n := q.Stats.Lost[c].Gaps.Load(); n > 0 {
@@ -104,32 +101,24 @@ func TestLostCountsOnce(t *testing.T) {
 	if diff := cmp.Diff(map[string][2]uint64{"downtime": {1, 0}, "queue_full": {1, 1}}, got); diff != "" {
 		t.Errorf("gaps and records lost by cause (-want +got):\n%s", diff)
 	}
-	q.Discard()
 }
 
 // What a spool finds damaged counts as lost, once.
 func TestDamageCounts(t *testing.T) {
 	dir := t.TempDir()
-	open := func() *Queue {
-		s, err := spool.Open(spool.Config{Path: dir}, "stub", zap.NewNop())
-		if err != nil {
-			t.Fatal(err)
-		}
-		q := NewQueue(&stub{}, nil, 0, zap.NewNop())
-		q.Spill(s)
-		return q
-	}
-	q := open()
+	sp := openSpool(t, dir, 0)
 	var recs []*flow.Record
 	for i := range 10 {
 		recs = append(recs, &flow.Record{Event: flow.EventDestroy, ID: uint32(i), Received: int64(1000 + i)})
 	}
 	for range 2 { // two frames
-		if _, err := q.Spool().Append(recs); err != nil {
+		if _, err := sp.Append(recs); err != nil {
 			t.Fatal(err)
 		}
 	}
-	q.Discard()
+	if err := sp.Close(); err != nil {
+		t.Fatal(err)
+	}
 	segments, err := filepath.Glob(filepath.Join(dir, "*.seg"))
 	if err != nil || len(segments) != 1 {
 		t.Fatalf("segments %v, %v", segments, err)
@@ -142,9 +131,9 @@ func TestDamageCounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Close()
-	q = open()
-	p := New(nil, []*Queue{q})
-	p.Start()
+	q := queueOf(&stub{}, nil, 0, zap.NewNop())
+	q.spill(openSpool(t, dir, 0))
+	p := start(q)
 	for q.Stats.Written.Load() < 11 { // the second frame, and the gap
 		time.Sleep(time.Millisecond)
 	}
@@ -157,28 +146,27 @@ func TestDamageCounts(t *testing.T) {
 	}
 }
 
-// An output that could be built only at a later try is the one that others find, to open its file again, say.
+// An output that could be built only at a later try is the one that others find, to open its file again, say; and as long as
+// it could not, it is failing.
 func TestOutputBuiltLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		q := NewQueue(&stub{}, nil, 0, zap.NewNop())
-		p := New(nil, []*Queue{q})
-		p.Start()
 		late, tries := &stub{}, 0
-		q.Replace(func() (Output, error) {
-			if tries++; tries < 3 {
+		q := New(Config{Name: "stub", Build: func() (Output, error) {
+			if tries++; tries < 5 {
 				return nil, errors.New("not yet")
 			}
 			return late, nil
-		})
+		}})
+		p := start(q)
 		synctest.Wait()
-		if q.Output() == Output(late) {
-			t.Error("it is there before it was built")
+		if is := q.Status(); q.Output() != nil || !is.Failing || is.Error != "not yet" {
+			t.Errorf("before it is built: output %v, status %+v", q.Output(), is)
 		}
 		send(p, 1, 1)
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if q.Output() != Output(late) {
-			t.Errorf("the output is a %T", q.Output())
+		if is := q.Status(); q.Output() != Output(late) || is.Failing || late.count() != 1 {
+			t.Errorf("the output is %v, it has %d records, status %+v", q.Output(), late.count(), is)
 		}
 		p.Close(t.Context())
 	})

@@ -1,4 +1,4 @@
-package pipeline
+package deliver
 
 import (
 	"testing"
@@ -48,7 +48,7 @@ func BenchmarkLag(b *testing.B) {
 	}{{"fresh", 30 * time.Millisecond}, {"spooled", time.Hour}} {
 		b.Run(bench.name, func(b *testing.B) {
 			now := time.Now()
-			batch := flow.NewBatch(batchRecords, nil)
+			batch := flow.NewBatch(BatchRecords, nil)
 			var recs []*flow.Record
 			for !batch.Full() {
 				r := batch.Next()

@@ -1,4 +1,5 @@
-package pipeline
+// Package mark is what a process leaves on disk for the one that comes after it, and the goroutine that keeps it there.
+package mark
 
 import (
 	"encoding/json"
@@ -13,11 +14,12 @@ import (
 	"time"
 
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/pipeline/deliver"
 )
 
 const (
-	markName    = "mark.json"
-	markVersion = 1
+	fileName = "mark.json"
+	version  = 1
 )
 
 // Mark is what a process leaves on disk, about once a second, for the one that comes after it: until when it lived, and
@@ -59,38 +61,33 @@ type OutputMark struct {
 	Synced int64 `json:"synced"`
 
 	// Gaps are those that the output has not taken yet.
-	Gaps []Gap `json:"gaps,omitempty"`
+	Gaps []deliver.Gap `json:"gaps,omitempty"`
 }
 
-// NewMark returns the mark of this moment, of these queues. All flows that ended before read have been ingested; it is
-// taken before the call. clean says that the queues are closed, and that after read no events were taken from the kernel.
-func NewMark(queues []*Queue, bootID string, read time.Time, clean bool) Mark {
-	m := Mark{Version: markVersion, BootID: bootID, Time: time.Now().UnixNano(), Clean: clean}
+// New returns the mark of this moment, of these queues. All flows that ended before read have been ingested; it is taken
+// before the call. clean says that the queues are closed, and that after read no events were taken from the kernel.
+func New(queues []*deliver.Queue, bootID string, read time.Time, clean bool) Mark {
+	m := Mark{Version: version, BootID: bootID, Time: time.Now().UnixNano(), Clean: clean}
 	if clean {
 		m.Time = read.UnixNano()
 	}
 	for _, q := range queues {
-		safe := q.safe(read)
-		m.Outputs = append(m.Outputs, OutputMark{Name: q.name, Safe: safe, Synced: q.synced(safe), Gaps: q.Unrecorded()})
+		o := OutputMark{Name: q.Name(), Safe: q.Since(read)}
+		o.Synced = synced(q, o.Safe)
+		o.Gaps = q.Unrecorded() // last: what is lost meanwhile is in it, or Safe does not pass it
+		m.Outputs = append(m.Outputs, o)
 	}
 	return m
 }
 
 // synced returns a time such that no flow that ended before it is missing when the machine ends at once. safe is that for
 // the end of the process.
-func (q *Queue) synced(safe int64) int64 {
-	unsynced := false
-	if u, ok := q.Output().(Unsyncer); ok {
-		unsynced = u.Unsynced()
+func synced(q *deliver.Queue, safe int64) int64 {
+	since, unknown := q.Unsynced()
+	if since != 0 {
+		safe = min(safe, since)
 	}
-	if q.spill != nil {
-		since, never := q.spill.spool.Unsynced()
-		if since != 0 {
-			safe = min(safe, since)
-		}
-		unsynced = unsynced || never
-	}
-	if unsynced {
+	if unknown {
 		safe = min(safe, time.Now().Add(-writeback()).UnixNano())
 	}
 	return safe
@@ -118,7 +115,7 @@ func (m *Mark) Save(dir string) error {
 	if err != nil {
 		return err
 	}
-	name := filepath.Join(dir, markName)
+	name := filepath.Join(dir, fileName)
 	if err := os.WriteFile(name+".new", append(text, '\n'), 0o640); err != nil {
 		return fmt.Errorf("write mark: %w", err)
 	}
@@ -128,10 +125,10 @@ func (m *Mark) Save(dir string) error {
 	return nil
 }
 
-// LoadMark returns the mark in the directory, nil if there is none: this is the first start. A mark that cannot be
+// Load returns the mark in the directory, nil if there is none: this is the first start. A mark that cannot be
 // read is an error; the time of its file still tells when its process last lived, and stands in a mark without outputs.
-func LoadMark(dir string) (*Mark, error) {
-	name := filepath.Join(dir, markName)
+func Load(dir string) (*Mark, error) {
+	name := filepath.Join(dir, fileName)
 	text, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -140,8 +137,8 @@ func LoadMark(dir string) (*Mark, error) {
 	if err == nil {
 		err = json.Unmarshal(text, m)
 	}
-	if err == nil && m.Version != markVersion {
-		err = fmt.Errorf("version %d, this is version %d", m.Version, markVersion)
+	if err == nil && m.Version != version {
+		err = fmt.Errorf("version %d, this is version %d", m.Version, version)
 	}
 	if err == nil {
 		return m, nil
@@ -157,13 +154,20 @@ func LoadMark(dir string) (*Mark, error) {
 // had not taken yet, and the one that the end of the last process and the time since have made. kept is the socket that
 // outlived that process, in which the kernel has kept the events meanwhile; nil if there is none. An output that the mark
 // does not know has lost what came since the last process, too, but nothing before.
-func (m *Mark) Gaps(output, bootID string, kept *Socket, now time.Time) []Gap {
-	var gaps []Gap
+func (m *Mark) Gaps(output, bootID string, kept *Socket, now time.Time) []deliver.Gap {
+	var gaps []deliver.Gap
 	safe, synced := m.Time, m.Time
+	known := false
 	for _, o := range m.Outputs {
-		if o.Name == output {
-			gaps, safe, synced = o.Gaps, o.Safe, o.Synced
+		switch {
+		case o.Name != output:
+			continue
+		case known: // one of this name was taken out and had not ended when another was put in
+			safe, synced = min(safe, o.Safe), min(synced, o.Synced)
+		default:
+			safe, synced, known = o.Safe, o.Synced, true
 		}
+		gaps = append(gaps, o.Gaps...)
 	}
 	if len(m.Outputs) == 0 { // it could not be read
 		synced -= int64(writeback())
@@ -173,7 +177,7 @@ func (m *Mark) Gaps(output, bootID string, kept *Socket, now time.Time) []Gap {
 			gaps = append(gaps, o.Gaps...)
 		}
 	}
-	g := Gap{From: m.Time, To: now.UnixNano()}
+	g := deliver.Gap{From: m.Time, To: now.UnixNano()}
 	g.Output = output
 	switch {
 	case m.BootID != bootID:
@@ -212,7 +216,7 @@ func (m *Mark) Orphans(outputs []string) (orphans []OutputMark) {
 			continue
 		}
 		if !m.Clean { // it may not have got what was read before
-			g := Gap{Gap: flow.Gap{Cause: flow.CauseCrash, Output: o.Name}, From: min(o.Safe, m.Time), To: m.Time}
+			g := deliver.Gap{Gap: flow.Gap{Cause: flow.CauseCrash, Output: o.Name}, From: min(o.Safe, m.Time), To: m.Time}
 			o.Gaps = append(o.Gaps, g)
 		}
 		if len(o.Gaps) > 0 {

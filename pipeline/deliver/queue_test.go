@@ -1,11 +1,10 @@
-package pipeline
+package deliver
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -18,78 +17,14 @@ import (
 	"github.com/ctlogd/ctlogd/flow"
 )
 
-// stub is an output that keeps the ids of what it is given, and does as its hook says.
-type stub struct {
-	mu    sync.Mutex
-	ids   []uint32
-	gaps  []Gap
-	calls int
-	write func(ctx context.Context, call int, recs []*flow.Record) (int, error) // nil takes everything
-}
-
-func (s *stub) Name() string { return "stub" }
-
-func (s *stub) Write(ctx context.Context, recs []*flow.Record) (n int, err error) {
-	s.mu.Lock()
-	s.calls++
-	call := s.calls
-	s.mu.Unlock()
-	n = len(recs)
-	if s.write != nil {
-		n, err = s.write(ctx, call, recs)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, r := range recs[:n] {
-		if r.Event == flow.EventGap {
-			s.gaps = append(s.gaps, Gap{Gap: r.Extra.Gap, From: r.Start, To: r.Stop})
-		} else {
-			s.ids = append(s.ids, r.ID)
-		}
-	}
-	return n, err
-}
-
-func (s *stub) Close(context.Context) error { return nil }
-
-// send passes batches of the given sizes through the pipeline, with ids that count up from first. They are when each was
-// received as well, but for 0, which is no time.
-func send(p *Pipeline, first uint32, sizes ...int) (next uint32) {
-	b := p.Batch()
-	for _, n := range sizes {
-		for range n {
-			r := b.Next()
-			r.Event, r.ID, r.Received = flow.EventDestroy, first, max(int64(first), 1)
-			first++
-		}
-		b = p.Ingest(b)
-	}
-	return first
-}
-
-func lostIn(gaps []Gap) (n int64) {
-	for _, g := range gaps {
-		n += int64(g.Lost)
-	}
-	return n
-}
-
-func upTo(n uint32) (ids []uint32) {
-	for i := range n {
-		ids = append(ids, i)
-	}
-	return ids
-}
-
 func TestPipelineDeliversInOrder(t *testing.T) {
 	a, b := new(stub), new(stub)
 	odd := func(r *flow.Record) bool { return r.ID%2 == 1 }
-	qa, qb := NewQueue(a, nil, 1<<20, zap.NewNop()), NewQueue(b, odd, 1<<20, zap.NewNop())
-	p := New(nil, []*Queue{qa, qb})
-	p.Start()
+	qa, qb := queueOf(a, nil, 1<<20, zap.NewNop()), queueOf(b, odd, 1<<20, zap.NewNop())
+	p := start(qa, qb)
 	var next uint32
 	for i := range 500 {
-		next = send(p, next, 1+i%3, smallBatch, smallBatch+1, batchRecords)
+		next = send(p, next, 1+i%3, 16, 17, BatchRecords)
 	}
 	p.Close(t.Context())
 	if !slices.Equal(a.ids, upTo(next)) {
@@ -102,7 +37,7 @@ func TestPipelineDeliversInOrder(t *testing.T) {
 	if w, f := qb.Stats.Written.Load(), qb.Stats.Filtered.Load(); w+f != uint64(next) || w != uint64(len(want)) {
 		t.Errorf("the second output counts %d written and %d filtered, want %d and %d", w, f, len(want), int(next)-len(want))
 	}
-	if d := qa.Stats.Depth.Load(); d != 0 {
+	if d := qa.Status().Held; d != 0 {
 		t.Errorf("depth %d at the end, want 0", d)
 	}
 }
@@ -110,7 +45,7 @@ func TestPipelineDeliversInOrder(t *testing.T) {
 // TestSlowOutput holds one output still: the other gets everything, and the one that stands drops what passes its
 // bound, by memory and not by batches, and counts it.
 func TestSlowOutput(t *testing.T) {
-	for _, size := range []int{1, smallBatch, smallBatch + 1, batchRecords} {
+	for _, size := range []int{1, 16, 16 + 1, BatchRecords} {
 		t.Run(fmt.Sprintf("batches of %d", size), func(t *testing.T) {
 			hold := make(chan struct{})
 			entered := make(chan struct{}, 1)
@@ -123,11 +58,10 @@ func TestSlowOutput(t *testing.T) {
 				return len(recs), nil
 			}}
 			fast := new(stub)
-			const bound = 4 * batchRecords
+			const bound = 4 * BatchRecords
 			core, logged := observer.New(zap.WarnLevel)
-			qs, qf := NewQueue(slow, nil, bound, zap.New(core)), NewQueue(fast, nil, 1<<20, zap.NewNop())
-			p := New(nil, []*Queue{qs, qf})
-			p.Start()
+			qs, qf := queueOf(slow, nil, bound, zap.New(core)), queueOf(fast, nil, 1<<20, zap.NewNop())
+			p := start(qs, qf)
 			next := send(p, 0, size)
 			<-entered
 			var sizes []int
@@ -135,12 +69,8 @@ func TestSlowOutput(t *testing.T) {
 				sizes = append(sizes, size)
 			}
 			next = send(p, next, sizes...)
-			batchCap := batchRecords
-			if size <= smallBatch {
-				batchCap = smallBatch
-			}
-			took := bound / batchCap * size // the batch that the output has in hand is one of them
-			if got := int(qs.Stats.Depth.Load()); got != took {
+			took := bound // the batch that the output has in hand is one of them
+			if got := qs.Status().Held; got != took {
 				t.Errorf("%d records wait, want %d", got, took)
 			}
 			close(hold)
@@ -208,9 +138,8 @@ func TestRetry(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				out := &stub{write: tt.write}
-				q := NewQueue(out, nil, 0, zap.NewNop())
-				p := New(nil, []*Queue{q})
-				p.Start()
+				q := queueOf(out, nil, 0, zap.NewNop())
+				p := start(q)
 				send(p, 0, 10)
 				time.Sleep(time.Minute)
 				p.Close(t.Context())
@@ -242,14 +171,13 @@ func TestCloseIsBounded(t *testing.T) {
 		"hangs": {func(ctx context.Context, _ int, _ []*flow.Record) (int, error) {
 			<-ctx.Done()
 			return 0, ctx.Err()
-		}, 3 * time.Second},
+		}, lastTry},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				q := NewQueue(&stub{write: tt.write}, nil, 0, zap.NewNop())
-				p := New(nil, []*Queue{q})
-				p.Start()
-				next := send(p, 0, batchRecords, batchRecords, 5)
+				q := queueOf(&stub{write: tt.write}, nil, 0, zap.NewNop())
+				p := start(q)
+				next := send(p, 0, BatchRecords, BatchRecords, 5)
 				time.Sleep(time.Minute)
 				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 				defer cancel()
@@ -269,94 +197,40 @@ func TestCloseIsBounded(t *testing.T) {
 	}
 }
 
-// TestPipelineAllocates holds the way of a batch through pipeline and queue to no garbage once it is warm.
-func TestPipelineAllocates(t *testing.T) {
-	p := New([]Stage{&Select{Events: [flow.EventGap]bool{flow.EventDestroy: true}}}, []*Queue{
-		NewQueue(discard{}, func(*flow.Record) bool { return true }, 0, zap.NewNop()),
-	})
-	q := p.queues[0]
-	b := p.Batch()
-	cycle := func(size int) {
-		for range size {
-			b.Next().Event = flow.EventDestroy
+// TestQueueAllocates holds the way of a batch through a queue to no garbage once it is warm: shared, copied because it is
+// nearly empty, and copied because little of it is wanted.
+func TestQueueAllocates(t *testing.T) {
+	for name, filter := range map[string]func(*flow.Record) bool{
+		"all": nil, "every": func(*flow.Record) bool { return true }, "few": func(r *flow.Record) bool { return r.ID%10 == 0 },
+	} {
+		q := queueOf(discard{}, filter, 0, zap.NewNop())
+		var free []*flow.Batch
+		get := func() *flow.Batch {
+			if n := len(free); n > 0 {
+				b := free[n-1]
+				free = free[:n-1]
+				return b
+			}
+			return flow.NewBatch(BatchRecords, func(b *flow.Batch) { b.Reset(); free = append(free, b) })
 		}
-		b = p.Ingest(b)
-		q.take() // the worker's loop, on this goroutine: AllocsPerRun counts those of all
-		q.handle()
-	}
-	for _, size := range []int{smallBatch, batchRecords} {
-		cycle(size)
-		if n := testing.AllocsPerRun(1000, func() { cycle(size) }); n != 0 {
-			t.Errorf("%v allocations for a batch of %d records, want 0", n, size)
+		q.worker.turn() // builds the output
+		cycle := func(size int) {
+			b := get()
+			for i := range size {
+				r := b.Next()
+				r.Event, r.ID = flow.EventDestroy, uint32(i)
+			}
+			b.Hold(1)
+			q.Offer(b)
+			b.Done()
+			q.worker.turn() // on this goroutine: AllocsPerRun counts those of all
 		}
-	}
-}
-
-// refusal is the error of an output that will never take some records.
-type refusal struct{ n int }
-
-func (r refusal) Error() string { return "refused for good" }
-func (r refusal) Rejected() int { return r.n }
-
-type discard struct{}
-
-func (discard) Name() string                                              { return "discard" }
-func (discard) Write(_ context.Context, recs []*flow.Record) (int, error) { return len(recs), nil }
-func (discard) Close(context.Context) error                               { return nil }
-
-func TestSelect(t *testing.T) {
-	b := flow.NewBatch(8, nil)
-	for _, e := range []flow.Event{flow.EventNew, flow.EventDestroy, flow.EventGap, flow.EventDestroy, flow.EventUpdate} {
-		r := b.Next()
-		r.Event, r.ID = e, uint32(len(b.Records))
-	}
-	s := &Select{Events: [flow.EventGap]bool{flow.EventDestroy: true}, Filter: func(r *flow.Record) bool { return r.ID == 4 }}
-	s.Process(b)
-	var got []uint32
-	for _, r := range b.Records {
-		got = append(got, r.ID)
-	}
-	if want := []uint32{3, 4}; !slices.Equal(got, want) {
-		t.Errorf("kept %v, want %v: the gap, whatever the filter, and the end that it accepts", got, want)
-	}
-	if n := s.Dropped.Load(); n != 1 {
-		t.Errorf("%d counted as dropped by the filter, want 1", n)
-	}
-}
-
-// TestSwap replaces filters, outputs and queues while records flow, and asks that each output got every record that was
-// its own, once and in order.
-func TestSwap(t *testing.T) {
-	first, gone, added := new(stub), new(stub), new(stub)
-	kept, old := NewQueue(first, nil, 1<<20, zap.NewNop()), NewQueue(gone, nil, 1<<20, zap.NewNop())
-	p := New(nil, []*Queue{kept, old})
-	p.Start()
-	next := send(p, 0, batchRecords, 3, batchRecords)
-	swapped := next
-	fresh := NewQueue(added, nil, 1<<20, zap.NewNop())
-	p.Swap(nil, []*Queue{kept, fresh})
-	next = send(p, next, batchRecords, 5)
-	Retire(t.Context(), []*Queue{old})
-	second := new(stub)
-	fails := 2
-	kept.Replace(func() (Output, error) {
-		if fails--; fails >= 0 {
-			return nil, errors.New("not yet")
+		for _, size := range []int{16, BatchRecords} {
+			cycle(size)
+			if n := testing.AllocsPerRun(1000, func() { cycle(size) }); n != 0 {
+				t.Errorf("%s: %v allocations for a batch of %d records, want 0", name, n, size)
+			}
 		}
-		return second, nil
-	})
-	next = send(p, next, batchRecords, 7)
-	p.Close(t.Context())
-
-	if !slices.Equal(gone.ids, upTo(swapped)) {
-		t.Errorf("the output that was taken out has %d records, want the first %d", len(gone.ids), swapped)
-	}
-	if want := upTo(next)[swapped:]; !slices.Equal(added.ids, want) {
-		t.Errorf("the output that was added has %d records, want the last %d", len(added.ids), len(want))
-	}
-	if both := append(first.ids, second.ids...); !slices.Equal(both, upTo(next)) || len(second.ids) == 0 {
-		t.Errorf("the output that was replaced has %d records, and %d after it; want all %d in order", len(first.ids),
-			len(second.ids), next)
 	}
 }
 
@@ -374,26 +248,25 @@ func TestBlame(t *testing.T) {
 			<-hold
 			return len(recs), nil
 		}}
-		const bound = 4 * batchRecords
-		q := NewQueue(out, nil, bound, zap.NewNop())
-		p := New(nil, []*Queue{q})
-		p.Start()
+		const bound = 4 * BatchRecords
+		q := queueOf(out, nil, bound, zap.NewNop())
+		p := start(q)
 		overfill := func(first uint32) (next uint32) {
 			for range 6 {
-				first = send(p, first, batchRecords)
+				first = send(p, first, BatchRecords)
 			}
 			return first
 		}
-		next := send(p, 0, batchRecords)
+		next := send(p, 0, BatchRecords)
 		synctest.Wait() // the first write has failed
 		next = overfill(next)
 		full.Store(false)
-		time.Sleep(time.Minute) // a write is under way, the queue is as full as before
+		time.Sleep(2 * time.Second) // a write is under way, the queue is as full as before
 		next = overfill(next)
 		for range 5 {
 			select {
 			case hold <- struct{}{}:
-			case <-time.After(time.Minute):
+			case <-time.After(time.Second):
 			}
 		}
 		synctest.Wait()
@@ -410,5 +283,70 @@ func TestBlame(t *testing.T) {
 		if len(out.ids)+int(lostIn(out.gaps)) != int(next) {
 			t.Errorf("%d delivered and %d in gaps, want %d in all", len(out.ids), lostIn(out.gaps), next)
 		}
+	})
+}
+
+// TestSince follows a record through a queue: as long as it is not delivered, Since does not pass it.
+func TestSince(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hold := make(chan struct{})
+		q := queueOf(&stub{write: func(_ context.Context, _ int, recs []*flow.Record) (int, error) {
+			<-hold
+			return len(recs), nil
+		}}, nil, 0, zap.NewNop())
+		p := &line{[]*Queue{q}}
+		const read = 5000
+		safe := func() int64 { return q.Since(time.Unix(0, read)) }
+		if got := safe(); got != read {
+			t.Errorf("empty queue: safe until %d, want %d", got, read)
+		}
+		send(p, 1000, 5)
+		if got := safe(); got != 1000 {
+			t.Errorf("queued: safe until %d, want 1000, when the oldest was read", got)
+		}
+		q.Start()
+		synctest.Wait()
+		send(p, 2000, 5)
+		if got := safe(); got != 1000 {
+			t.Errorf("in the write: safe until %d, want 1000", got)
+		}
+		hold <- struct{}{}
+		synctest.Wait()
+		if got := safe(); got != 2000 {
+			t.Errorf("the next write: safe until %d, want 2000", got)
+		}
+		hold <- struct{}{}
+		synctest.Wait()
+		if got := safe(); got != read {
+			t.Errorf("delivered: safe until %d, want %d", got, read)
+		}
+		// The kernel has held them back: they came late, and are older than others that came before.
+		for _, n := range []int{5, BatchRecords} { // in a batch of its size, and not
+			b := p.Batch()
+			b.Since = 700
+			for range n {
+				r := b.Next()
+				r.Event, r.Received = flow.EventDestroy, 3000
+			}
+			p.Ingest(b)
+			synctest.Wait()
+			if got := safe(); got != 700 {
+				t.Errorf("held back: safe until %d, want 700", got)
+			}
+			hold <- struct{}{}
+			synctest.Wait()
+		}
+		// The clock is set back.
+		send(p, 4000, 5)
+		synctest.Wait()
+		send(p, 600, 5)
+		send(p, 650, 5)
+		if got := safe(); got != 600 {
+			t.Errorf("the clock was set back: safe until %d, want 600", got)
+		}
+		hold <- struct{}{}
+		hold <- struct{}{}
+		synctest.Wait()
+		p.Close(t.Context())
 	})
 }

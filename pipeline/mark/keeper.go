@@ -1,0 +1,297 @@
+package mark
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/pipeline/deliver"
+)
+
+const (
+	// saveEvery is how often the mark is written: it bounds how exactly the begin of a gap is known after a crash.
+	saveEvery = time.Second
+
+	// hangAfter is how long the disk may take before that is told.
+	hangAfter = 5 * time.Second
+
+	// finishWithin bounds the last mark.
+	finishWithin = 2 * time.Second
+
+	lockName = "lock"
+)
+
+// Options tell a Keeper what it needs to know.
+type Options struct {
+	Dir string // "": nothing is kept on disk
+	Log *zap.Logger
+
+	Queues    func() []*deliver.Queue // those that are fed
+	ReadUntil func() time.Time        // all flows that ended before it have been offered to them
+
+	Joined time.Time // since when this process gets events
+	Kept   *Socket   // the socket that outlived the last process; nil if none has
+}
+
+// Keeper keeps the mark of this process on disk. First it puts on record, in each queue, what the time since the last
+// process has cost.
+//
+// Only its own goroutine touches the directory. As long as that cannot be used, the marks are in memory alone, and it is
+// tried again: logging does not depend on it.
+type Keeper struct {
+	o      Options
+	bootID string
+	log    *zap.Logger
+	quit   chan struct{}
+	done   chan struct{}
+
+	mu       sync.Mutex
+	retiring []*deliver.Queue // what a reload has taken out and is not delivered yet
+	gone     []OutputMark     // the gaps of outputs that are no more
+	failure  error            // why the directory is of no use now; nil if it is
+	since    time.Time        // since when that is so
+
+	socket *Socket // what is left to the next process; set before quit is closed
+
+	// The goroutine's own.
+	lock     *os.File
+	restored bool
+	warned   bool // that there are no locks
+}
+
+// NewKeeper returns a keeper that touches nothing yet.
+func NewKeeper(o Options) *Keeper {
+	if o.Log == nil {
+		o.Log = zap.NewNop()
+	}
+	return &Keeper{o: o, bootID: BootID(), log: o.Log, quit: make(chan struct{}), done: make(chan struct{})}
+}
+
+// Start begins to keep the mark. Finish ends it.
+func (k *Keeper) Start() {
+	if k.o.Dir == "" {
+		k.log.Warn("there is no state_directory: a restart leaves no gap, so what ends meanwhile is missing in silence",
+			zap.String("remedy", "set state_directory, such as to /var/lib/ctlogd"))
+		close(k.done)
+		return
+	}
+	go k.run()
+}
+
+// Finish writes the mark of a process that ends in order: the queues are closed. socket is what it leaves to the next one,
+// or nil. It does not wait for a disk that hangs.
+func (k *Keeper) Finish(socket *Socket) {
+	k.socket = socket
+	close(k.quit)
+	select {
+	case <-k.done:
+	case <-time.After(finishWithin):
+		k.log.Error("state_directory: the disk hangs; the next process will take this end for a crash")
+	}
+}
+
+// Failure returns why the marks are in memory alone, and since when; nil if they are on disk.
+func (k *Keeper) Failure() (err error, since time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.failure, k.since
+}
+
+// run is the goroutine.
+func (k *Keeper) run() {
+	defer close(k.done)
+	tick := time.NewTicker(saveEvery)
+	defer tick.Stop()
+	for {
+		k.turn(false)
+		select {
+		case <-k.quit:
+			k.turn(true)
+			if k.lock != nil {
+				k.lock.Close()
+			}
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// turn writes the mark. last says that the process ends in order.
+func (k *Keeper) turn(last bool) {
+	hung := time.AfterFunc(hangAfter, func() { k.note(fmt.Errorf("the disk has not answered for %v", hangAfter)) })
+	defer hung.Stop()
+	err := k.open()
+	if !k.restored && !errors.Is(err, errTaken) {
+		k.restore()
+	}
+	if err == nil {
+		m := k.mark(last)
+		if last {
+			m.Socket = k.socket
+		}
+		err = m.Save(k.o.Dir)
+	}
+	hung.Stop()
+	k.note(err)
+}
+
+// note takes why the directory is of no use, and tells of a change.
+func (k *Keeper) note(err error) {
+	k.mu.Lock()
+	was := k.failure
+	k.failure = err
+	if (was == nil) != (err == nil) {
+		k.since = time.Now()
+	}
+	k.mu.Unlock()
+	switch {
+	case err != nil && was == nil:
+		k.log.Error("the mark is in memory for now: a crash would make a longer gap than it need be, "+
+			"and without a mark at all a restart leaves none", zap.Error(err),
+			zap.String("remedy", "make "+k.o.Dir+" a directory with room that ctlogd's user may write to; it is tried again"))
+	case err == nil && was != nil:
+		k.log.Info("the mark can be written again")
+	}
+}
+
+// errTaken says that the directory is another process's.
+var errTaken = errors.New("it is another ctlogd's; give each its own")
+
+// open takes the directory for this process.
+func (k *Keeper) open() error {
+	if k.lock != nil {
+		return nil
+	}
+	f, err := os.OpenFile(filepath.Join(k.o.Dir, lockName), os.O_RDWR|os.O_CREATE, 0o640)
+	if err != nil {
+		return fmt.Errorf("state_directory: %w", err)
+	}
+	switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
+	case err == nil:
+	case err == unix.EWOULDBLOCK:
+		f.Close()
+		return fmt.Errorf("state_directory %s: %w", k.o.Dir, errTaken)
+	case !k.warned: // the file system has no locks
+		k.warned = true
+		k.log.Warn("state_directory cannot be locked: see to it that no other ctlogd has it", zap.Error(err))
+	}
+	k.lock = f
+	return nil
+}
+
+// restore puts on record, in each queue, what the time since the last process has cost its output.
+func (k *Keeper) restore() {
+	m, err := Load(k.o.Dir)
+	if err != nil && m == nil {
+		return // it may be readable later
+	}
+	k.restored = true
+	if err != nil {
+		k.log.Error("the last process's mark is of no use; the gap begins at its file's time", zap.Error(err))
+	}
+	if m == nil {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var names []string
+	for _, q := range k.o.Queues() {
+		names = append(names, q.Name())
+		for _, g := range m.Gaps(q.Name(), k.bootID, k.o.Kept, k.o.Joined) {
+			k.tell("gap on record", q.Name(), g)
+			q.Lose(g)
+		}
+	}
+	for _, o := range m.Orphans(names) {
+		k.orphan(o)
+	}
+}
+
+// orphan keeps the gaps of an output that is no more. The lock is held.
+func (k *Keeper) orphan(o OutputMark) {
+	for _, g := range o.Gaps {
+		k.tell("gap of an output that is no longer configured; the mark keeps it until it is", o.Name, g)
+	}
+	k.gone = append(k.gone, o)
+}
+
+func (k *Keeper) tell(what, output string, g deliver.Gap) {
+	fields := []zap.Field{zap.String("output", output), zap.Stringer("cause", g.Cause),
+		zap.Time("from", time.Unix(0, g.From)), zap.Time("to", time.Unix(0, g.To))}
+	if g.LostKnown {
+		fields = append(fields, zap.Uint64("lost", g.Lost))
+	}
+	k.log.Warn(what, fields...)
+}
+
+// Retire has the mark know of queues that the pipeline does not feed any more, until Retired.
+func (k *Keeper) Retire(queues []*deliver.Queue) {
+	k.mu.Lock()
+	k.retiring = append(k.retiring, queues...)
+	k.mu.Unlock()
+}
+
+// Retired has the mark keep what gaps the queues, which have ended, could not deliver.
+func (k *Keeper) Retired(queues []*deliver.Queue) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, q := range queues {
+		k.retiring = slices.DeleteFunc(k.retiring, func(r *deliver.Queue) bool { return r == q })
+		if gaps := q.Unrecorded(); len(gaps) > 0 {
+			k.orphan(OutputMark{Name: q.Name(), Gaps: gaps})
+		}
+	}
+	k.reunite()
+}
+
+// Adopt gives new queues, which are fed by now, the gaps of outputs of their names that were taken out before.
+func (k *Keeper) Adopt() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.reunite()
+}
+
+// reunite gives the gaps of an output that is no more to a queue of its name. The lock is held.
+func (k *Keeper) reunite() {
+	queues := k.o.Queues()
+	k.gone = slices.DeleteFunc(k.gone, func(o OutputMark) bool {
+		i := slices.IndexFunc(queues, func(q *deliver.Queue) bool { return q.Name() == o.Name })
+		if i < 0 {
+			return false
+		}
+		for _, g := range o.Gaps {
+			queues[i].Lose(g)
+		}
+		return true
+	})
+}
+
+// mark returns the mark of this moment. An output's locks are not waited for under the keeper's.
+func (k *Keeper) mark(clean bool) Mark {
+	read := k.o.ReadUntil() // before the queues are looked at
+	k.mu.Lock()
+	queues, gone := slices.Concat(k.o.Queues(), k.retiring), slices.Clone(k.gone)
+	k.mu.Unlock()
+	m := New(queues, k.bootID, read, clean)
+	m.Gone = gone
+	return m
+}
+
+// Check makes sure that a keeper could write to the directory.
+func Check(dir string) error {
+	probe := filepath.Join(dir, ".writable")
+	if err := os.WriteFile(probe, nil, 0o640); err != nil {
+		return fmt.Errorf("state_directory: %w; make it, writable by the user that ctlogd runs as", err)
+	}
+	if err := os.Remove(probe); err != nil {
+		return fmt.Errorf("state_directory: %w", err)
+	}
+	return nil
+}
