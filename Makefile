@@ -34,11 +34,15 @@ build:
 
 test: unit integration
 
+# On a fresh machine the packages are fetched while what the integration tests are made of is compiled.
 setup:
-	@./.ci/need $(TEST_NEEDS)
+	@$(GO) list -deps -test -export -tags integration ./... >/dev/null 2>&1 & ./.ci/need $(TEST_NEEDS); \
+	    status=$$?; wait; exit $$status
 
-# The seeds of the fuzz tests run here as well.
+# The seeds of the fuzz tests run here as well. Meanwhile the broker that the integration tests start is fetched; where
+# that cannot be done, they say so.
 unit: setup
+	@sh integration/broker/fetch.sh >/dev/null 2>&1 &
 	$(GO) test $(RACE) ./...
 
 integration: setup

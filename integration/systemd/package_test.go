@@ -109,7 +109,7 @@ func TestPackage(t *testing.T) {
 	must(t, err)
 	edited := append(text, "\n# mine\nhost: edited\ninput: {conntrack: {receive_buffer: 128KiB}}\n"...)
 	must(t, os.WriteFile(m.path(config), edited, 0o640))
-	c := m.churn(t, 9*time.Second)
+	c := m.churn(t, 6*time.Second)
 	for c.running() {
 		time.Sleep(time.Second)
 		m.systemctl(t, "restart", "ctlogd")
@@ -187,7 +187,7 @@ func TestPackage(t *testing.T) {
 // idle tells what the service costs when there is nothing to log.
 func (m *machine) idle(t *testing.T) {
 	t.Helper()
-	const within = 5 * time.Second
+	const within = 2 * time.Second
 	dir := m.path("/proc/" + m.show("MainPID"))
 	ran := func() (sum time.Duration) {
 		threads, err := filepath.Glob(dir + "/task/*/schedstat")
