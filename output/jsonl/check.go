@@ -36,9 +36,9 @@ func (c *Config) Check() error {
 	if !info.Mode().IsRegular() {
 		return nil
 	}
-	file, err := os.Open(c.Path)
+	file, err := os.OpenFile(c.Path, os.O_RDWR|os.O_APPEND, 0) // access(2) does not know of a file system in trouble
 	if err != nil {
-		return err
+		return withRemedy(err)
 	}
 	defer file.Close()
 	if _, err := inspect(file); err != nil {

@@ -1,0 +1,363 @@
+//go:build integration
+
+package jsonl
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/output/format"
+)
+
+// disk is an ext4 file system in a file, on a loop device.
+type disk struct{ image, dir string }
+
+// newDisk makes and mounts one. options are those of mkfs.ext4.
+func newDisk(t *testing.T, size string, options ...string) disk {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to mount a file system")
+	}
+	d := disk{image: filepath.Join(t.TempDir(), "image"), dir: t.TempDir()}
+	shell(t, "truncate", "-s", size, d.image)
+	shell(t, "mkfs.ext4", append(append([]string{"-q", "-F", "-m", "0"}, options...), d.image)...)
+	shell(t, "mount", "-o", "loop", d.image, d.dir)
+	t.Cleanup(func() { shell(t, "umount", d.dir) })
+	return d
+}
+
+func shell(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+}
+
+// fillUp takes all room but so many bytes, and returns what gives it back.
+func (d disk) fillUp(t *testing.T, but int64) (free func()) {
+	t.Helper()
+	ballast := filepath.Join(d.dir, "ballast")
+	var st unix.Statfs_t
+	if err := unix.Statfs(d.dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Create(ballast)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	block := make([]byte, st.Bsize)
+	for left := int64(st.Bavail)*st.Bsize - but; left > 0; left -= st.Bsize {
+		if _, err := file.Write(block); err != nil && !errors.Is(err, unix.ENOSPC) {
+			t.Fatal(err)
+		}
+	}
+	if err := file.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := os.Remove(ballast); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// try opens the file as delivery does.
+func try(t *testing.T, cfg Config, log *zap.Logger) (*File, error) {
+	t.Helper()
+	enc, err := cfg.Encoder(format.Options{Host: "gw1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return New(cfg, enc, log)
+}
+
+// TestAppendOnly: a hardened file (chattr +a), which nobody may cut, is begun with a torn line and gets one when the disk
+// is full. Nothing is lost for it, and every line but the one that a crash has torn is whole.
+func TestAppendOnly(t *testing.T) {
+	d := newDisk(t, "4M")
+	path := filepath.Join(d.dir, "f")
+	const torn = `{"v":1,"ct_`
+	if err := os.WriteFile(path, []byte("{\"ct_id\":99}\n"+torn), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	shell(t, "chattr", "+a", path)
+	t.Cleanup(func() { shell(t, "chattr", "-a", path) })
+	core, logs := observer.New(zap.InfoLevel)
+	f := newFile(t, Config{Path: path}, zap.New(core))
+	write(t, f, records(0, 10))
+
+	free := d.fillUp(t, 64<<10)
+	recs := records(10, 400)
+	n, err := f.Write(ctx, recs)
+	if !errors.Is(err, unix.ENOSPC) || n == len(recs) {
+		t.Fatalf("Write = %d, %v, want ENOSPC", n, err)
+	}
+	for range 3 {
+		m, err := f.Write(ctx, recs[n:])
+		if n += m; !errors.Is(err, unix.ENOSPC) {
+			t.Fatalf("Write = %d, %v, want ENOSPC", m, err)
+		}
+	}
+	free()
+	write(t, f, recs[n:])
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := strings.Replace(string(b), torn+"\n", "", 1)
+	if len(whole) != len(b)-len(torn)-1 {
+		t.Errorf("the torn line is not closed off: %.100q", b)
+	}
+	all := parseIDs(t, []byte(whole))
+	if len(all) > 1+410+1 {
+		t.Errorf("%d lines", len(all))
+	}
+	wantIDs(t, append([]int{99}, upTo(410)...), slices.Compact(all)) // the line that was torn by the full disk comes twice
+	if warnings := logs.FilterMessageSnippet("append-only").Len(); warnings != 1 {
+		t.Errorf("%d warnings: %v", warnings, logs.All())
+	}
+}
+
+// TestNewlineOnFullDisk: the last line lacks its newline, and there is no room for one: the first write puts it there.
+func TestNewlineOnFullDisk(t *testing.T) {
+	d := newDisk(t, "4M")
+	path := filepath.Join(d.dir, "f")
+	line := fmt.Sprintf(`{"ct_id":99,"secctx":%q}`, strings.Repeat("x", 4096-24)) // a whole block
+	if err := os.WriteFile(path, []byte(line), 0o640); err != nil || len(line) != 4096 {
+		t.Fatal(len(line), err)
+	}
+	free := d.fillUp(t, 0)
+	f := newFile(t, Config{Path: path}, nil)
+	if n, err := f.Write(ctx, records(0, 1)); n != 0 || !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("Write = %d, %v, want ENOSPC", n, err)
+	}
+	free()
+	write(t, f, records(0, 1))
+	wantIDs(t, []int{99, 0}, ids(t, path))
+}
+
+// TestReadOnlyDisk: the kernel makes the file system read-only after an error. Writing fails, and so does opening, until
+// it is mounted anew.
+func TestReadOnlyDisk(t *testing.T) {
+	d := newDisk(t, "4M")
+	cfg := Config{Path: filepath.Join(d.dir, "f")}
+	f := newFile(t, cfg, nil)
+	write(t, f, records(0, 1))
+	shell(t, "sync", "-f", cfg.Path)
+	shell(t, "mount", "-o", "remount,abort,errors=remount-ro", d.dir)
+	if n, err := f.Write(ctx, records(1, 1)); n != 0 || !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EIO) {
+		t.Errorf("Write = %d, %v, want EROFS or EIO", n, err)
+	}
+	if err := f.Close(ctx); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if _, err := try(t, cfg, nil); !errors.Is(err, unix.EROFS) || !strings.Contains(err.Error(), "; mount it read-write") {
+			t.Errorf("New: %v, want EROFS with its remedy", err)
+		}
+	}
+	if err := cfg.Check(); !errors.Is(err, unix.EROFS) {
+		t.Errorf("Check: %v", err)
+	}
+	shell(t, "umount", d.dir)
+	shell(t, "mount", "-o", "loop", d.image, d.dir)
+	f = newFile(t, cfg, nil)
+	write(t, f, records(1, 1))
+	wantIDs(t, upTo(2), ids(t, cfg.Path))
+}
+
+// TestNoInodes: no file can be made. What is there is written; it is rotated when there is an inode again.
+func TestNoInodes(t *testing.T) {
+	d := newDisk(t, "4M", "-N", "32")
+	cfg := Config{Path: filepath.Join(d.dir, "f"), MaxSize: 64 << 10, Keep: 1}
+	f := newFile(t, cfg, nil)
+	var taken []string
+	for i := 0; ; i++ {
+		name := filepath.Join(d.dir, fmt.Sprint("taken", i))
+		if err := os.WriteFile(name, nil, 0o600); errors.Is(err, unix.ENOSPC) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		taken = append(taken, name)
+	}
+	other := Config{Path: filepath.Join(d.dir, "other")}
+	if _, err := try(t, other, nil); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "df -i") {
+		t.Errorf("New: %v, want ENOSPC with its remedy", err)
+	}
+	write(t, f, records(0, 500))
+	write(t, f, records(500, 500))
+	if f.Stats.RotationErrors.Load() != 1 || f.Stats.Rotations.Load() != 0 {
+		t.Errorf("%d rotations, %d errors", f.Stats.Rotations.Load(), f.Stats.RotationErrors.Load())
+	}
+	wantIDs(t, upTo(1000), ids(t, cfg.Path))
+	for _, name := range taken[:2] {
+		if err := os.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.writing.Lock()
+	f.noRotateBefore = f.noRotateBefore.Add(-rotateRetry)
+	f.writing.Unlock()
+	write(t, f, records(1000, 1))
+	wantIDs(t, upTo(1001), ids(t, cfg.Path+".1", cfg.Path))
+	if g, err := try(t, other, nil); err != nil {
+		t.Error(err)
+	} else if err := g.Close(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestFailingDisk: the disk cannot be read, so nobody can tell how the file ends. It is opened when it can.
+func TestFailingDisk(t *testing.T) {
+	d := newDisk(t, "4M", "-O", "^has_journal")
+	cfg := Config{Path: filepath.Join(d.dir, "f")}
+	if err := os.WriteFile(cfg.Path, []byte("{\"ct_id\":0}\n"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	shell(t, "sync", "-f", cfg.Path)
+	image, err := os.ReadFile(d.image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forget(t, cfg.Path)
+	if err := os.Truncate(d.image, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := try(t, cfg, nil); !errors.Is(err, unix.EIO) || !strings.Contains(err.Error(), "; the disk fails: see dmesg") {
+		t.Errorf("New: %v, want EIO with its remedy", err)
+	}
+	file, err := os.OpenFile(d.image, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := file.Write(image); err != nil {
+		t.Fatal(err)
+	}
+	if err := file.Close(); err != nil {
+		t.Fatal(err)
+	}
+	forget(t, cfg.Path)
+	f := newFile(t, cfg, nil)
+	write(t, f, records(1, 1))
+	wantIDs(t, upTo(2), ids(t, cfg.Path))
+}
+
+// forget has the kernel read a file from the disk when it is read next.
+func forget(t *testing.T, path string) {
+	t.Helper()
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := unix.Fadvise(int(file.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestLockRefused: a file system that has no locks, as the kernel's answers to flock(2) on NFS are, is written all the
+// same, with one warning.
+func TestLockRefused(t *testing.T) {
+	for _, errno := range []unix.Errno{unix.EBADF, unix.ENOLCK, unix.EOPNOTSUPP, unix.ENOSYS} {
+		t.Run(unix.ErrnoName(errno), func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "f")
+			core, logs := observer.New(zap.InfoLevel)
+			done := make(chan struct{})
+			go func() { // on a thread of its own, which ends with it
+				defer close(done)
+				runtime.LockOSThread()
+				if err := refuse(unix.SYS_FLOCK, errno); err != nil {
+					t.Error(err)
+					return
+				}
+				f, err := try(t, Config{Path: path, MaxSize: 64 << 10, Keep: 3}, zap.New(core))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for i := range 3 {
+					f.cfg.MaxSize = 1
+					if n, err := f.Write(ctx, records(10*i, 10)); n != 10 || err != nil {
+						t.Errorf("Write = %d, %v", n, err)
+					}
+				}
+				if err := f.Close(ctx); err != nil {
+					t.Error(err)
+				}
+			}()
+			<-done
+			wantIDs(t, upTo(30), ids(t, path+".2", path+".1", path))
+			if warnings := logs.FilterMessageSnippet("refuses to lock").All(); len(warnings) != 1 ||
+				!strings.Contains(fmt.Sprint(warnings[0].ContextMap()), errno.Error()) {
+				t.Errorf("log: %v", logs.All())
+			}
+		})
+	}
+}
+
+// refuse has the kernel answer a system call of this thread with errno.
+func refuse(call uint32, errno unix.Errno) error {
+	program, err := bpf.Assemble([]bpf.Instruction{
+		bpf.LoadAbsolute{Off: 0, Size: 4}, // seccomp_data.nr
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: call, SkipFalse: 1},
+		bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(errno)},
+		bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW},
+	})
+	if err != nil {
+		return err
+	}
+	filters := make([]unix.SockFilter, len(program))
+	for i, in := range program {
+		filters[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
+	}
+	// Little-endian machines only: the classic BPF of seccomp loads in the machine's order.
+	fprog := unix.SockFprog{Len: uint16(len(filters)), Filter: &filters[0]}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	if _, _, e := syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&fprog))); e != 0 {
+		return e
+	}
+	return nil
+}
+
+// TestFileSizeLimit: a file that may not become larger says what to do.
+func TestFileSizeLimit(t *testing.T) {
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &old); err != nil {
+		t.Fatal(err)
+	}
+	f := newFile(t, Config{Path: filepath.Join(t.TempDir(), "f")}, nil)
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 4096, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	n, err := f.Write(ctx, records(0, 100))
+	m, again := f.Write(ctx, records(n, 100-n))
+	if lerr := unix.Setrlimit(unix.RLIMIT_FSIZE, &old); lerr != nil {
+		t.Fatal(lerr)
+	}
+	if n == 0 || n == 100 || !errors.Is(err, unix.EFBIG) || !strings.Contains(err.Error(), "; set max_size") {
+		t.Errorf("Write = %d, %v, want EFBIG with its remedy", n, err)
+	}
+	if !errors.Is(again, unix.EFBIG) {
+		t.Errorf("the second Write = %d, %v", m, again)
+	}
+	write(t, f, records(n+m, 100-n-m))
+	wantIDs(t, upTo(100), ids(t, f.cfg.Path))
+}
