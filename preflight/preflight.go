@@ -59,6 +59,9 @@ type Output struct {
 	// Reach tries the way to the destination. Its error is of what may be right by itself later: a warning. expires is
 	// when the first certificate of the peer's does, zero if it has none. May be nil.
 	Reach func(context.Context) (expires time.Time, err error)
+
+	// Tell returns what is worth knowing when all is well, "" for nothing. May be nil.
+	Tell func() string
 }
 
 // Run makes every check, in a fixed order, and stops early only when ctx ends. It needs no privilege: what cannot be
@@ -139,5 +142,11 @@ func (o Output) result(ctx context.Context, now time.Time) Result {
 			Detail: fmt.Sprintf("%s: a certificate that it shows expires on %s", o.About, day(expires)),
 			Remedy: "have it renewed there, or records will wait for a session"}
 	}
-	return Result{Name: o.Name, Status: Pass, Detail: o.About}
+	r := Result{Name: o.Name, Status: Pass, Detail: o.About}
+	if o.Tell != nil {
+		if text := o.Tell(); text != "" {
+			r.Detail += ": " + text
+		}
+	}
+	return r
 }

@@ -365,18 +365,18 @@ func TestOutputs(t *testing.T) {
 		return func(context.Context) (time.Time, error) { return t, nil }
 	}
 	got := build(t, k, proc).run(t.Context(), Options{Outputs: []Output{
-		{"outputs.a[0]", "/x", right, nil},
-		{"outputs.a[1]", "/y", wrong, nil},
-		{"outputs.b[0]", "udp://x", right, there},
-		{"outputs.b[1]", "tcp://x", right, refused},
-		{"outputs.b[2]", "tcp://y", wrong, refused},
-		{"outputs.b[3]", "tls://x", right, until(today.Add(soon))},
-		{"outputs.b[4]", "tls://y", right, until(today.Add(soon - time.Hour))},
+		{"outputs.a[0]", "/x", right, nil, func() string { return "" }},
+		{"outputs.a[1]", "/y", wrong, nil, nil},
+		{"outputs.b[0]", "udp://x", right, there, func() string { return "holds a day" }},
+		{"outputs.b[1]", "tcp://x", right, refused, nil},
+		{"outputs.b[2]", "tcp://y", wrong, refused, nil},
+		{"outputs.b[3]", "tls://x", right, until(today.Add(soon)), nil},
+		{"outputs.b[4]", "tls://y", right, until(today.Add(soon - time.Hour)), nil},
 	}})
 	want := []Result{
 		{"outputs.a[0]", Pass, "/x", ""},
 		{"outputs.a[1]", Fail, "no directory /y", "make it; then again"},
-		{"outputs.b[0]", Pass, "udp://x", ""},
+		{"outputs.b[0]", Pass, "udp://x: holds a day", ""},
 		{"outputs.b[1]", Warn, "connection refused", "start it"},
 		{"outputs.b[2]", Fail, "no directory /y", "make it; then again"},
 		{"outputs.b[3]", Pass, "tls://x", ""},
@@ -574,8 +574,8 @@ func TestRunEndsWithContext(t *testing.T) {
 	k, proc := healthy()
 	ctx, cancel := context.WithCancel(t.Context())
 	got := build(t, k, proc).run(ctx, Options{Outputs: []Output{
-		{"a", "", func(context.Context) error { cancel(); return nil }, nil},
-		{"b", "", func(context.Context) error { t.Error("checked after the end"); return nil }, nil},
+		{"a", "", func(context.Context) error { cancel(); return nil }, nil, nil},
+		{"b", "", func(context.Context) error { t.Error("checked after the end"); return nil }, nil, nil},
 	}})
 	if last := got[len(got)-1].Name; last != "a" {
 		t.Errorf("the last result is %s's", last)

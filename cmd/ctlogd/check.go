@@ -103,7 +103,8 @@ func hostChecks(cfg *Config) preflight.Options {
 		return name
 	}
 	for i, out := range cfg.Outputs.JSONL {
-		name := add("jsonl", i, out.Path, &out.OutputConfig, func(context.Context) error { return out.Check() }, nil)
+		name := add("jsonl", i, out.Path, &out.OutputConfig, func(context.Context) error { return out.Check() }, out.Reach)
+		o.Outputs[len(o.Outputs)-1].Tell = out.Tell
 		if out.Path != jsonl.Stdout {
 			files(name, out.Path, out.MaxSize*unit.Size(out.Keep+1), out.Keep, out.Reserve)
 		}
@@ -145,6 +146,7 @@ func logChecks(ctx context.Context, cfg *Config, log *zap.Logger) {
 	checks.Daemon = true
 	for i := range checks.Outputs {
 		checks.Outputs[i].Reach = nil // the outputs connect by themselves; another connection would be a flow of its own
+		checks.Outputs[i].Tell = nil
 	}
 	for _, r := range preflight.Run(ctx, checks) {
 		fields := []zap.Field{zap.String("check", r.Name)}
