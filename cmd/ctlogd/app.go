@@ -80,7 +80,7 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, ow
 	checking, stopChecking := context.WithCancel(context.Background())
 	defer stopChecking()
 	go logChecks(checking, cfg, log.Named("check")) // an output's check may wait for its destination
-	stopReloading := answer(signals.hangup, func() { a.hangup(ctx) })
+	stopReloading := a.follow(ctx, signals.hangup)
 	stopOpening := answer(signals.open, a.openOnRequest)
 	log.Info("logging flows", zap.Strings("events", cfg.Input.Conntrack.Events),
 		zap.String("delivery", cfg.Input.Conntrack.Delivery), zap.Int("outputs", len(a.outputs)))
@@ -123,7 +123,7 @@ func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 	sockets := ownflow.New()
 	a := &app{cfg: cfg, log: log, manager: m, sockets: sockets, outputs: planOutputs(cfg, log, sockets),
 		started: time.Now(), delivery: cfg.Input.Conntrack.Delivery}
-	a.reloads.host = cfg.Host
+	a.reloads.rename(cfg.Host, cfg.Observer)
 	var queues []*deliver.Queue
 	for i := range a.outputs {
 		queues = append(queues, a.outputs[i].queue(log))
@@ -210,7 +210,8 @@ func (a *app) show() *live.Server {
 	s := live.NewServer(live.Options{Pipeline: a.pipeline, Snapshot: a.snapshot, Table: input.ReadTable,
 		Talkers: cfg.Live.Talkers, Log: log,
 		Encoder: func() (format.Encoder, error) {
-			return format.New("", format.Options{Host: cfg.Host, Observer: cfg.Observer})
+			host, observer := a.reloads.names()
+			return format.New("", format.Options{Host: host, Observer: observer})
 		}})
 	if cfg.Live.Socket != "" && cfg.Live.Socket != live.NoSocket {
 		if err := s.Listen(cfg.Live.Socket); err != nil {

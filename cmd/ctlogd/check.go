@@ -57,7 +57,16 @@ func hostResults(ctx context.Context, cfg *Config, o checkOptions) []preflight.R
 	}
 	host := hostChecks(cfg)
 	host.Fix = o.fix
-	return preflight.Run(ctx, host)
+	return slices.Concat(machineResults(cfg), preflight.Run(ctx, host))
+}
+
+// machineResults says what is doubtful about who the machine is, for a configuration that has only been loaded.
+func machineResults(cfg *Config) []preflight.Result {
+	resolved := *cfg
+	if err := resolved.identify(); err != nil {
+		return []preflight.Result{{Name: "host name", Status: preflight.Fail, Detail: err.Error()}}
+	}
+	return identityResults(&resolved)
 }
 
 // configResults is the outcome of loading file, one result for each mistake.
@@ -148,7 +157,12 @@ func logChecks(ctx context.Context, cfg *Config, log *zap.Logger) {
 		checks.Outputs[i].Reach = nil // the outputs connect by themselves; another connection would be a flow of its own
 		checks.Outputs[i].Tell = nil
 	}
-	for _, r := range preflight.Run(ctx, checks) {
+	logResults(preflight.Run(ctx, checks), log)
+}
+
+// logResults logs what checks have found amiss.
+func logResults(results []preflight.Result, log *zap.Logger) {
+	for _, r := range results {
 		fields := []zap.Field{zap.String("check", r.Name)}
 		if r.Remedy != "" {
 			fields = append(fields, zap.String("remedy", r.Remedy))

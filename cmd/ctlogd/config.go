@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -42,7 +41,8 @@ type Config struct {
 	// without either, no gap tells of the time between two processes.
 	StateDirectory string `yaml:"state_directory"`
 
-	file string // where it was read from; "" without a file
+	file    string  // where it was read from; "" without a file
+	machine machine // what Resolve has filled in
 }
 
 // InputConfig holds the sources of records by kind.
@@ -305,29 +305,14 @@ func (c *OutputConfig) validate(report func(field, msg string)) {
 	}
 }
 
-// Resolve fills in what the machine decides: the host name and the observer. The configuration of one machine may be
-// validated on another, so loading does not do it.
+// Resolve fills in what the machine decides: its name, the observer and systemd's directories. The configuration of one
+// machine may be validated on another, so loading does not do it.
 func (c *Config) Resolve() error {
-	if c.Host == "" {
-		name, err := os.Hostname()
-		if err != nil {
-			return fmt.Errorf("find the host name; set host in the configuration: %w", err)
-		}
-		c.Host = name
-	}
 	if c.StateDirectory == "" {
 		c.StateDirectory, _, _ = strings.Cut(os.Getenv("STATE_DIRECTORY"), ":") // systemd.exec(5): a list
 	}
 	if dir, _, _ := strings.Cut(os.Getenv("RUNTIME_DIRECTORY"), ":"); c.Live.Socket == "" && dir != "" {
 		c.Live.Socket = filepath.Join(dir, filepath.Base(live.DefaultSocket))
 	}
-	if c.Observer == "" {
-		id, err := os.ReadFile("/etc/machine-id") // machine-id(5)
-		if id = bytes.TrimSpace(id); err == nil && len(id) > 0 {
-			c.Observer = string(id)
-		} else {
-			c.Observer = c.Host
-		}
-	}
-	return nil
+	return c.identify()
 }

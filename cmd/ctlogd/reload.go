@@ -28,7 +28,7 @@ func (a *app) hangup(ctx context.Context) {
 	a.reopen()
 	if a.cfg.file != "" {
 		err := a.reload(ctx)
-		a.reloads.note(a.cfg.Host, err)
+		a.reloads.note(a.cfg, err)
 		if err != nil {
 			for line := range strings.Lines(err.Error()) {
 				a.log.Error("reload: the old configuration stays", zap.String("error", strings.TrimSpace(line)))
@@ -70,7 +70,7 @@ func (a *app) reopen() {
 // reload takes the configuration anew. Everything that can fail is done before anything that runs is touched; the
 // change itself happens on the reader's goroutine between two batches, so that each record meets one configuration. The
 // netlink socket stays open throughout.
-func (a *app) reload(ctx context.Context) (err error) {
+func (a *app) reload(ctx context.Context) error {
 	cfg, err := LoadConfig(a.cfg.file)
 	if err != nil {
 		return err
@@ -78,6 +78,11 @@ func (a *app) reload(ctx context.Context) (err error) {
 	if err := cfg.Resolve(); err != nil {
 		return err
 	}
+	return a.adopt(ctx, cfg)
+}
+
+// adopt has the daemon work as cfg says.
+func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
 	if cfg.StateDirectory != a.cfg.StateDirectory {
 		a.log.Warn("reload: state_directory takes effect at the next start")
 	}

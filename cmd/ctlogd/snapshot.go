@@ -112,11 +112,11 @@ func ownCounters(out deliver.Output, o *monitor.Output) {
 type reloads struct {
 	sync.Mutex
 	monitor.Reloads
-	host string
+	host, observer string // of the records
 }
 
 // note counts a reload that has ended.
-func (r *reloads) note(host string, err error) {
+func (r *reloads) note(cfg *Config, err error) {
 	r.Lock()
 	defer r.Unlock()
 	r.Last, r.LastOK = time.Now(), err == nil
@@ -125,7 +125,20 @@ func (r *reloads) note(host string, err error) {
 		return
 	}
 	r.OK++
-	r.host = host
+	r.host, r.observer = cfg.Host, cfg.Observer
+}
+
+// rename notes who the machine is.
+func (r *reloads) rename(host, observer string) {
+	r.Lock()
+	defer r.Unlock()
+	r.host, r.observer = host, observer
+}
+
+func (r *reloads) names() (host, observer string) {
+	r.Lock()
+	defer r.Unlock()
+	return r.host, r.observer
 }
 
 // kernel asks the kernel for its statistics, once a second at most, however many look.

@@ -62,8 +62,8 @@ func TestKernelIsAskedOnceASecond(t *testing.T) {
 
 func TestReloads(t *testing.T) {
 	var r reloads
-	r.note("gw1", nil)
-	r.note("gw2", os.ErrNotExist)
+	r.note(&Config{Host: "gw1"}, nil)
+	r.note(&Config{Host: "gw2"}, os.ErrNotExist)
 	if r.OK != 1 || r.Failed != 1 || r.LastOK || r.host != "gw1" || r.Last.IsZero() {
 		t.Errorf("%+v", &r)
 	}

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ctlogd/ctlogd/identity"
 	"github.com/ctlogd/ctlogd/unit"
 )
 
@@ -150,16 +151,15 @@ func (c *Config) dialTimeout() time.Duration {
 // DefaultObservationDomain returns a number that stays the same on this host: a hash of the machine id, which is not to
 // be shown as it is (machine-id(5)), or of the host's name where there is none. It is never 0.
 func DefaultObservationDomain() uint32 {
-	id, err := os.ReadFile("/etc/machine-id")
-	if err != nil || len(id) == 0 {
-		name, _ := os.Hostname()
-		id = []byte(name)
+	id, err := identity.Machine()
+	if err != nil {
+		id, _ = identity.Host()
 	}
 	return observationDomain(id)
 }
 
-func observationDomain(id []byte) uint32 {
-	sum := sha256.Sum256([]byte("ctlogd observation domain " + strings.TrimSpace(string(id))))
+func observationDomain(id string) uint32 {
+	sum := sha256.Sum256([]byte("ctlogd observation domain " + strings.TrimSpace(id)))
 	return max(1, binary.BigEndian.Uint32(sum[:]))
 }
 

@@ -1,0 +1,56 @@
+// Package identity tells which machine this is: the name of its host, and the id of its installation.
+//
+// Both stand in records, which are compared with those of other machines: a name that every machine has before somebody
+// names it, and an id that clones share, are told from real ones.
+package identity
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// Host returns the host's name, as it is now.
+func Host() (string, error) {
+	name, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("find the host's name: %w", err)
+	}
+	return name, nil
+}
+
+// Unnamed reports whether name is what a host is called before it has a name of its own.
+func Unnamed(name string) bool {
+	first, rest, _ := strings.Cut(strings.ToLower(name), ".")
+	switch first {
+	case "", "(none)", "localhost":
+		return true
+	case "localhost4", "localhost6":
+		return strings.HasPrefix(rest, "localdomain") || rest == ""
+	}
+	return false
+}
+
+const machineFile = "/etc/machine-id"
+
+// Machine returns the machine's id (machine-id(5)). The error says why there is none.
+func Machine() (string, error) { return machine(machineFile) }
+
+func machine(file string) (string, error) {
+	text, err := os.ReadFile(file)
+	id := strings.TrimSpace(string(text))
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return "", fmt.Errorf("%s does not exist", file)
+	case err != nil:
+		return "", err
+	case id == "":
+		return "", fmt.Errorf("%s is empty", file)
+	case id == "uninitialized": // between the first boot and the moment at which the id can be stored
+		return "", fmt.Errorf("%s says uninitialized", file)
+	case strings.Trim(id, "0") == "":
+		return "", fmt.Errorf("%s has zeros alone", file)
+	}
+	return id, nil
+}
