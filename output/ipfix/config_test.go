@@ -188,7 +188,7 @@ func TestParseAddress(t *testing.T) {
 func TestObservationDomain(t *testing.T) {
 	// Fixed for good: a collector's state and reports hang on it.
 	const machineID = "0123456789abcdef0123456789abcdef"
-	if observationDomain(machineID + "\n") != observationDomain(machineID) {
+	if observationDomain(machineID+"\n") != observationDomain(machineID) {
 		t.Error("white space changes the domain")
 	}
 	if got, want := fmt.Sprint(observationDomain(machineID)), "2716527849"; got != want {
