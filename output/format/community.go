@@ -18,7 +18,7 @@ import (
 // port, and in place of the destination port the type of the answer, or its code where there is none: then the ends are
 // not ordered. Protocols without ports have none, and so have those whose ports the specification does not know.
 
-// answers are the types that answer each other, by ICMP's and by ICMPv6's type; 0 is -1, as most have none.
+// answers and answers6 are the types that answer each other, by ICMP's and by ICMPv6's type; -1 where there is none.
 var answers, answers6 = func() (v4, v6 [256]int16) {
 	for i := range v4 {
 		v4[i], v6[i] = -1, -1
@@ -33,6 +33,7 @@ var answers, answers6 = func() (v4, v6 [256]int16) {
 	pair(&v6, 133, 134) // router solicitation and advertisement
 	pair(&v6, 135, 136) // neighbour solicitation and advertisement
 	pair(&v6, 130, 131) // multicast listener query and report
+	pair(&v6, 139, 140) // node information
 	pair(&v6, 144, 145) // home agent address discovery
 	return v4, v6
 }()

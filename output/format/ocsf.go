@@ -57,7 +57,7 @@ func newOCSF(p parts) Encoder {
 		e.heads[i] = `{"class_uid":` + strconv.Itoa(class) + `,"category_uid":` + strconv.Itoa(category) + `,"activity_id":` +
 			strconv.Itoa(a.id) + `,"activity_name":"` + a.name + `","type_uid":` + strconv.Itoa(class*100+a.id) +
 			`,"severity_id":` + strconv.Itoa(severity) + `,"metadata":{"version":"` + ocsfVersion +
-			`","profiles":["datetime"],"event_code":"` + code + `","product":` + product + `}}` + host + `,"time":`
+			`","profiles":["datetime","host"],"event_code":"` + code + `","product":` + product + `}}` + host + `,"time":`
 	}
 	for i := range e.protos[0] {
 		for v6, version := range []string{"4", "6"} {
