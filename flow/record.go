@@ -39,7 +39,7 @@ const (
 	HasSCTP                        // State is an SCTP state
 	HasDCCP                        // State is a DCCP state
 	ByRequest                      // somebody asked for the change over netlink (nlmsg_pid): conntrack -D, -F
-	_                              // free
+	NoPorts                        // the protocol has ports, and the kernel does not tell them
 	HelperUnknown                  // STATUS says that there was a helper or a master, which is not known
 	Unsynchronized                 // the machine's clock was not synchronised when the record was read
 	Stepped                        // the clock was set since the first of the record's times, or shows it a second time
@@ -112,12 +112,13 @@ const (
 	CauseDiskFull                    // the disk was full
 	CauseOutputDown                  // an output's destination did not accept records
 	CauseUntracked                   // flows whose end the kernel does not report
+	CauseUnreadable                  // messages of the kernel that could not be decoded
 )
 
 // CauseNames are the names of the causes, indexed by Cause.
 var CauseNames = [...]string{
 	"", "overrun", "guard", "downtime", "crash", "reboot", "queue_full", "spool_full", "disk_full", "output_down",
-	"untracked",
+	"untracked", "unreadable",
 }
 
 func (c Cause) String() string {
@@ -150,6 +151,9 @@ func (n *Name) Len() int {
 }
 
 func (n Name) String() string { return string(n[:n.Len()]) }
+
+// HasPorts reports whether the ports of r's tuples are known.
+func (r *Record) HasPorts() bool { return r.Orig.Proto.HasPorts() && r.Has&NoPorts == 0 }
 
 // NAT says which ends of a flow were translated.
 type NAT uint8

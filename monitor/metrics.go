@@ -53,6 +53,8 @@ const (
 	labelOutput = "output"
 	labelResult = "result"
 	labelClass  = "class"
+	labelSysctl = "sysctl"
+	labelLacks  = "lacks"
 	labelCPU    = "cpu"
 )
 
@@ -62,7 +64,9 @@ var (
 	reliable  = gauge("ctlogd_delivery_reliable", "1 if the kernel keeps an ended flow until its end is delivered, 0 if delivery is best effort.")
 
 	events       = counter("ctlogd_events_total", "Conntrack messages read from the kernel, by event.", labelEvent)
-	decodeErrors = counter("ctlogd_decode_errors_total", "Messages from the kernel that were malformed, or longer than their place (truncated).", labelReason)
+	decodeErrors = counter("ctlogd_decode_errors_total", "Messages from the kernel that could not be read (malformed) or only in part (truncated), and attributes that were left out of a record (skipped).", labelReason)
+	sysctls      = gauge("ctlogd_conntrack_sysctl", "Value of a sysctl that decides what events there are and what is in them.", labelSysctl)
+	incomplete   = counter("ctlogd_incomplete_records_total", "Ended flows whose record lacks its counters or its start, because a sysctl is off or was.", labelLacks)
 	refused      = counter("ctlogd_refused_messages_total", "Messages that came from somebody else than the kernel and were thrown away.")
 	kernelDrops  = counter("ctlogd_kernel_drops_total", "Events that the kernel dropped because the socket's buffer was full, under best-effort delivery: lost.")
 	retries      = counter("ctlogd_delivery_retries_total", "Attempts of the kernel to deliver an event that found the socket's buffer full, under reliable delivery: made good later.")
@@ -197,6 +201,12 @@ func (source collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	e.put(decodeErrors, float64(r.Malformed), "malformed")
 	e.put(decodeErrors, float64(r.Truncated), "truncated")
+	e.put(decodeErrors, float64(r.Skipped), "skipped")
+	for name, v := range r.Sysctls {
+		e.put(sysctls, float64(v), name)
+	}
+	e.put(incomplete, float64(r.WithoutCounters), "counters")
+	e.put(incomplete, float64(r.WithoutStart), "start")
 	e.put(refused, float64(r.Refused))
 	e.put(kernelDrops, float64(r.KernelDrops))
 	e.put(retries, float64(r.DeliveryRetries))

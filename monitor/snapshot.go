@@ -45,8 +45,13 @@ type Snapshot struct {
 type Reader struct {
 	Events    map[string]uint64 `json:"events"`    // messages read, by name: new, update, destroy, expect_new, expect_destroy
 	Malformed uint64            `json:"malformed"` // messages that could not be decoded
-	Truncated uint64            `json:"truncated"` // messages longer than a slot
+	Truncated uint64            `json:"truncated"` // messages longer than a slot, read in part
+	Skipped   uint64            `json:"skipped"`   // attributes that could not be decoded, of messages that could
 	Refused   uint64            `json:"refused"`   // messages that the kernel did not send
+
+	Sysctls         map[string]int `json:"sysctls"`          // those that decide what events hold: nf_conntrack_events, _acct, _timestamp
+	WithoutCounters uint64         `json:"without_counters"` // ended flows without
+	WithoutStart    uint64         `json:"without_start"`
 
 	KernelDrops     uint64 `json:"kernel_drops"`     // events that did not fit into the socket, lost (best effort)
 	DeliveryRetries uint64 `json:"delivery_retries"` // the same, delivered later (reliable)

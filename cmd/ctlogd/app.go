@@ -11,6 +11,7 @@ import (
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/input/ctnetlink"
 	"github.com/ctlogd/ctlogd/live"
 	"github.com/ctlogd/ctlogd/monitor"
 	"github.com/ctlogd/ctlogd/output/format"
@@ -32,7 +33,8 @@ type app struct {
 	helpers  *pipeline.Helpers
 	selected *pipeline.Select
 	pipeline *pipeline.Pipeline
-	reader   *input.Conntrack
+	source   *ctnetlink.Source
+	reader   *input.Reader
 	keeper   *mark.Keeper
 	retiring sync.WaitGroup // queues that a reload has taken out
 
@@ -63,7 +65,7 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, ow
 		log.Info("of root's capabilities CAP_NET_ADMIN is kept alone; from now on files are opened as their permissions allow")
 	}
 	socket := a.socket(cfg)
-	m.ready(a.reader.FD())
+	m.ready(a.source.FD())
 	if !kept {
 		socket = nil
 	}
@@ -102,6 +104,7 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, ow
 	settle() // if it was not told to end
 	socket = a.socket(cfg)
 	a.close()
+	a.keepUnrecorded()
 	shown.Close() // behind the last records
 	a.keeper.Finish(socket)
 	a.report(time.Since(a.started))
@@ -114,6 +117,9 @@ func (a *app) settle() {
 	a.log.Info("told to end, delivering what is left", zap.Duration("at_most", a.cfg.ShutdownTimeout))
 	a.manager.stopping()
 	a.stopping.Store(true)
+	if openAtEnd(a.cfg.Input.Conntrack.OpenAtShutdown) {
+		a.source.RequestOpen()
+	}
 	a.pipeline.Settle(a.end)
 }
 
@@ -135,26 +141,43 @@ func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 	a.choose(cfg)
 	a.pipeline = pipeline.New(a.stages(), queues)
 
-	opts := input.Options{Log: log.Named("input"), Drop: pushdown(cfg, a.outputs), Remember: a.helpers.Remember,
-		Kept: m.take(), Handover: m.managed(), Room: a.pipeline.Room,
-		OpenAtEnd: openAtEnd(in.OpenAtShutdown), EndWithin: cfg.ShutdownTimeout}
-	if m.watchdog > 0 {
-		opts.Alive = m.pet
-	}
+	opts := ctnetlink.Options{Log: log.Named("input"), Drop: pushdown(cfg, a.outputs), Remember: a.helpers.Remember,
+		Kept: m.take(), Handover: m.managed(), Room: a.pipeline.Room}
 	spread(len(a.outputs))
-	a.reader, err = input.Open(in, opts)
-	return a, err
+	if a.source, err = ctnetlink.Open(in, opts); err != nil {
+		return nil, err
+	}
+	reading := input.Options{Log: log.Named("input"), FinishUntil: func() time.Time {
+		until, _ := a.end.Deadline()
+		return until
+	}}
+	if m.watchdog > 0 {
+		reading.Alive = m.pet
+	}
+	a.reader = input.New(a.source, reading)
+	return a, nil
+}
+
+// keepUnrecorded has the mark tell of what the guard has thrown away after the reader had ended.
+func (a *app) keepUnrecorded() {
+	from, to, gap, ok := a.source.Unrecorded()
+	if !ok {
+		return
+	}
+	for _, q := range a.pipeline.Queues() {
+		q.Lose(deliver.Gap{Gap: gap, From: from.UnixNano(), To: to.UnixNano()})
+	}
 }
 
 // socket returns the netlink socket as the mark knows it, nil if the kernel does not tell which one it is. cfg is what the
 // process was started with.
 func (a *app) socket(cfg *Config) *mark.Socket {
-	cookie, drops, err := a.reader.Dropped()
+	cookie, drops, err := a.source.Dropped()
 	if err != nil {
 		a.log.Error("what a kept socket drops until the next start will be in no gap", zap.Error(err))
 		return nil
 	}
-	lossy := cfg.Input.Conntrack.Delivery == input.BestEffort
+	lossy := cfg.Input.Conntrack.Delivery == ctnetlink.BestEffort
 	return &mark.Socket{Cookie: cookie, Drops: drops, Lossy: lossy}
 }
 
@@ -199,7 +222,7 @@ func (a *app) close() {
 	}
 	a.pipeline.Close(ctx)
 	a.retiring.Wait()
-	if err := a.reader.Close(); err != nil {
+	if err := a.source.Close(); err != nil {
 		a.log.Error("close netlink socket", zap.Error(err))
 	}
 }
@@ -207,7 +230,7 @@ func (a *app) close() {
 // show opens the socket for those who look on. Logging does not depend on it.
 func (a *app) show() *live.Server {
 	cfg, log := a.cfg, a.log.Named("live")
-	s := live.NewServer(live.Options{Pipeline: a.pipeline, Snapshot: a.snapshot, Table: input.ReadTable,
+	s := live.NewServer(live.Options{Pipeline: a.pipeline, Snapshot: a.snapshot, Table: ctnetlink.ReadTable,
 		Talkers: cfg.Live.Talkers, Log: log,
 		Encoder: func() (format.Encoder, error) {
 			host, observer := a.reloads.names()
@@ -224,12 +247,12 @@ func (a *app) show() *live.Server {
 
 // report logs the sums of the whole run.
 func (a *app) report(ran time.Duration) {
-	in := &a.reader.Stats
+	in := &a.source.Stats
 	a.log.Info("events read", zap.Duration("in", ran),
 		zap.Uint64("new", in.Events[flow.EventNew].Load()), zap.Uint64("update", in.Events[flow.EventUpdate].Load()),
 		zap.Uint64("destroy", in.Events[flow.EventDestroy].Load()),
 		zap.Uint64("expectations", in.Events[flow.EventExpectNew].Load()+in.Events[flow.EventExpectDestroy].Load()),
-		zap.Uint64("kernel_drops", in.Drops.Load()), zap.Uint64("malformed", in.Malformed.Load()),
+		zap.Uint64("kernel_drops", in.Drops.Load()), zap.Uint64("malformed", in.Malformed.Load()), zap.Uint64("skipped", in.Skipped.Load()),
 		zap.Uint64("truncated", in.Truncated.Load()), zap.Uint64("refused", in.Refused.Load()),
 		zap.Uint64("filtered", a.selected.Dropped.Load()), zap.Uint64("helper_unknown", a.helpers.Unknown.Load()),
 		zap.Uint64("helper_evictions", a.helpers.Evictions.Load()),

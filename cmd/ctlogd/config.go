@@ -11,7 +11,7 @@ import (
 	"unicode"
 
 	"github.com/ctlogd/ctlogd/config"
-	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/input/ctnetlink"
 	"github.com/ctlogd/ctlogd/live"
 	"github.com/ctlogd/ctlogd/monitor"
 	"github.com/ctlogd/ctlogd/output/ipfix"
@@ -47,7 +47,7 @@ type Config struct {
 
 // InputConfig holds the sources of records by kind.
 type InputConfig struct {
-	Conntrack input.Config `yaml:"conntrack"`
+	Conntrack ctnetlink.Config `yaml:"conntrack"`
 }
 
 // OutputsConfig holds the outputs by kind.

@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/ctlogd/ctlogd/config"
-	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/input/ctnetlink"
 	"github.com/ctlogd/ctlogd/output/ipfix"
 	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/output/kafka"
@@ -101,7 +101,7 @@ func TestGoodConfigs(t *testing.T) {
 		"full": func(c *Config) {
 			c.Host, c.Observer, c.ShutdownTimeout = "gw1", "0123456789abcdef", 90*time.Second
 			c.Log = ownlog.Config{Level: "debug", Format: "json"}
-			c.Input.Conntrack = input.Config{
+			c.Input.Conntrack = ctnetlink.Config{
 				Events: []string{"new", "destroy"}, Expectations: true, Delivery: "best_effort", ReceiveBuffer: 8 << 20,
 				Labels: true, HelperEntries: new(1000), InitialDump: new(false),
 				Interim: 30 * time.Minute, OpenAtShutdown: "always", TableGuard: new(75),

@@ -10,7 +10,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
-	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/input/ctnetlink"
 )
 
 // keptName is the name of the netlink socket in the file descriptor store.
@@ -108,7 +108,7 @@ func (m *manager) abandon() {
 		return
 	}
 	if kept := m.take(); kept != nil {
-		if err := input.Abandon(kept); err != nil {
+		if err := ctnetlink.Abandon(kept); err != nil {
 			m.log.Error("give up the kept netlink socket", zap.Error(err))
 		}
 	}

@@ -4,24 +4,24 @@ import (
 	"os"
 	"slices"
 
-	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/input/ctnetlink"
 )
 
 // openOnRequest is the answer to SIGUSR1: an open record of every flow.
 func (a *app) openOnRequest() {
 	a.log.Info("SIGUSR1: writing an open record of every flow")
-	a.reader.RequestOpen()
+	a.source.RequestOpen()
 }
 
-// openAtEnd returns the answer to whether the flows that are alive get an open record as the process ends.
-func openAtEnd(when string) func() bool {
+// openAtEnd reports whether the flows that are alive get an open record as the process ends. It looks at files.
+func openAtEnd(when string) bool {
 	switch when {
-	case input.OpenNever:
-		return nil
-	case input.OpenAlways:
-		return func() bool { return true }
+	case ctnetlink.OpenNever:
+		return false
+	case ctnetlink.OpenAlways:
+		return true
 	}
-	return func() bool { return goingDown(shutdownFiles) }
+	return goingDown(shutdownFiles)
 }
 
 // shutdownFiles are there when the system goes down, or is about to.

@@ -5,7 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/input/ctnetlink"
 )
 
 func TestGoingDown(t *testing.T) {
@@ -23,13 +23,13 @@ func TestGoingDown(t *testing.T) {
 }
 
 func TestOpenAtEnd(t *testing.T) {
-	if openAtEnd(input.OpenNever) != nil {
+	if openAtEnd(ctnetlink.OpenNever) {
 		t.Error("never asks")
 	}
-	if !openAtEnd(input.OpenAlways)() {
+	if !openAtEnd(ctnetlink.OpenAlways) {
 		t.Error("always does not")
 	}
-	if got, want := openAtEnd(input.OpenAtReboot)(), goingDown(shutdownFiles); got != want {
+	if got, want := openAtEnd(ctnetlink.OpenAtReboot), goingDown(shutdownFiles); got != want {
 		t.Errorf("reboot says %v, want %v", got, want)
 	}
 }

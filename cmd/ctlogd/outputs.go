@@ -7,7 +7,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ctlogd/ctlogd/flow"
-	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/input/ctnetlink"
 	"github.com/ctlogd/ctlogd/output/format"
 	"github.com/ctlogd/ctlogd/output/ipfix"
 	"github.com/ctlogd/ctlogd/output/jsonl"
@@ -19,7 +19,7 @@ import (
 )
 
 // inputConfig returns the reader's configuration: the events that are asked for, and new if an output needs it.
-func (c *Config) inputConfig() input.Config {
+func (c *Config) inputConfig() ctnetlink.Config {
 	in := c.Input.Conntrack
 	if c.newOnDemand() {
 		in.Events = append(slices.Clone(in.Events), flow.EventNames[flow.EventNew])

@@ -121,7 +121,11 @@ func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
 
 	within, cancel := context.WithTimeout(ctx, reloadWithin)
 	defer cancel()
-	fixed, err := a.reader.Reconfigure(within, cfg.inputConfig(), pushdown(cfg, outputs), func() {
+	var fixed []string
+	err = a.reader.Do(within, func() (err error) {
+		if fixed, err = a.source.Reconfigure(cfg.inputConfig(), pushdown(cfg, outputs)); err != nil {
+			return err
+		}
 		a.choose(cfg)
 		for i, o := range outputs {
 			queues[i].Adjust(o.filter.Compile(), o.common.Queue)
@@ -134,6 +138,7 @@ func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
 			}
 		}
 		a.pipeline.Swap(a.stages(), queues)
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("the kernel does not take it: %w", err)

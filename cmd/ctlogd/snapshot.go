@@ -2,12 +2,13 @@ package main
 
 import (
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/ctlogd/ctlogd/flow"
-	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/input/ctnetlink"
 	"github.com/ctlogd/ctlogd/monitor"
 	"github.com/ctlogd/ctlogd/pipeline/deliver"
 	"github.com/ctlogd/ctlogd/preflight"
@@ -15,7 +16,7 @@ import (
 
 // What each may lose, so that the counters are there before it does.
 var (
-	readerCauses = []flow.Cause{flow.CauseOverrun, flow.CauseGuard, flow.CauseDowntime, flow.CauseUntracked}
+	readerCauses = []flow.Cause{flow.CauseOverrun, flow.CauseGuard, flow.CauseDowntime, flow.CauseUntracked, flow.CauseUnreadable}
 	outputCauses = []flow.Cause{flow.CauseQueueFull, flow.CauseSpoolFull, flow.CauseDiskFull, flow.CauseOutputDown,
 		flow.CauseDowntime, flow.CauseCrash, flow.CauseReboot}
 )
@@ -36,22 +37,29 @@ func (a *app) snapshot() monitor.Snapshot {
 
 	s.LogDropped = a.own.Dropped()
 
-	in := &a.reader.Stats
+	in, rd := &a.source.Stats, &a.reader.Stats
 	s.Reader = monitor.Reader{
 		Events: map[string]uint64{}, Malformed: in.Malformed.Load(), Truncated: in.Truncated.Load(), Refused: in.Refused.Load(),
-		GuardSheds: in.GuardSheds.Load(), GuardLost: in.GuardLost.Load(), Reads: in.Reads.Load(), Naps: in.Naps.Load(),
-		Busy: time.Duration(in.Busy.Load()).Seconds(), Round: time.Unix(0, in.Round.Load()),
+		Skipped: in.Skipped.Load(), WithoutCounters: in.WithoutCounters.Load(), WithoutStart: in.WithoutStart.Load(),
+		Sysctls:    map[string]int{},
+		GuardSheds: in.GuardSheds.Load(), GuardLost: in.GuardLost.Load(), Reads: in.Reads.Load(), Naps: rd.Naps.Load(),
+		Busy: time.Duration(rd.Busy.Load()).Seconds(), Round: time.Unix(0, rd.Round.Load()),
 		Dumped: in.Dumped.Load(), Open: in.Open.Load(), ReadTo: a.reader.ReadUntil(),
 	}
 	for _, e := range []flow.Event{flow.EventNew, flow.EventUpdate, flow.EventDestroy, flow.EventExpectNew, flow.EventExpectDestroy} {
 		s.Reader.Events[e.String()] = in.Events[e].Load()
 	}
-	if a.delivery == input.Reliable {
+	for _, sw := range ctnetlink.Switches() {
+		if v, err := strconv.Atoi(a.source.Switch(sw)); err == nil {
+			s.Reader.Sysctls[sw.Name()] = v
+		}
+	}
+	if a.delivery == ctnetlink.Reliable {
 		s.Reader.DeliveryRetries = in.Drops.Load()
 	} else {
 		s.Reader.KernelDrops = in.Drops.Load()
 	}
-	s.Gaps = monitor.GapsOf(&in.Gaps, readerCauses...)
+	s.Gaps = monitor.GapsOf(&rd.Gaps, readerCauses...)
 	s.Helpers = monitor.Helpers{Size: a.helpers.Size.Load(), Evictions: a.helpers.Evictions.Load(), Unknown: a.helpers.Unknown.Load()}
 	s.Outputs = []monitor.Output{}
 	for _, q := range a.pipeline.Queues() {

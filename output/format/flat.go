@@ -74,7 +74,7 @@ func (e *flat) Append(dst []byte, r *flow.Record) []byte {
 		b = appendUint(append(b, `,"duration_ms":`...), uint64(duration)/1e6)
 	}
 	if r.Has&flow.HasOrig != 0 {
-		b = e.appendTuple(b, &r.Orig)
+		b = e.appendTuple(b, r)
 	}
 	if replies(r) {
 		b = e.appendNAT(b, r)
@@ -105,9 +105,9 @@ func (e *flat) Append(dst []byte, r *flow.Record) []byte {
 }
 
 // appendTuple appends protocol, addresses and ports.
-func (e *flat) appendTuple(b []byte, t *flow.Tuple) []byte {
+func (e *flat) appendTuple(b []byte, r *flow.Record) []byte {
+	t, ports := &r.Orig, r.HasPorts()
 	b = append(b, e.protos[t.Proto]...)
-	ports := t.Proto.HasPorts()
 	if e.has(kSrcIP) {
 		b = append(appendAddr(append(b, `,"src_ip":"`...), &t.Src, t.V6), '"')
 	}
@@ -130,7 +130,7 @@ func (e *flat) appendNAT(b []byte, r *flow.Record) []byte {
 	nat := r.NAT()
 	b = append(b, e.nats[nat]...)
 	t := &r.Reply
-	ports := t.Proto.HasPorts()
+	ports := r.HasPorts()
 	if nat&flow.NATSrc != 0 {
 		if e.has(kNATSrcIP) {
 			b = append(appendAddr(append(b, `,"nat_src_ip":"`...), &t.Dst, t.V6), '"')

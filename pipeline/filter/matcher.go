@@ -292,7 +292,7 @@ func (e endpoint) addr(r *flow.Record) *flow.Addr {
 
 // port returns the port of the endpoint, if it is known.
 func (e endpoint) port(r *flow.Record) (port uint16, known bool) {
-	if r.Has&flow.HasOrig == 0 || !r.Orig.Proto.HasPorts() {
+	if r.Has&flow.HasOrig == 0 || !r.HasPorts() {
 		return 0, false
 	}
 	switch e {

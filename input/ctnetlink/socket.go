@@ -1,4 +1,4 @@
-package input
+package ctnetlink
 
 import (
 	"errors"
@@ -24,15 +24,23 @@ const (
 
 // socket is the netlink socket of the events.
 type socket struct {
-	fd     int
-	groups []int
+	fd       int
+	settings // what it is set to
+}
+
+// settings are what can be changed about a socket while it is open.
+type settings struct {
+	groups   []int
+	buffer   int
+	interest interest
+	reliable bool
 }
 
 // openSocket opens a socket that has everything set before it joins its first group, so that no event slips past the
 // filter or meets the small default buffer. One that a predecessor has left queued in, kept, is taken over instead:
 // what waits in it is read, and it is brought to what cfg asks for. It is the callee's, which closes it on error.
 func openSocket(cfg *Config, log *zap.Logger, in interest, kept *os.File) (*socket, error) {
-	s := &socket{groups: groups(cfg)}
+	s := &socket{}
 	var err error
 	if kept != nil {
 		s.fd, err = takeOver(kept)
@@ -42,7 +50,7 @@ func openSocket(cfg *Config, log *zap.Logger, in interest, kept *os.File) (*sock
 	if err != nil {
 		return nil, err
 	}
-	if err := s.configure(cfg, log, in, kept != nil); err != nil {
+	if err := s.open(cfg.settings(in), log, kept != nil); err != nil {
 		if kept != nil {
 			_ = s.abandon() // the keeper has it open still
 		}
@@ -50,6 +58,65 @@ func openSocket(cfg *Config, log *zap.Logger, in interest, kept *os.File) (*sock
 		return nil, err
 	}
 	return s, nil
+}
+
+// settings returns those of the socket that cfg asks for.
+func (c *Config) settings(in interest) settings {
+	return settings{groups: groups(c), buffer: int(c.ReceiveBuffer), interest: in, reliable: c.Delivery == Reliable}
+}
+
+// open sets a socket up. A kept one is bound, and a member of groups already.
+func (s *socket) open(to settings, log *zap.Logger, kept bool) error {
+	// Without NO_ENOBUFS one overrun makes the kernel drop every later event until the queue has been read empty.
+	if err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_NO_ENOBUFS, 1); err != nil {
+		return fmt.Errorf("set NETLINK_NO_ENOBUFS: %w", err)
+	}
+	if !kept { // a socket can be bound once
+		if err := unix.Bind(s.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+			return fmt.Errorf("bind netlink socket: %w", err)
+		}
+	}
+	return s.apply(to, log)
+}
+
+// change brings the socket from its settings to others. If that fails half way, it puts back what it had.
+func (s *socket) change(to settings, log *zap.Logger) error {
+	before := s.settings
+	if err := s.apply(to, log); err != nil {
+		if undo := s.apply(before, log); undo != nil {
+			err = errors.Join(err, fmt.Errorf("put the socket's former settings back: %w", undo))
+		}
+		return err
+	}
+	return nil
+}
+
+// apply brings the socket to the settings: buffer and filter first, so that no event slips past them.
+func (s *socket) apply(to settings, log *zap.Logger) error {
+	s.settings = to
+	if err := s.setBuffer(to.buffer, log); err != nil {
+		return err
+	}
+	if err := attachFilter(s.fd, filterProgram(to.interest)); err != nil {
+		return fmt.Errorf("attach socket filter: %w", err)
+	}
+	for _, g := range to.groups {
+		if err := s.join(g); err != nil {
+			return err
+		}
+	}
+	member, err := s.memberships()
+	if err != nil {
+		return err
+	}
+	for _, g := range member {
+		if !slices.Contains(to.groups, g) {
+			if err := s.leave(g); err != nil {
+				return err
+			}
+		}
+	}
+	return s.setReliable(to.reliable)
 }
 
 func newSocket() (int, error) {
@@ -118,43 +185,6 @@ func groups(cfg *Config) []int {
 	return g
 }
 
-func (s *socket) configure(cfg *Config, log *zap.Logger, in interest, kept bool) error {
-	// Without NO_ENOBUFS one overrun makes the kernel drop every later event until the queue has been read empty.
-	if err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_NO_ENOBUFS, 1); err != nil {
-		return fmt.Errorf("set NETLINK_NO_ENOBUFS: %w", err)
-	}
-	if err := s.setBuffer(int(cfg.ReceiveBuffer), log); err != nil {
-		return err
-	}
-	if err := attachFilter(s.fd, filterProgram(in)); err != nil {
-		return fmt.Errorf("attach socket filter: %w", err)
-	}
-	if !kept { // a socket can be bound once
-		if err := unix.Bind(s.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-			return fmt.Errorf("bind netlink socket: %w", err)
-		}
-	}
-	for _, g := range s.groups {
-		if err := s.join(g); err != nil {
-			return err
-		}
-	}
-	if kept {
-		old, err := s.memberships()
-		if err != nil {
-			return err
-		}
-		for _, g := range old {
-			if !slices.Contains(s.groups, g) {
-				if err := s.leave(g); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return s.setReliable(cfg.Delivery == Reliable)
-}
-
 // join makes the socket a member of a group. A member it stays.
 func (s *socket) join(group int) error {
 	err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group)
@@ -182,6 +212,7 @@ func (s *socket) leaveAll() error {
 			return err
 		}
 	}
+	s.groups = nil
 	return nil
 }
 
@@ -271,70 +302,3 @@ func (s *socket) cookie() (uint64, error) {
 }
 
 func (s *socket) close() error { return unix.Close(s.fd) }
-
-// mmsghdr is struct mmsghdr of recvmmsg(2).
-type mmsghdr struct {
-	hdr unix.Msghdr
-	len uint32
-}
-
-const (
-	// blockSlots messages are read with one system call at most.
-	blockSlots = 64
-	// slotSize holds any event: the largest has two tuples, a master, a helper's private data, labels and a security
-	// context, well below this. A longer one is noticed by MSG_TRUNC.
-	slotSize = 4096
-	// slotStride is from one slot to the next: slots a power of two apart would share a few lines of the cache.
-	slotStride = slotSize + 7*64
-)
-
-// block is what one recvmmsg fills: fixed slots, each with its sender's address.
-type block struct {
-	data  []byte // blockSlots slots of slotSize
-	msgs  [blockSlots]mmsghdr
-	iovs  [blockSlots]unix.Iovec
-	names [blockSlots]unix.RawSockaddrNetlink
-}
-
-func newBlock() *block {
-	b := &block{data: make([]byte, blockSlots*slotStride)}
-	for i := range b.msgs {
-		b.iovs[i].Base = &b.data[i*slotStride]
-		b.iovs[i].SetLen(slotSize)
-		b.msgs[i].hdr.Iov = &b.iovs[i]
-		b.msgs[i].hdr.SetIovlen(1)
-		b.msgs[i].hdr.Name = (*byte)(unsafe.Pointer(&b.names[i]))
-	}
-	return b
-}
-
-// read fills the block with what waits in the socket, without blocking, and returns how many slots it filled; 0 if
-// nothing waits.
-func (b *block) read(fd int) (int, error) {
-	for i := range b.msgs {
-		b.msgs[i].hdr.Namelen = unix.SizeofSockaddrNetlink // the kernel overwrites it
-	}
-	for {
-		// The call does not block, so the scheduler need not be told of it.
-		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.msgs[0])), blockSlots,
-			unix.MSG_DONTWAIT, 0, 0)
-		switch errno {
-		case 0:
-			return int(n), nil
-		case unix.EAGAIN, unix.EINTR, unix.ENOBUFS: // ENOBUFS is no news: drops are counted by SO_MEMINFO
-			if errno == unix.EAGAIN {
-				return 0, nil
-			}
-		default:
-			return 0, fmt.Errorf("read conntrack events: %w", errno)
-		}
-	}
-}
-
-// message returns slot i, whether the kernel sent it, and whether it was cut off. It is valid until the next read.
-func (b *block) message(i int) (msg []byte, kernel, truncated bool) {
-	m := &b.msgs[i]
-	n := min(int(m.len), slotSize)
-	return b.data[i*slotStride : i*slotStride+n], m.hdr.Namelen >= unix.SizeofSockaddrNetlink && b.names[i].Pid == 0,
-		m.hdr.Flags&unix.MSG_TRUNC != 0
-}

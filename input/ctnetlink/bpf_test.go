@@ -1,4 +1,4 @@
-package input
+package ctnetlink
 
 import (
 	"encoding/binary"
@@ -95,7 +95,7 @@ func TestFilterProgram(t *testing.T) {
 				passes := kernelFilter(t, in)
 				passed, dropped := 0, 0
 				for _, msg := range append(corpus(t), everyProto()...) {
-					r, err := decode(msg, flow.NewBatch(1, nil))
+					r, _, err := decode(msg, flow.NewBatch(1, nil))
 					if err != nil {
 						t.Fatal(err)
 					}

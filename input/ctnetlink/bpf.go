@@ -1,4 +1,4 @@
-package input
+package ctnetlink
 
 import (
 	"encoding/binary"

@@ -1,4 +1,4 @@
-package input
+package ctnetlink
 
 import (
 	"encoding/binary"
@@ -12,16 +12,6 @@ import (
 
 const msgGet = 1 // IPCTNL_MSG_CT_GET
 
-// purpose is what the table is read for. One dump may serve several.
-type purpose uint8
-
-const (
-	forHelpers     purpose = 1 << iota // Options.Remember is told of helpers, masters and labels
-	forUnreporting                     // flows that may never report their end get an open record, and are counted
-	forInterim                         // flows older than Config.Interim get an open record
-	forOpen                            // all flows do
-)
-
 // dump reads the whole table through a socket of its own, a chunk at a time: it holds one chunk, whatever the size of
 // the table. A dump is no snapshot; a flow that moves while the kernel walks its hash table may be missed.
 type dump struct {
@@ -34,10 +24,29 @@ type dump struct {
 	opened  time.Time
 	stepped time.Time
 
-	// ended are the flows whose end was read since the last chunk. The kernel fills a chunk when the one before it is
-	// read, so that it may show them as alive.
+	// ended are the flows whose end was read since the last chunk, or since the dump was asked for, by their identity. The
+	// kernel fills a chunk when the one before it is read, so that it may show them as alive.
 	ended map[uint64]struct{}
+	stale bool // they became too many before the dump began
 }
+
+// maxEnded bounds dump.ended. A flush of the table, behind which a dump waits, brings millions.
+const maxEnded = 1 << 17
+
+// end takes note of the end of a flow.
+func (d *dump) end(identity uint64) {
+	switch {
+	case d.stale:
+	case d.asked != nil && len(d.ended) >= maxEnded:
+		d.stale = true
+		clear(d.ended)
+	default:
+		d.ended[identity] = struct{}{}
+	}
+}
+
+// crowded reports whether the next chunk has to be read, whoever has room for it, before ended grows too large.
+func (d *dump) crowded() bool { return len(d.ended) >= maxEnded }
 
 // newDump asks for the table on a goroutine of its own: the kernel starts no dump while somebody has it delete flows
 // (nfnl_lock in net/netfilter/nfnetlink.c), and to flush a million takes seconds, in which the reader has their ends to read.
@@ -120,11 +129,12 @@ func (d *dump) step(stats *Stats, now time.Time, visit func(*flow.Record)) (more
 			return false, unix.Errno(-int32(binary.NativeEndian.Uint32(msg[nlHeader:])))
 		}
 		d.batch.Reset()
-		r, err := decode(msg, d.batch)
+		r, skipped, err := decode(msg, d.batch)
 		if err != nil {
 			stats.Malformed.Add(1)
 			continue
 		}
+		stats.Skipped.Add(uint64(skipped))
 		d.flows++
 		r.Event, r.Received = flow.EventOpen, received
 		r.Has &^= flow.ByRequest // the request was the dump

@@ -1,4 +1,4 @@
-package input
+package ctnetlink
 
 import (
 	"bytes"
@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -34,12 +35,43 @@ func corpus(t testing.TB) [][]byte {
 		if err != nil {
 			t.Fatal(err)
 		}
-		msgs = append(msgs, msg)
+		msgs = append(msgs, native(msg))
 	}
 	if len(msgs) == 0 {
 		t.Fatal("the corpus is empty")
 	}
 	return msgs
+}
+
+// native returns a message that a little-endian kernel has sent as one of this machine's byte order sends it: the headers
+// of messages and attributes are in host order, values are big-endian.
+func native(msg []byte) []byte {
+	if !hostBigEndian {
+		return msg
+	}
+	swap := func(b []byte) { slices.Reverse(b) }
+	swap(msg[0:4])
+	swap(msg[4:6])
+	swap(msg[6:8])
+	swap(msg[8:12])
+	swap(msg[12:16])
+	var walk func(a []byte)
+	walk = func(a []byte) {
+		for len(a) >= attrHeader {
+			n, typ := int(binary.LittleEndian.Uint16(a)), binary.LittleEndian.Uint16(a[2:])
+			swap(a[0:2])
+			swap(a[2:4])
+			if n < attrHeader || n > len(a) {
+				return
+			}
+			if typ&nested != 0 {
+				walk(a[attrHeader:n])
+			}
+			a = a[min((n+3)&^3, len(a)):]
+		}
+	}
+	walk(msg[msgHeader:])
+	return msg
 }
 
 // judge decodes msg with ti-mo/conntrack.
@@ -159,11 +191,11 @@ var equalAddrs = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 func differential(t *testing.T, msg []byte) {
 	t.Helper()
 	b := flow.NewBatch(1, nil)
-	r, err := decode(msg, b)
+	r, skipped, err := decode(msg, b)
 	if err != nil && len(b.Records) != 0 {
 		t.Fatal("a message that failed to decode left a record behind")
 	}
-	if len(msg) < msgHeader || int(binary.NativeEndian.Uint32(msg)) != len(msg) {
+	if len(msg) < msgHeader {
 		if err != errHeader {
 			t.Fatalf("got error %v for a message that is too short, want %v", err, errHeader)
 		}
@@ -173,15 +205,15 @@ func differential(t *testing.T, msg []byte) {
 	switch {
 	case odd(msg[msgHeader:]):
 		return
-	case theirErr != nil:
-		// It refuses what it does not know, children and missing NLA_F_NESTED flags among them; ctlogd skips that.
+	case theirErr != nil || skipped > 0:
+		// It refuses what it does not know, children and missing NLA_F_NESTED flags among them; ctlogd skips that. ctlogd
+		// skips values that have not the kernel's width.
 		return
 	case err == nil:
 		if diff := cmp.Diff(theirs(&ev), ours(r), equalAddrs); diff != "" {
 			t.Errorf("decoders disagree on %x (-ti-mo +ctlogd):\n%s", msg, diff)
 		}
-	case !errors.Is(err, errOrig) && !errors.Is(err, errTuple) && !errors.Is(err, errValue):
-		// ctlogd asks more of a flow: its original tuple, addresses of one family, and values of the kernel's width.
+	case !errors.Is(err, errOrig): // ctlogd asks more of a flow: its original tuple, with addresses of one family
 		t.Errorf("got error %v for %x, which ti-mo/conntrack decodes", err, msg)
 	}
 }
@@ -210,7 +242,7 @@ func TestDecodeAgreesWithJudge(t *testing.T) {
 	kinds := map[flow.Event]int{}
 	for _, msg := range corpus(t) {
 		b := flow.NewBatch(1, nil)
-		r, err := decode(msg, b)
+		r, _, err := decode(msg, b)
 		if err != nil {
 			t.Errorf("decode %x: %v", msg, err)
 			continue
@@ -292,9 +324,9 @@ func TestDecodeEverything(t *testing.T) {
 		attribute(200, []byte("an attribute of a later kernel")),
 	)
 	b := flow.NewBatch(1, nil)
-	r, err := decode(msg, b)
-	if err != nil {
-		t.Fatal(err)
+	r, skipped, err := decode(msg, b)
+	if err != nil || skipped != 0 {
+		t.Fatal(skipped, err)
 	}
 	addr := func(last byte) flow.Addr { return flow.AddrFrom4([4]byte{10, 0, 0, last}) }
 	want := flow.Record{
@@ -315,6 +347,7 @@ func TestDecodeEverything(t *testing.T) {
 	}
 }
 
+// TestDecodeMalformed has messages of which nothing can be made.
 func TestDecodeMalformed(t *testing.T) {
 	good := v4Tuple(ctaTupleOrig, 1, 2, flow.UDP)
 	tests := []struct {
@@ -324,26 +357,23 @@ func TestDecodeMalformed(t *testing.T) {
 	}{
 		{"empty", nil, errHeader},
 		{"header cut off", message(subsysCT<<8, 0, 0)[:19], errHeader},
-		{"length of header is wrong", append(message(subsysCT<<8|msgDelete, 0, 0, good), 0), errHeader},
 		{"other subsystem", message(3<<8, 0, 0, good), errType},
 		{"request, no event", message(subsysCT<<8|1, 0, 0, good), errType},
 		{"no tuple", message(subsysCT<<8|msgDelete, 0, 0), errOrig},
-		{"tuple without addresses", message(subsysCT<<8|msgDelete, 0, 0, attribute(ctaTupleOrig)), errTuple},
-		{"attribute past the end", message(subsysCT<<8|msgDelete, 0, 0, good, []byte{40, 0, ctaMark, 0}), errAttribute},
-		{"attribute shorter than its header", message(subsysCT<<8|msgDelete, 0, 0, good, []byte{3, 0, ctaMark, 0}), errAttribute},
-		{"mark of 3 bytes", message(subsysCT<<8|msgDelete, 0, 0, good, attribute(ctaMark, []byte{1, 2, 3})), errValue},
+		{"tuple without addresses", message(subsysCT<<8|msgDelete, 0, 0, attribute(ctaTupleOrig)), errOrig},
 		{"IPv4 address of 16 bytes", message(subsysCT<<8|msgDelete, 0, 0, attribute(ctaTupleOrig,
-			attribute(ctaTupleIP, attribute(ctaIPv4Src, make([]byte, 16)), attribute(ctaIPv4Dst, make([]byte, 4))))), errValue},
+			attribute(ctaTupleIP, attribute(ctaIPv4Src, make([]byte, 16)), attribute(ctaIPv4Dst, make([]byte, 4))))), errOrig},
 		{"two families in one tuple", message(subsysCT<<8|msgDelete, 0, 0, attribute(ctaTupleOrig,
-			attribute(ctaTupleIP, attribute(ctaIPv4Src, make([]byte, 4)), attribute(ctaIPv6Dst, make([]byte, 16))))), errTuple},
-		{"labels too wide", message(subsysCT<<8|msgDelete, 0, 0, good, attribute(ctaLabels, make([]byte, 20))), errValue},
-		{"time past 2262", message(subsysCT<<8|msgDelete, 0, 0, good, attribute(ctaTimestampEvent, be(1<<63, 8))), errValue},
+			attribute(ctaTupleIP, attribute(ctaIPv4Src, make([]byte, 4)), attribute(ctaIPv6Dst, make([]byte, 16))))), errOrig},
+		{"port of 4 bytes", message(subsysCT<<8|msgDelete, 0, 0,
+			v4Tuple(ctaTupleOrig, 1, 2, flow.UDP, attribute(ctaProtoSrcPort, be(80, 4)))), errOrig},
+		{"two original tuples, the second one broken", message(subsysCT<<8|msgDelete, 0, 0, good, attribute(ctaTupleOrig)), errOrig},
 		{"expectation without tuple", message(subsysExp<<8, 0, 0, attribute(ctaExpectClass, be(1, 4))), errOrig},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			b := flow.NewBatch(1, nil)
-			if _, err := decode(tt.msg, b); err != tt.want {
+			if _, _, err := decode(tt.msg, b); err != tt.want {
 				t.Errorf("got error %v, want %v", err, tt.want)
 			}
 			if len(b.Records) != 0 {
@@ -353,13 +383,114 @@ func TestDecodeMalformed(t *testing.T) {
 	}
 }
 
+// TestDecodeSkips has messages with one attribute that is not as it should be: the rest is read, the attribute is counted.
+func TestDecodeSkips(t *testing.T) {
+	orig := v4Tuple(ctaTupleOrig, 1, 2, flow.UDP, attribute(ctaProtoSrcPort, be(1, 2)), attribute(ctaProtoDstPort, be(2, 2)))
+	id := attribute(ctaID, be(9, 4))
+	wide := func(typ uint16, children ...[]byte) []byte { return attribute(typ|nested, children...) }
+	addr := func(last byte) flow.Addr { return flow.AddrFrom4([4]byte{10, 0, 0, last}) }
+	base := flow.Record{Event: flow.EventDestroy, Has: flow.HasOrig | flow.HasID, ID: 9,
+		Orig: flow.Tuple{Src: addr(1), Dst: addr(2), Proto: flow.UDP, SrcPort: 1, DstPort: 2}}
+	for _, tt := range []struct {
+		name string
+		attr []byte // between two others
+		want func(r *flow.Record)
+	}{
+		{"mark of 3 bytes", attribute(ctaMark, []byte{1, 2, 3}), nil},
+		{"mark of 8 bytes", attribute(ctaMark, be(1, 8)), nil},
+		{"status of 8 bytes", attribute(ctaStatus, be(1, 8)), nil},
+		{"zone of 4 bytes", attribute(ctaZone, be(1, 4)), nil},
+		{"timeout of 8 bytes", attribute(ctaTimeout, be(1, 8)), nil},
+		{"time past 2262", attribute(ctaTimestampEvent, be(1<<63, 8)), nil},
+		{"start of 4 bytes, a stop", wide(ctaTimestamp, attribute(ctaTimestampStart, be(1, 4)), attribute(ctaTimestampStop, be(1, 8))), nil},
+		{"a start, stop of 4 bytes", wide(ctaTimestamp, attribute(ctaTimestampStart, be(7, 8)), attribute(ctaTimestampStop, be(1, 4))),
+			func(r *flow.Record) { r.Start = 7 }},
+		{"TCP state of 2 bytes", wide(ctaProtoInfo, wide(ctaProtoInfoTCP, attribute(ctaState, be(1, 2)))), nil},
+		{"reply tuple without addresses", wide(ctaTupleReply), nil},
+		{"master without addresses", wide(ctaTupleMaster), func(r *flow.Record) { r.Extra = &flow.Extra{} }},
+		{"labels too wide", attribute(ctaLabels, make([]byte, 20)), func(r *flow.Record) { r.Extra = &flow.Extra{} }},
+		{"bytes of 4 bytes", wide(ctaCountersOrig, attribute(ctaCountersPackets, be(5, 8)), attribute(ctaCountersBytes, be(5, 4))), nil},
+		{"a child past the end of its parent", wide(ctaCountersReply, []byte{40, 0, 1, 0}), nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if hostBigEndian && tt.attr[4] == 40 {
+				tt.attr[4], tt.attr[5] = 0, 40
+			}
+			want := base
+			if tt.want != nil {
+				tt.want(&want)
+			}
+			r, skipped, err := decode(message(subsysCT<<8|msgDelete, 0, 0, orig, tt.attr, id), flow.NewBatch(1, nil))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if skipped != 1 {
+				t.Errorf("%d attributes skipped, want 1", skipped)
+			}
+			if diff := cmp.Diff(&want, r); diff != "" {
+				t.Errorf("record (-want +got):\n%s", diff)
+			}
+		})
+	}
+	for _, tt := range []struct {
+		name string
+		tail []byte
+	}{
+		{"attribute past the end", binary.NativeEndian.AppendUint16(binary.NativeEndian.AppendUint16(nil, 40), ctaMark)},
+		{"attribute shorter than its header", binary.NativeEndian.AppendUint16(binary.NativeEndian.AppendUint16(nil, 3), ctaMark)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			want := base
+			r, skipped, err := decode(message(subsysCT<<8|msgDelete, 0, 0, orig, id, tt.tail), flow.NewBatch(1, nil))
+			if err != nil || skipped != 1 {
+				t.Fatalf("error %v, %d attributes skipped, want 1", err, skipped)
+			}
+			if diff := cmp.Diff(&want, r); diff != "" {
+				t.Errorf("record (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestDecodeCountersOfOneDirection: what the other one carried is not known, and not 0.
+func TestDecodeCountersOfOneDirection(t *testing.T) {
+	msg := message(subsysCT<<8|msgDelete, 0, 0, v4Tuple(ctaTupleOrig, 1, 2, flow.UDP),
+		attribute(ctaCountersOrig|nested, attribute(ctaCountersPackets, be(5, 8)), attribute(ctaCountersBytes, be(5, 8))),
+		attribute(ctaCountersReply|nested, attribute(ctaCountersPackets, be(5, 4)), attribute(ctaCountersBytes, be(5, 8))))
+	r, skipped, err := decode(msg, flow.NewBatch(1, nil))
+	if err != nil || skipped != 1 || r.Has&flow.HasCounters != 0 || r.OrigCounters != (flow.Counters{}) {
+		t.Errorf("error %v, %d skipped, has %b, counters %v", err, skipped, r.Has, r.OrigCounters)
+	}
+}
+
+// TestDecodeNoPorts: for a protocol that the kernel does not track it sends no ports, which is not the port 0.
+func TestDecodeNoPorts(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		proto flow.Proto
+		ports [][]byte
+		want  bool
+	}{
+		{"none", flow.DCCP, nil, true},
+		{"ports", flow.DCCP, [][]byte{attribute(ctaProtoSrcPort, be(1, 2)), attribute(ctaProtoDstPort, be(2, 2))}, false},
+		{"port 0", flow.UDP, [][]byte{attribute(ctaProtoSrcPort, be(0, 2)), attribute(ctaProtoDstPort, be(0, 2))}, false},
+		{"a protocol without ports", 50, nil, false},
+	} {
+		r, skipped, err := decode(message(subsysCT<<8|msgDelete, 0, 0, v4Tuple(ctaTupleOrig, 1, 2, tt.proto, tt.ports...)),
+			flow.NewBatch(1, nil))
+		if err != nil || skipped > 0 || r.Has&flow.NoPorts != 0 != tt.want {
+			t.Errorf("%s: error %v, %d skipped, has %b", tt.name, err, skipped, r.Has)
+		}
+	}
+}
+
 func TestDecodeAllocates(t *testing.T) {
 	msgs := corpus(t)
 	b := flow.NewBatch(len(msgs), nil)
 	if n := testing.AllocsPerRun(100, func() {
 		b.Reset()
 		for _, msg := range msgs {
-			if _, err := decode(msg, b); err != nil {
+			if _, _, err := decode(msg, b); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -369,28 +500,28 @@ func TestDecodeAllocates(t *testing.T) {
 }
 
 // slowly decodes msg as decode does, every attribute by its type.
-func slowly(msg []byte, b *flow.Batch) (flow.Record, error) {
+func slowly(msg []byte, b *flow.Batch) (flow.Record, int) {
 	r := b.Next()
-	err := decodeFlow(msg[msgHeader:], b, r)
-	return *r, err
+	skipped := decodeFlow(msg[msgHeader:], b, r)
+	return *r, skipped
 }
 
 // usually decodes msg as decode does.
-func usually(msg []byte, b *flow.Batch) (flow.Record, error) {
+func usually(msg []byte, b *flow.Batch) (flow.Record, int) {
 	r := b.Next()
-	err := decodeFlow(decodeUsual(msg[msgHeader:], r), b, r)
-	return *r, err
+	skipped := decodeFlow(decodeUsual(msg[msgHeader:], r), b, r)
+	return *r, skipped
 }
 
 // sameDecoded fails if what lies where it usually does is read otherwise than the same attributes elsewhere.
 func sameDecoded(t *testing.T, msg []byte) {
 	t.Helper()
-	want, wantErr := slowly(msg, flow.NewBatch(1, nil))
-	got, err := usually(msg, flow.NewBatch(1, nil))
-	if err != wantErr {
-		t.Fatalf("%x: error %v, want %v", msg, err, wantErr)
+	want, wantSkipped := slowly(msg, flow.NewBatch(1, nil))
+	got, skipped := usually(msg, flow.NewBatch(1, nil))
+	if skipped != wantSkipped {
+		t.Fatalf("%x: %d attributes skipped, want %d", msg, skipped, wantSkipped)
 	}
-	if err == nil && !reflect.DeepEqual(want, got) {
+	if !reflect.DeepEqual(want, got) {
 		t.Fatalf("%x: record (-want +got):\n%s", msg, cmp.Diff(want, got))
 	}
 }
@@ -447,7 +578,7 @@ func BenchmarkDecode(b *testing.B) {
 					continue
 				}
 				batch.Reset()
-				if r, err := decode(msg, batch); err == nil && is(r) {
+				if r, _, err := decode(msg, batch); err == nil && is(r) {
 					msgs = append(msgs, msg)
 				}
 			}
@@ -457,7 +588,7 @@ func BenchmarkDecode(b *testing.B) {
 				if batch.Full() {
 					batch.Reset()
 				}
-				if _, err := decode(msgs[i], batch); err != nil {
+				if _, _, err := decode(msgs[i], batch); err != nil {
 					b.Fatal(err)
 				}
 				if i++; i == len(msgs) {

@@ -1,4 +1,4 @@
-package input
+package ctnetlink
 
 import (
 	"encoding/binary"
@@ -109,12 +109,9 @@ func (e *malformed) Error() string { return fmt.Sprintf("malformed message: %s: 
 
 // Errors of the decoder; each is made once, so that a flood of malformed messages costs no garbage.
 var (
-	errHeader    = &malformed{"header", "shorter than 20 bytes, or its length is not that of the message"}
-	errType      = &malformed{"header", "no event of ctnetlink"}
-	errAttribute = &malformed{"attribute", "its length passes the end of what holds it"}
-	errValue     = &malformed{"attribute", "its value has not the length that its type has"}
-	errTuple     = &malformed{"tuple", "source and destination of one address family are needed"}
-	errOrig      = &malformed{"message", "no original tuple"}
+	errHeader = &malformed{"header", "shorter than 20 bytes, or its length passes the end of the datagram"}
+	errType   = &malformed{"header", "no event of ctnetlink"}
+	errOrig   = &malformed{"message", "no original tuple with source and destination of one address family"}
 )
 
 // attrs is what is left to read of a list of attributes. To read one,
@@ -122,7 +119,7 @@ var (
 //	for len(a) >= attrHeader {
 //		typ, n := a.head()
 //		if n < attrHeader || n > len(a) {
-//			return errAttribute
+//			return false
 //		}
 //		v := a[attrHeader:n]
 //		a = a.behind(n)
@@ -142,152 +139,198 @@ func (a attrs) head() (typ uint16, n int) {
 // behind returns what follows the first attribute, which is n bytes long.
 func (a attrs) behind(n int) attrs { return a[min((n+3)&^3, len(a)):] }
 
-// decode reads msg, one whole message of ctnetlink, into the next record of b, and returns it. On error b is as it was.
-// Nothing of msg is referred to afterwards. It allocates nothing, but for a security context.
-func decode(msg []byte, b *flow.Batch) (*flow.Record, error) {
-	if len(msg) < msgHeader || int(binary.NativeEndian.Uint32(msg)) != len(msg) {
-		return nil, errHeader
+// decode reads msg, one message of ctnetlink, into the next record of b, and returns it. An attribute that is not as it
+// should be is left out: skipped is how many. On error, which is for messages without a flow, b is as it was. Nothing of
+// msg is referred to afterwards. It allocates nothing, but for a security context.
+func decode(msg []byte, b *flow.Batch) (r *flow.Record, skipped int, err error) {
+	if len(msg) < msgHeader {
+		return nil, 0, errHeader
 	}
-	typ, flags := binary.NativeEndian.Uint16(msg[4:]), binary.NativeEndian.Uint16(msg[6:])
-	var event flow.Event
-	switch typ {
-	case subsysCT<<8 | msgDelete:
-		event = flow.EventDestroy
-	case subsysCT<<8 | msgNew:
-		event = flow.EventUpdate
-		if flags&flagsNew != 0 {
-			event = flow.EventNew
-		}
-	case subsysExp<<8 | msgNew:
-		event = flow.EventExpectNew
-	case subsysExp<<8 | msgDelete:
-		event = flow.EventExpectDestroy
-	default:
-		return nil, errType
+	event := eventOf(msg)
+	if event == 0 {
+		return nil, 0, errType
 	}
-	r := b.Next()
+	r = b.Next()
 	r.Event = event
-	var err error
 	if event < flow.EventExpectNew {
 		if binary.NativeEndian.Uint32(msg[12:]) != 0 {
 			r.Has |= flow.ByRequest
 		}
-		err = decodeFlow(decodeUsual(msg[msgHeader:], r), b, r)
+		skipped = decodeFlow(decodeUsual(msg[msgHeader:], r), b, r)
 	} else {
-		err = decodeExpect(msg[msgHeader:], b, r)
+		skipped = decodeExpect(msg[msgHeader:], b, r)
 	}
-	if err == nil && r.Has&flow.HasOrig == 0 {
-		err = errOrig
-	}
-	if err != nil {
+	if r.Has&flow.HasOrig == 0 {
 		b.Drop()
-		return nil, err
+		return nil, 0, errOrig
 	}
-	return r, nil
+	return r, skipped, nil
 }
 
-func decodeFlow(a attrs, b *flow.Batch, r *flow.Record) error {
+// eventOf returns the event that a message of at least msgHeader bytes reports, 0 if it is none.
+func eventOf(msg []byte) flow.Event {
+	switch binary.NativeEndian.Uint16(msg[4:]) {
+	case subsysCT<<8 | msgDelete:
+		return flow.EventDestroy
+	case subsysCT<<8 | msgNew:
+		if binary.NativeEndian.Uint16(msg[6:])&flagsNew != 0 {
+			return flow.EventNew
+		}
+		return flow.EventUpdate
+	case subsysExp<<8 | msgNew:
+		return flow.EventExpectNew
+	case subsysExp<<8 | msgDelete:
+		return flow.EventExpectDestroy
+	}
+	return 0
+}
+
+// recorded reports whether a message that could not be decoded would have become a record.
+func (c *Config) recorded(msg []byte) bool {
+	if len(msg) < msgHeader {
+		return true
+	}
+	switch e := eventOf(msg); e {
+	case 0:
+		return false
+	case flow.EventExpectNew, flow.EventExpectDestroy:
+		return c.Expectations
+	default:
+		return c.wants(e.String())
+	}
+}
+
+func decodeFlow(a attrs, b *flow.Batch, r *flow.Record) (skipped int) {
+	noCounters := false
 	for len(a) >= attrHeader {
 		typ, n := a.head()
 		if n < attrHeader || n > len(a) {
-			return errAttribute
+			skipped++ // and nothing behind it can be found
+			break
 		}
 		v := a[attrHeader:n]
 		a = a.behind(n)
-		var err error
+		ok := true
 		switch typ {
 		case ctaTupleOrig:
-			err = decodeTuple(v, &r.Orig)
-			r.Has |= flow.HasOrig
+			r.Has &^= flow.HasOrig | flow.NoPorts
+			if ok = decodeTuple(v, &r.Orig); ok {
+				r.Has |= flow.HasOrig
+				if r.Orig.SrcPort|r.Orig.DstPort == 0 && r.Orig.Proto.HasPorts() && !namesPorts(v) {
+					r.Has |= flow.NoPorts
+				}
+			}
 		case ctaTupleReply:
-			err = decodeTuple(v, &r.Reply)
-			r.Has |= flow.HasReply
+			r.Has &^= flow.HasReply
+			if ok = decodeTuple(v, &r.Reply); ok {
+				r.Has |= flow.HasReply
+			}
 		case ctaStatus:
-			err = u32(v, (*uint32)(&r.Status))
-			r.Has |= flow.HasStatus
+			if ok = u32(v, (*uint32)(&r.Status)); ok {
+				r.Has |= flow.HasStatus
+			}
 		case ctaProtoInfo:
-			err = decodeProtoInfo(v, r)
+			ok = decodeProtoInfo(v, r)
 		case ctaHelp:
-			err = decodeHelp(v, b.Extra(r))
+			ok = decodeHelp(v, b.Extra(r))
 		case ctaTimeout:
-			err = u32(v, &r.Timeout)
-			r.Has |= flow.HasTimeout
+			if ok = u32(v, &r.Timeout); ok {
+				r.Has |= flow.HasTimeout
+			}
 		case ctaMark:
-			err = u32(v, &r.Mark)
-			r.Has |= flow.HasMark
-		case ctaCountersOrig:
-			err = decodeCounters(v, &r.OrigCounters)
-			r.Has |= flow.HasCounters
-		case ctaCountersReply:
-			err = decodeCounters(v, &r.ReplyCounters)
-			r.Has |= flow.HasCounters
+			if ok = u32(v, &r.Mark); ok {
+				r.Has |= flow.HasMark
+			}
+		case ctaCountersOrig, ctaCountersReply:
+			c := &r.OrigCounters
+			if typ == ctaCountersReply {
+				c = &r.ReplyCounters
+			}
+			if ok = decodeCounters(v, c); ok {
+				r.Has |= flow.HasCounters
+			} else {
+				noCounters = true
+			}
 		case ctaID:
-			err = u32(v, &r.ID)
-			r.Has |= flow.HasID
+			if ok = u32(v, &r.ID); ok {
+				r.Has |= flow.HasID
+			}
 		case ctaTupleMaster:
 			x := b.Extra(r)
-			err = decodeTuple(v, &x.Master)
-			x.HasMaster = true
+			ok = decodeTuple(v, &x.Master)
+			x.HasMaster = ok
 		case ctaZone:
-			err = u16(v, &r.Zone)
-			r.Has |= flow.HasZone
+			if ok = u16(v, &r.Zone); ok {
+				r.Has |= flow.HasZone
+			}
 		case ctaSecCtx:
-			err = decodeSecCtx(v, b.Extra(r))
+			ok = decodeSecCtx(v, b.Extra(r))
 		case ctaTimestamp:
-			err = decodeTimestamp(v, r)
+			ok = decodeTimestamp(v, r)
 		case ctaLabels:
-			err = decodeLabels(v, b.Extra(r))
+			ok = decodeLabels(v, b.Extra(r))
 		case ctaTimestampEvent:
-			err = stamp(v, &r.Stamp)
+			ok = stamp(v, &r.Stamp)
 		}
-		if err != nil {
-			return err
+		if !ok {
+			skipped++
 		}
 	}
-	return nil
+	if noCounters { // those of one direction alone would say that the other one carried nothing
+		r.Has &^= flow.HasCounters
+		r.OrigCounters, r.ReplyCounters = flow.Counters{}, flow.Counters{}
+	}
+	return skipped
 }
 
-func decodeExpect(a attrs, b *flow.Batch, r *flow.Record) error {
+func decodeExpect(a attrs, b *flow.Batch, r *flow.Record) (skipped int) {
 	x := b.Extra(r)
 	for len(a) >= attrHeader {
 		typ, n := a.head()
 		if n < attrHeader || n > len(a) {
-			return errAttribute
+			return skipped + 1
 		}
 		v := a[attrHeader:n]
 		a = a.behind(n)
-		var err error
+		ok := true
 		switch typ {
 		case ctaExpectMaster:
-			err = decodeTuple(v, &x.Master)
-			x.HasMaster = true
+			ok = decodeTuple(v, &x.Master)
+			x.HasMaster = ok
 		case ctaExpectTuple:
-			err = decodeTuple(v, &r.Orig)
-			r.Has |= flow.HasOrig
+			r.Has &^= flow.HasOrig
+			if ok = decodeTuple(v, &r.Orig); ok {
+				r.Has |= flow.HasOrig
+			}
 		case ctaExpectMask:
-			err = decodeTuple(v, &r.Reply)
-			r.Has |= flow.HasReply
+			r.Has &^= flow.HasReply
+			if ok = decodeTuple(v, &r.Reply); ok {
+				r.Has |= flow.HasReply
+			}
 		case ctaExpectTimeout:
-			err = u32(v, &r.Timeout)
-			r.Has |= flow.HasTimeout
+			if ok = u32(v, &r.Timeout); ok {
+				r.Has |= flow.HasTimeout
+			}
 		case ctaExpectID:
-			err = u32(v, &r.ID)
-			r.Has |= flow.HasID
+			if ok = u32(v, &r.ID); ok {
+				r.Has |= flow.HasID
+			}
 		case ctaExpectHelpName:
 			x.Helper = name(v)
 		case ctaExpectZone:
-			err = u16(v, &r.Zone)
-			r.Has |= flow.HasZone
+			if ok = u16(v, &r.Zone); ok {
+				r.Has |= flow.HasZone
+			}
 		case ctaExpectFlags:
-			err = u32(v, &x.Flags)
+			ok = u32(v, &x.Flags)
 		case ctaExpectClass:
-			err = u32(v, &x.Class)
+			ok = u32(v, &x.Class)
 		}
-		if err != nil {
-			return err
+		if !ok {
+			skipped++
 		}
 	}
-	return nil
+	return skipped
 }
 
 // Address attributes that a tuple has, as bits.
@@ -296,43 +339,44 @@ const (
 	haveV6 = 1<<ctaIPv6Src | 1<<ctaIPv6Dst
 )
 
-// decodeTuple reads CTA_TUPLE_ORIG and its like: addresses, protocol and ports, perhaps a zone of this direction.
-func decodeTuple(a attrs, t *flow.Tuple) error {
+// decodeTuple reads CTA_TUPLE_ORIG and its like: addresses, protocol and ports, perhaps a zone of this direction. Without
+// the addresses, or with anything that is not as it should be, there is no tuple: half of one could be that of another
+// flow. t is zeroed then.
+func decodeTuple(a attrs, t *flow.Tuple) (ok bool) {
 	*t = flow.Tuple{}
 	have := 0
-	for len(a) >= attrHeader {
+	ok = true
+	for len(a) >= attrHeader && ok {
 		typ, n := a.head()
 		if n < attrHeader || n > len(a) {
-			return errAttribute
+			ok = false
+			break
 		}
 		v := a[attrHeader:n]
 		a = a.behind(n)
-		var err error
 		switch typ {
 		case ctaTupleIP:
-			have, err = decodeIP(v, t)
+			have, ok = decodeIP(v, t)
 		case ctaTupleProto:
-			err = decodeL4(v, t)
+			ok = decodeL4(v, t)
 		case ctaTupleZone:
-			err = u16(v, &t.Zone)
+			ok = u16(v, &t.Zone)
 			t.HasZone = true
 		}
-		if err != nil {
-			return err
-		}
 	}
-	if have != haveV4 && have != haveV6 {
-		return errTuple
+	if !ok || have != haveV4 && have != haveV6 {
+		*t = flow.Tuple{}
+		return false
 	}
 	t.V6 = have == haveV6
-	return nil
+	return true
 }
 
-func decodeIP(a attrs, t *flow.Tuple) (have int, err error) {
+func decodeIP(a attrs, t *flow.Tuple) (have int, ok bool) {
 	for len(a) >= attrHeader {
 		typ, n := a.head()
 		if n < attrHeader || n > len(a) {
-			return 0, errAttribute
+			return 0, false
 		}
 		v := a[attrHeader:n]
 		a = a.behind(n)
@@ -346,93 +390,119 @@ func decodeIP(a attrs, t *flow.Tuple) (have int, err error) {
 		case typ == ctaIPv6Dst && len(v) == 16:
 			t.Dst = flow.Addr(v)
 		case typ >= ctaIPv4Src && typ <= ctaIPv6Dst:
-			return 0, errValue
+			return 0, false
 		default:
 			continue
 		}
 		have |= 1 << typ
 	}
-	return have, nil
+	return have, true
 }
 
-func decodeL4(a attrs, t *flow.Tuple) error {
+// decodeL4 reads the protocol and its ports.
+func decodeL4(a attrs, t *flow.Tuple) bool {
 	for len(a) >= attrHeader {
 		typ, n := a.head()
 		if n < attrHeader || n > len(a) {
-			return errAttribute
+			return false
 		}
 		v := a[attrHeader:n]
 		a = a.behind(n)
-		var err error
+		ok := true
 		var b byte
 		switch typ {
 		case ctaProtoNum:
-			err = u8(v, (*uint8)(&t.Proto))
+			ok = u8(v, (*uint8)(&t.Proto))
 		case ctaProtoSrcPort, ctaProtoICMPID, ctaProtoICMPv6ID:
-			err = u16(v, &t.SrcPort)
+			ok = u16(v, &t.SrcPort)
 		case ctaProtoDstPort:
-			err = u16(v, &t.DstPort)
+			ok = u16(v, &t.DstPort)
 		case ctaProtoICMPType, ctaProtoICMPv6Type:
-			err = u8(v, &b)
+			ok = u8(v, &b)
 			t.DstPort = t.DstPort&0x00ff | uint16(b)<<8
 		case ctaProtoICMPCode, ctaProtoICMPv6Code:
-			err = u8(v, &b)
+			ok = u8(v, &b)
 			t.DstPort = t.DstPort&0xff00 | uint16(b)
 		}
-		if err != nil {
-			return err
+		if !ok {
+			return false
 		}
 	}
-	return nil
+	return true
 }
 
-func decodeProtoInfo(a attrs, r *flow.Record) error {
+// namesPorts reports whether a tuple that could be decoded has ports. The kernel sends none for a protocol that it does not
+// track, such as DCCP since Linux 6.18.
+func namesPorts(a attrs) bool {
 	for len(a) >= attrHeader {
 		typ, n := a.head()
 		if n < attrHeader || n > len(a) {
-			return errAttribute
+			return false
+		}
+		if typ == ctaTupleProto {
+			for in := a[attrHeader:n]; len(in) >= attrHeader; {
+				typ, n := in.head()
+				if typ == ctaProtoSrcPort || typ == ctaProtoDstPort {
+					return true
+				}
+				if n < attrHeader || n > len(in) {
+					return false
+				}
+				in = in.behind(n)
+			}
+		}
+		a = a.behind(n)
+	}
+	return false
+}
+
+func decodeProtoInfo(a attrs, r *flow.Record) bool {
+	for len(a) >= attrHeader {
+		typ, n := a.head()
+		if n < attrHeader || n > len(a) {
+			return false
 		}
 		v := a[attrHeader:n]
 		a = a.behind(n)
-		var err error
+		ok := true
 		switch typ {
 		case ctaProtoInfoTCP:
-			err = decodeState(v, r, flow.HasTCP)
+			ok = decodeState(v, r, flow.HasTCP)
 		case ctaProtoInfoDCCP:
-			err = decodeState(v, r, flow.HasDCCP)
+			ok = decodeState(v, r, flow.HasDCCP)
 		case ctaProtoInfoSCTP:
-			err = decodeState(v, r, flow.HasSCTP)
+			ok = decodeState(v, r, flow.HasSCTP)
 		}
-		if err != nil {
-			return err
+		if !ok {
+			return false
 		}
 	}
-	return nil
+	return true
 }
 
-func decodeState(a attrs, r *flow.Record, has flow.Has) error {
+func decodeState(a attrs, r *flow.Record, has flow.Has) bool {
 	for len(a) >= attrHeader {
 		typ, n := a.head()
 		if n < attrHeader || n > len(a) {
-			return errAttribute
+			return false
 		}
 		v := a[attrHeader:n]
 		a = a.behind(n)
 		if typ == ctaState {
-			if err := u8(v, &r.State); err != nil {
-				return err
+			if !u8(v, &r.State) {
+				return false
 			}
 			r.Has |= has
 		}
 	}
-	return nil
+	return true
 }
 
-func decodeHelp(a attrs, x *flow.Extra) error {
+func decodeHelp(a attrs, x *flow.Extra) bool {
 	for len(a) >= attrHeader {
 		typ, n := a.head()
 		if n < attrHeader || n > len(a) {
-			return errAttribute
+			return false
 		}
 		v := a[attrHeader:n]
 		a = a.behind(n)
@@ -440,58 +510,58 @@ func decodeHelp(a attrs, x *flow.Extra) error {
 			x.Helper = name(v)
 		}
 	}
-	return nil
+	return true
 }
 
-func decodeCounters(a attrs, c *flow.Counters) error {
+func decodeCounters(a attrs, c *flow.Counters) bool {
 	for len(a) >= attrHeader {
 		typ, n := a.head()
 		if n < attrHeader || n > len(a) {
-			return errAttribute
+			return false
 		}
 		v := a[attrHeader:n]
 		a = a.behind(n)
-		var err error
+		ok := true
 		switch typ {
 		case ctaCountersPackets:
-			err = u64(v, &c.Packets)
+			ok = u64(v, &c.Packets)
 		case ctaCountersBytes:
-			err = u64(v, &c.Bytes)
+			ok = u64(v, &c.Bytes)
 		}
-		if err != nil {
-			return err
+		if !ok {
+			return false
 		}
 	}
-	return nil
+	return true
 }
 
-func decodeTimestamp(a attrs, r *flow.Record) error {
+func decodeTimestamp(a attrs, r *flow.Record) bool {
 	for len(a) >= attrHeader {
 		typ, n := a.head()
 		if n < attrHeader || n > len(a) {
-			return errAttribute
+			return false
 		}
 		v := a[attrHeader:n]
 		a = a.behind(n)
-		var err error
+		ok := true
 		switch typ {
 		case ctaTimestampStart:
-			err = stamp(v, &r.Start)
+			ok = stamp(v, &r.Start)
 		case ctaTimestampStop:
-			err = stamp(v, &r.Stop)
+			ok = stamp(v, &r.Stop)
 		}
-		if err != nil {
-			return err
+		if !ok {
+			return false
 		}
 	}
-	return nil
+	return true
 }
 
-func decodeSecCtx(a attrs, x *flow.Extra) error {
+func decodeSecCtx(a attrs, x *flow.Extra) bool {
 	for len(a) >= attrHeader {
 		typ, n := a.head()
 		if n < attrHeader || n > len(a) {
-			return errAttribute
+			return false
 		}
 		v := a[attrHeader:n]
 		a = a.behind(n)
@@ -499,18 +569,18 @@ func decodeSecCtx(a attrs, x *flow.Extra) error {
 			x.SecCtx = string(cutNUL(v))
 		}
 	}
-	return nil
+	return true
 }
 
 // decodeLabels reads labels: as wide as the kernel's array, 16 bytes; older kernels sent as many words as were in use.
-func decodeLabels(v []byte, x *flow.Extra) error {
+func decodeLabels(v []byte, x *flow.Extra) bool {
 	if len(v) > len(x.Labels) || len(v)%4 != 0 {
-		return errValue
+		return false
 	}
 	x.Labels = [16]byte{}
 	copy(x.Labels[:], v)
 	x.HasLabels = true
-	return nil
+	return true
 }
 
 func name(v []byte) flow.Name { return flow.NameFrom(cutNUL(v)) }
@@ -525,47 +595,44 @@ func cutNUL(v []byte) []byte {
 	return v
 }
 
-func u8(v []byte, p *uint8) error {
+func u8(v []byte, p *uint8) bool {
 	if len(v) != 1 {
-		return errValue
+		return false
 	}
 	*p = v[0]
-	return nil
+	return true
 }
 
-func u16(v []byte, p *uint16) error {
+func u16(v []byte, p *uint16) bool {
 	if len(v) != 2 {
-		return errValue
+		return false
 	}
 	*p = binary.BigEndian.Uint16(v)
-	return nil
+	return true
 }
 
-func u32(v []byte, p *uint32) error {
+func u32(v []byte, p *uint32) bool {
 	if len(v) != 4 {
-		return errValue
+		return false
 	}
 	*p = binary.BigEndian.Uint32(v)
-	return nil
+	return true
 }
 
-func u64(v []byte, p *uint64) error {
+func u64(v []byte, p *uint64) bool {
 	if len(v) != 8 {
-		return errValue
+		return false
 	}
 	*p = binary.BigEndian.Uint64(v)
-	return nil
+	return true
 }
 
 // stamp reads a time in nanoseconds since 1970. One past the year 2262 is no time that a clock can have shown.
-func stamp(v []byte, p *int64) error {
+func stamp(v []byte, p *int64) bool {
 	var ns uint64
-	if err := u64(v, &ns); err != nil {
-		return err
-	}
-	if ns > 1<<63-1 {
-		return errValue
+	if !u64(v, &ns) || ns > 1<<63-1 {
+		return false
 	}
 	*p = int64(ns)
-	return nil
+	return true
 }

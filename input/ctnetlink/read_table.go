@@ -1,4 +1,4 @@
-package input
+package ctnetlink
 
 import (
 	"context"
@@ -19,7 +19,7 @@ func ReadTable(ctx context.Context, visit func(*flow.Record)) error {
 		return err
 	}
 	defer d.close()
-	for begun := false; !begun; time.Sleep(minNap) {
+	for begun := false; !begun; time.Sleep(askedWait) {
 		if begun, err = d.begun(); err != nil {
 			return err
 		}

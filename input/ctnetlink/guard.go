@@ -1,4 +1,4 @@
-package input
+package ctnetlink
 
 import (
 	"context"
@@ -14,10 +14,12 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/flow"
 )
 
 const (
-	// guardIdle is how often the guard looks at the socket while events come; guardBusy is how often while it fills.
+	// guardIdle is how often the guard looks at the socket, guardBusy how often while the socket fills.
 	guardIdle = 500 * time.Millisecond
 	guardBusy = 10 * time.Millisecond
 
@@ -82,18 +84,14 @@ type guard struct {
 	heldSince time.Time // nothing that is held back ended before; zero if nothing is held back
 	rose      time.Time // when drops was last seen to have risen
 	busy      bool
-	entries   int // in the table, when looked
+	entries   int64 // in the table, when looked
 	shedAt    time.Time
-	told      time.Time
-	untold    uint64
 	blind     bool // the table cannot be read, which was said
+	warned    time.Time
+	unwarned  uint64 // ends lost since then
 
-	// While the reader waits for events, the guard need not look: it is woken at the first, before anything can hold the
-	// reader up. waiting and dormant are set in opposite order of being read, so that one side sees the other.
-	waiting  atomic.Bool    // the reader waits
-	dormant  atomic.Bool    // the guard wants to be woken
-	wake     chan time.Time // tells when the reader began to wait
-	waitedAt time.Time      // the reader's own
+	cancel context.CancelFunc // ends the goroutine
+	ended  chan struct{}      // closed when it has ended
 
 	members sync.Mutex // held by who changes sock's groups or filter, or sheds
 
@@ -111,10 +109,13 @@ type guardGap struct {
 	any      bool
 }
 
+func (g *guardGap) record() flow.Gap {
+	return flow.Gap{Cause: flow.CauseGuard, Lost: g.lost, LostKnown: !g.inexact}
+}
+
 // newGuard prepares everything that shedding needs: it must not fail for want of memory or descriptors then.
 func newGuard(sock *socket, mark int, in interest, stats *Stats, log *zap.Logger) (g *guard, err error) {
-	g = &guard{sock: sock, mark: mark, stats: stats, log: log, barrier: -1, looked: time.Now(),
-		wake: make(chan time.Time, 1)}
+	g = &guard{sock: sock, mark: mark, stats: stats, log: log, barrier: -1, looked: time.Now()}
 	defer func() {
 		if err != nil {
 			g.close()
@@ -154,21 +155,22 @@ func (g *guard) close() {
 	}
 }
 
-// start starts the guard beside the reader, so that one that is stuck or starved is guarded against. stop ends it and
-// returns when it has ended; it may be called again. The guard may be nil.
-func (g *guard) start() (stop func()) {
-	if g == nil {
-		return func() {}
-	}
+// start starts the guard's goroutine. It depends on nothing that the reader does: one that is stuck or starved is
+// guarded against, and so is the time in which nobody reads any more.
+func (g *guard) start() {
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
+	g.cancel, g.ended = cancel, make(chan struct{})
 	go func() {
-		defer close(done)
+		defer close(g.ended)
 		g.run(ctx)
 	}()
-	return func() {
-		cancel()
-		<-done
+}
+
+// stop ends the goroutine, and returns when it has ended. The guard may be nil, or not started.
+func (g *guard) stop() {
+	if g != nil && g.cancel != nil {
+		g.cancel()
+		<-g.ended
 	}
 }
 
@@ -181,55 +183,7 @@ func (g *guard) run(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
-		again := g.look(time.Now())
-		if again == guardIdle && g.calm() {
-			g.dormant.Store(true)
-			if g.waiting.Load() {
-				select {
-				case <-ctx.Done():
-					return
-				case g.looked = <-g.wake: // nothing was held back then: the socket was empty
-				}
-			}
-			g.dormant.Store(false)
-			select {
-			case <-g.wake: // too late
-			default:
-			}
-		}
-		timer.Reset(again)
-	}
-}
-
-// calm reports whether nothing is under way that only the guard would bring to its end.
-func (g *guard) calm() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.heldSince.IsZero() && g.untold == 0 && (!g.gap.any || g.due.Load())
-}
-
-// waits is called by the reader before it waits for events; the socket is empty. The guard may be nil.
-func (g *guard) waits(now time.Time) {
-	if g != nil {
-		g.waitedAt = now
-		g.waiting.Store(true)
-	}
-}
-
-// works is called by the reader after it has waited. The guard may be nil.
-func (g *guard) works() {
-	if g != nil {
-		g.waiting.Store(false)
-	}
-}
-
-// alert is called by the reader when it has read something. The guard may be nil.
-func (g *guard) alert() {
-	if g != nil && g.dormant.Load() {
-		select {
-		case g.wake <- g.waitedAt:
-		default:
-		}
+		timer.Reset(g.look(time.Now()))
 	}
 }
 
@@ -270,14 +224,14 @@ func (g *guard) look(now time.Time) time.Duration {
 	}
 	before := g.entries
 	g.entries = entries
-	over := entries - room*g.mark/100
+	over := entries - room*int64(g.mark)/100
 	// A reader that catches up needs no help, as long as there is room for what comes meanwhile.
-	catchingUp := entries < before && over < room*(100-g.mark)/200
+	catchingUp := entries < before && over < room*int64(100-g.mark)/200
 	behind := rising || !g.heldSince.IsZero() && mem.Queued > mem.Buffer/8*7
 	if !behind || !wasBusy || over < 0 || catchingUp {
 		return guardBusy
 	}
-	if err := g.shed(room * max(g.mark-shedPoints, 0) / 100); err != nil {
+	if err := g.shed(room * int64(max(g.mark-shedPoints, 0)) / 100); err != nil {
 		g.log.Error("guard of the table: cannot shed ended flows", zap.Error(err))
 		return guardIdle
 	}
@@ -303,7 +257,7 @@ func (g *guard) openTable() (err error) {
 }
 
 // table returns how many entries the table has, and how many it may have.
-func (g *guard) table() (entries, room int, err error) {
+func (g *guard) table() (entries, room int64, err error) {
 	if err = g.openTable(); err != nil {
 		return 0, 0, err
 	}
@@ -314,13 +268,13 @@ func (g *guard) table() (entries, room int, err error) {
 	return entries, room, err
 }
 
-func readNumber(f *os.File) (int, error) {
+func readNumber(f *os.File) (int64, error) {
 	var b [24]byte
 	n, err := f.ReadAt(b[:], 0) // sysctls are formatted anew by each pread from offset 0
 	if n == 0 {
 		return 0, err
 	}
-	v, err := strconv.Atoi(strings.TrimSpace(string(b[:n])))
+	v, err := strconv.ParseInt(strings.TrimSpace(string(b[:n])), 10, 64)
 	if err != nil {
 		return 0, fmt.Errorf("read %s: %w", f.Name(), err)
 	}
@@ -328,7 +282,7 @@ func readNumber(f *os.File) (int, error) {
 }
 
 // shed throws ends away until the table has no more than entries entries, for one slice at most.
-func (g *guard) shed(entries int) (err error) {
+func (g *guard) shed(entries int64) (err error) {
 	g.members.Lock()
 	defer g.members.Unlock()
 	if !slices.Contains(g.sock.groups, groupDestroy) {
@@ -378,7 +332,7 @@ func (g *guard) shed(entries int) (err error) {
 	lost := uint64(after - before) // right across the wrap of the counters
 	g.stats.GuardSheds.Add(1)
 	g.stats.GuardLost.Add(lost)
-	g.untold += lost
+	g.unwarned += lost
 	g.shedAt = now
 	if lost == 0 {
 		return err
@@ -433,7 +387,7 @@ func (g *guard) handOver(now time.Time) {
 	}
 }
 
-// take returns the gap that is due; at the end, when the guard has ended, any. The guard may be nil.
+// take returns the gap that is due; at the end any. The guard may be nil.
 func (g *guard) take(end bool) (gap guardGap, ok bool) {
 	if g == nil || !end && !g.due.Load() {
 		return gap, false
@@ -448,12 +402,12 @@ func (g *guard) take(end bool) (gap guardGap, ok bool) {
 
 // warn says what is lost, summed up.
 func (g *guard) warn(now time.Time) {
-	if g.untold == 0 || now.Sub(g.told) < guardQuiet {
+	if g.unwarned == 0 || now.Sub(g.warned) < guardQuiet {
 		return
 	}
 	g.log.Warn("ended flows that were not read fast enough were filling the table; their ends were thrown away",
-		zap.Uint64("lost", g.untold), zap.Int("entries", g.entries), zap.Int("table_guard", g.mark))
-	g.told, g.untold = now, 0
+		zap.Uint64("lost", g.unwarned), zap.Int64("entries", g.entries), zap.Int("table_guard", g.mark))
+	g.warned, g.unwarned = now, 0
 }
 
 // witness is a socket that can take no event, ever, and counts each.

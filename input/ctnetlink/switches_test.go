@@ -1,4 +1,4 @@
-package input
+package ctnetlink
 
 import (
 	"testing"
@@ -33,9 +33,15 @@ func TestEventsSwitch(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			core, logs := observer.New(zap.InfoLevel)
 			base := time.Now()
-			s := newEventsSwitch(zap.New(core), base)
+			s := newSwitches(zap.New(core), base)
 			value := tt.set[0]
-			s.read = func() string { return value }
+			s.read = func(i Switch) string {
+				if i == SwitchEvents {
+					return value
+				}
+				return "1"
+			}
+			s.off = [numSwitches]bool{}
 			var gaps [][2]int
 			seconds := func(at time.Time) int { return int(at.Sub(base) / time.Second) }
 			for i := 0; i <= tt.end; i++ {

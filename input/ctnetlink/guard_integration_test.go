@@ -1,6 +1,6 @@
 //go:build integration
 
-package input
+package ctnetlink
 
 import (
 	"bytes"
@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/input"
 	"github.com/ctlogd/ctlogd/integration/lab"
 )
 
@@ -47,7 +48,8 @@ func must(t *testing.T, err error) {
 
 // guarded is a reader that is stuck from its first batch on until it is released.
 type guarded struct {
-	*Conntrack
+	*Source
+	reader  *input.Reader
 	ns      *lab.NS
 	flood   *lab.Flood
 	stuck   chan struct{} // closed when it is
@@ -76,12 +78,13 @@ func newGuarded(t *testing.T, mark int) *guarded {
 	cfg := Config{TableGuard: &mark, ReceiveBuffer: minBuffer}
 	cfg.Defaults()
 	must(t, ns.Do(func() error {
-		g.Conntrack, err = Open(cfg, Options{})
+		g.Source, err = Open(cfg, Options{})
 		return err
 	}))
+	g.reader = input.New(g.Source, input.Options{})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error)
-	go func() { ended <- g.Run(ctx, flow.NewBatch(256, nil), g.emit) }()
+	go func() { ended <- g.reader.Run(ctx, flow.NewBatch(256, nil), g.emit) }()
 	g.stop = func() {
 		cancel()
 		must(t, <-ended)
@@ -269,8 +272,9 @@ func runStarved(n int) {
 	cfg := Config{ReceiveBuffer: minBuffer}
 	cfg.Defaults()
 	var err error
-	if g.Conntrack, err = Open(cfg, Options{}); err == nil {
-		err = g.Run(ctx, flow.NewBatch(256, nil), g.emit)
+	if g.Source, err = Open(cfg, Options{}); err == nil {
+		g.reader = input.New(g.Source, input.Options{})
+		err = g.reader.Run(ctx, flow.NewBatch(256, nil), g.emit)
 	}
 	if err != nil {
 		panic(err)

@@ -1,6 +1,6 @@
 //go:build integration
 
-package input
+package ctnetlink
 
 import (
 	"bytes"
@@ -20,6 +20,7 @@ import (
 	"go.uber.org/zap/zaptest"
 
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/input"
 	"github.com/ctlogd/ctlogd/integration/lab"
 )
 
@@ -27,8 +28,9 @@ import (
 type watched struct {
 	t  *testing.T
 	ns *lab.NS
-	*Conntrack
-	stop func() // ends the reader, and returns when it has ended
+	*Source
+	reader *input.Reader
+	stop   func() // ends the reader, and returns when it has ended
 
 	mu   sync.Mutex
 	recs []flow.Record
@@ -68,7 +70,7 @@ func newFloodIn(t *testing.T, ns *lab.NS) *lab.Flood {
 }
 
 // watch starts a reader. The goroutine that runs it stays in the namespace.
-func watch(t *testing.T, ns *lab.NS, cfg Config, o Options) *watched {
+func watch(t *testing.T, ns *lab.NS, cfg Config, o Options, ro ...input.Options) *watched {
 	t.Helper()
 	cfg.Defaults()
 	if o.Log == nil {
@@ -79,12 +81,15 @@ func watch(t *testing.T, ns *lab.NS, cfg Config, o Options) *watched {
 	opened, ended := make(chan error, 1), make(chan error, 1)
 	go func() {
 		ended <- ns.Do(func() (err error) {
-			w.Conntrack, err = Open(cfg, o)
+			w.Source, err = Open(cfg, o)
+			if err == nil {
+				w.reader = input.New(w.Source, append(ro, input.Options{})[0])
+			}
 			opened <- err
 			if err != nil {
 				return err
 			}
-			return w.Run(ctx, flow.NewBatch(256, nil), w.emit)
+			return w.reader.Run(ctx, flow.NewBatch(256, nil), w.emit)
 		})
 	}()
 	must(t, <-opened)
@@ -245,8 +250,7 @@ func TestOpenRecords(t *testing.T) {
 	const n = 5000
 	must(t, f.Create(0, n))
 	time.Sleep(time.Second)
-	atEnd := true
-	w := watch(t, ns, Config{Interim: time.Second}, Options{OpenAtEnd: func() bool { return atEnd }})
+	w := watch(t, ns, Config{Interim: time.Second}, Options{})
 	count := func() (open map[int]int) {
 		open = map[int]int{}
 		for _, r := range w.records() {
@@ -259,13 +263,14 @@ func TestOpenRecords(t *testing.T) {
 		return open
 	}
 	until(t, "the first interim records are there", func() bool { return len(count()) == n })
+	w.RequestOpen()
 	w.stop()
 	before := len(w.records())
 	if before%n != 0 || before < 2*n {
 		t.Errorf("%d records of %d flows", before, n)
 	}
 
-	w = watch(t, ns, Config{}, Options{OpenAtEnd: func() bool { return !atEnd }})
+	w = watch(t, ns, Config{}, Options{})
 	w.RequestOpen()
 	until(t, "the flows are written on request", func() bool { return len(w.records()) == n })
 	w.stop()
@@ -282,9 +287,8 @@ func TestOpenRecords(t *testing.T) {
 
 	// An output that has no room holds the dump up, not for ever.
 	room := 0
-	w = watch(t, ns, Config{}, Options{
-		OpenAtEnd: func() bool { return atEnd }, Room: func() bool { room++; return false }, EndWithin: 10 * roomWait,
-	})
+	w = watch(t, ns, Config{}, Options{Room: func() bool { room++; return false }}, input.Options{FinishUntil: func() time.Time { return time.Now().Add(10 * roomWait) }})
+	w.RequestOpen()
 	w.stop()
 	if got := len(w.records()); got == 0 || got >= n {
 		t.Errorf("%d records, want some, but not all %d", got, n)
@@ -386,7 +390,7 @@ func TestDumpMany(t *testing.T) {
 	}
 	ns := newNamespace(t, "events=1")
 	binary := filepath.Join(t.TempDir(), "ctlogd")
-	if out, err := exec.Command("go", "build", "-o", binary, "../cmd/ctlogd").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-o", binary, "../../cmd/ctlogd").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	largeTable(t, 2*n)

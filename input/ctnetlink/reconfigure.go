@@ -1,0 +1,60 @@
+package ctnetlink
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+// Reconfigure brings a running source to cfg without closing its socket: events, expectations, labels, the buffer and
+// the socket filter. Keys that take effect at a start only are returned in fixed, and keep their values. On error the
+// socket is as it was.
+//
+// It is called on the reader's goroutine (input.Reader.Do).
+func (s *Source) Reconfigure(cfg Config, drop func(flow.Event, bool, flow.Proto) bool) (fixed []string, err error) {
+	next := s.cfg
+	next.Events, next.Expectations, next.Labels, next.ReceiveBuffer = cfg.Events, cfg.Expectations, cfg.Labels, cfg.ReceiveBuffer
+	fixed = changed(cfg, next)
+
+	defer s.guard.hold()()
+	before, in := s.sock.settings, next.interest(drop)
+	if err := s.sock.change(next.settings(in), s.opts.Log); err != nil {
+		return nil, err
+	}
+	if err := s.guard.watch(in); err != nil {
+		return nil, errors.Join(err, s.sock.change(before, s.opts.Log), s.guard.watch(before.interest))
+	}
+	s.cfg, s.opts.Drop = next, drop
+	return fixed, nil
+}
+
+// changed returns the names of the keys in which want differs from got.
+func changed(want, got Config) (keys []string) {
+	note := func(key string, differs bool) {
+		if differs {
+			keys = append(keys, key)
+		}
+	}
+	note("delivery", want.Delivery != got.Delivery)
+	note("helper_entries", *want.HelperEntries != *got.HelperEntries)
+	note("initial_dump", *want.InitialDump != *got.InitialDump)
+	note("interim", want.Interim != got.Interim)
+	note("open_at_shutdown", want.OpenAtShutdown != got.OpenAtShutdown)
+	note("table_guard", *want.TableGuard != *got.TableGuard)
+	return keys
+}
+
+// watch gives the witnesses the socket's new filter: they count what the socket would have been sent. The guard may be
+// nil.
+func (g *guard) watch(in interest) error {
+	if g == nil {
+		return nil
+	}
+	for _, w := range []*witness{g.frozen, g.loss} {
+		if err := attachFilter(w.fd, filterProgram(in)); err != nil {
+			return fmt.Errorf("attach the socket filter of the guard: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,264 @@
+package ctnetlink
+
+import (
+	"encoding/binary"
+	"hash/maphash"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/input"
+)
+
+const (
+	// roomWait is how long a dump for open records waits for outputs that have no room before it goes on by one chunk.
+	roomWait = 100 * time.Millisecond
+
+	// askedWait is how often a dump that was asked for is looked for.
+	askedWait = 4 * time.Millisecond
+
+	// reportMargin is how long after the groups were joined a flow may still begin that reports nothing: its first packet
+	// was on its way then.
+	reportMargin = time.Second
+)
+
+// purpose is what the table is read for. One dump may serve several.
+type purpose uint8
+
+const (
+	forHelpers     purpose = 1 << iota // Options.Remember is told of helpers, masters and labels
+	forUnreporting                     // flows that may never report their end get an open record, and are counted
+	forInterim                         // flows older than Config.Interim get an open record
+	forOpen                            // all flows do
+)
+
+func (p purpose) String() string {
+	var names []string
+	for i, name := range []string{"helpers", "flows that may report no end", "interim records", "open records"} {
+		if p>>i&1 != 0 {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+// table reads the connection tracking table for the reader, one dump at a time, a chunk in each turn. Its turns are on
+// the reader's goroutine: the memory of helpers needs no lock, and a flow that ends while the table is read is either
+// still in the table or its end is still in the socket.
+type table struct {
+	cfg    *Config
+	opts   *Options
+	stats  *Stats
+	joined time.Time // when the groups were joined
+
+	dump        *dump     // the one under way
+	want        purpose   // of the next one
+	unreporting uint64    // flows that may never report their end, as far as the dump has shown them
+	interimAt   time.Time // when the next open records are due
+
+	requested atomic.Bool // by Source.RequestOpen
+}
+
+// newTable decides what the table is read for at the start.
+func newTable(cfg *Config, o *Options, stats *Stats, joined time.Time) *table {
+	t := &table{cfg: cfg, opts: o, stats: stats, joined: joined}
+	if *cfg.InitialDump && *cfg.HelperEntries > 0 && o.Remember != nil {
+		t.want |= forHelpers
+	}
+	if cfg.Interim > 0 {
+		t.interimAt = joined.Add(cfg.Interim)
+	}
+	// A predecessor that left its socket has seen to the flows that are older than itself, and the others report.
+	if *cfg.InitialDump && o.Kept == nil && onlyWhileListening() {
+		t.want |= forUnreporting
+	}
+	return t
+}
+
+// onlyWhileListening reports whether flows that are born while nobody listens never report their end
+// (nf_conntrack_events = 2). That is the kernel's default, hence the answer where the sysctl cannot be read.
+func onlyWhileListening() bool {
+	b, err := os.ReadFile(sysctls + "nf_conntrack_events")
+	return err != nil || strings.TrimSpace(string(b)) == "2"
+}
+
+// turn does a little of what is to do; busy says that there is more to do at once.
+func (t *table) turn(now time.Time, sink input.Sink) (busy bool) {
+	if t.requested.Swap(false) {
+		t.want |= forOpen
+	}
+	if !t.interimAt.IsZero() && !now.Before(t.interimAt) {
+		t.want |= forInterim
+		t.interimAt = now.Add(t.cfg.Interim)
+	}
+	if t.dump == nil && t.want != 0 {
+		t.begin(now, sink)
+	}
+	d := t.dump
+	if d == nil {
+		return false
+	}
+	begun, err := d.begun()
+	switch {
+	case err != nil:
+		t.stop(now, err, sink)
+		return true
+	case !begun:
+		return false
+	case d.stale: // the kernel has taken long to begin: which flows have ended since is not known any more
+		t.finish()
+		t.want |= d.purpose
+		return true
+	}
+	// Open records come as fast as the kernel writes them, which is more than an output may take. They can wait, yet not
+	// for ever: an output that is down takes none.
+	if d.purpose&^forHelpers == 0 || t.opts.Room == nil || t.opts.Room() || now.Sub(d.stepped) >= roomWait || d.crowded() {
+		t.step(now, sink)
+		return true
+	}
+	return false
+}
+
+// due returns how long there is nothing to do.
+func (t *table) due(now time.Time) time.Duration {
+	wait := idle
+	if t.dump != nil {
+		if t.dump.asked != nil {
+			return askedWait
+		}
+		return roomWait
+	}
+	if !t.interimAt.IsZero() {
+		wait = min(wait, max(t.interimAt.Sub(now), 0))
+	}
+	return wait
+}
+
+func (t *table) begin(now time.Time, sink input.Sink) {
+	p := t.want
+	t.want, t.unreporting = 0, 0
+	d, err := newDump(p, now)
+	if err != nil {
+		t.ends(p, err, sink)
+		return
+	}
+	t.dump = d
+}
+
+func (t *table) step(now time.Time, sink input.Sink) {
+	more, err := t.dump.step(t.stats, now, func(r *flow.Record) { t.visit(r, sink) })
+	if !more {
+		t.stop(now, err, sink)
+	}
+}
+
+// stop ends the dump under way, err being why it is not whole.
+func (t *table) stop(now time.Time, err error, sink input.Sink) {
+	d := t.dump
+	t.finish()
+	t.stats.Dumped.Add(d.flows)
+	if err == nil {
+		level := zap.InfoLevel
+		if d.purpose&^forInterim == 0 { // one of many
+			level = zap.DebugLevel
+		}
+		t.opts.Log.Log(level, "read the connection tracking table", zap.Stringer("for", d.purpose),
+			zap.Uint64("flows", d.flows), zap.Duration("took", now.Sub(d.opened)))
+	}
+	t.ends(d.purpose, err, sink)
+}
+
+// ends says what is to say when a dump is over.
+func (t *table) ends(p purpose, err error, sink input.Sink) {
+	if err != nil {
+		t.opts.Log.Error("cannot read the whole connection tracking table", zap.Stringer("for", p), zap.Error(err))
+	}
+	if p&forUnreporting == 0 || err == nil && t.unreporting == 0 {
+		return
+	}
+	t.opts.Log.Warn("flows that are older than this process may never report their end: net.netfilter.nf_conntrack_events "+
+		"was 2 when they began, and nobody listened; each has an open record, and a gap says how many they are",
+		zap.Uint64("flows", t.unreporting), zap.String("remedy", "sysctl -w net.netfilter.nf_conntrack_events=1, for later flows"))
+	sink.Gap(t.joined, time.Time{}, flow.Gap{Cause: flow.CauseUntracked, Lost: t.unreporting, LostKnown: err == nil})
+}
+
+// visit is called for each flow of a dump.
+func (t *table) visit(r *flow.Record, sink input.Sink) {
+	p := t.dump.purpose
+	if p&forHelpers != 0 && r.Extra != nil {
+		t.opts.Remember(r)
+	}
+	if p == forHelpers {
+		return
+	}
+	if _, over := t.dump.ended[identity(r)]; over {
+		return
+	}
+	// The age of a flow without a start is not known: rather one record too many. A start in the future, by a clock that
+	// was set back, tells nothing either.
+	unreporting := p&forUnreporting != 0 && (r.Start < t.joined.Add(reportMargin).UnixNano() || r.Start > r.Received)
+	if unreporting {
+		t.unreporting++
+	}
+	if unreporting || p&forOpen != 0 || p&forInterim != 0 && (r.Start == 0 || r.Received-r.Start >= int64(t.cfg.Interim)) {
+		t.stats.Open.Add(1)
+		sink.Put(r)
+	}
+}
+
+// ended takes note of the end of a flow.
+func (t *table) ended(r *flow.Record) {
+	if t.dump != nil && t.dump.purpose != forHelpers {
+		t.dump.end(identity(r))
+	}
+}
+
+// unfinished reports whether open records that were requested are not all made.
+func (t *table) unfinished() bool {
+	return t.requested.Load() || (t.want|t.under())&forOpen != 0
+}
+
+// under returns what the dump under way is for.
+func (t *table) under() purpose {
+	if t.dump == nil {
+		return 0
+	}
+	return t.dump.purpose
+}
+
+// finish closes the dump under way.
+func (t *table) finish() {
+	if t != nil && t.dump != nil {
+		t.dump.close()
+		t.dump = nil
+	}
+}
+
+var identitySeed = maphash.MakeSeed()
+
+// identity returns a hash of what tells a flow from all others: tuple, zones, id and start. It is keyed: subscribers
+// choose tuples.
+func identity(r *flow.Record) uint64 {
+	var b [54]byte
+	t := &r.Orig
+	copy(b[:], t.Src[:])
+	copy(b[16:], t.Dst[:])
+	binary.NativeEndian.PutUint16(b[32:], t.SrcPort)
+	binary.NativeEndian.PutUint16(b[34:], t.DstPort)
+	b[36] = byte(t.Proto)
+	if t.HasZone {
+		b[37] |= 1
+		binary.NativeEndian.PutUint16(b[38:], t.Zone)
+	}
+	if r.Has&flow.HasZone != 0 {
+		b[37] |= 2
+		binary.NativeEndian.PutUint16(b[40:], r.Zone)
+	}
+	binary.NativeEndian.PutUint32(b[42:], r.ID)
+	binary.NativeEndian.PutUint64(b[46:], uint64(r.Start))
+	return maphash.Bytes(identitySeed, b[:])
+}
