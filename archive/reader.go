@@ -385,8 +385,8 @@ func scanRowLog(f File, q *Query, do func(Row) bool) error {
 		}
 	}
 	// A torn tail may be a frame that is being written. Any other damage is told.
-	if s.damage.lost > 0 {
-		return fmt.Errorf("%d records are damaged", s.damage.lost)
+	if lost := s.damage.lost - s.damage.tail; lost > 0 {
+		return fmt.Errorf("%d records are damaged", lost)
 	}
 	return nil
 }

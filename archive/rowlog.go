@@ -167,6 +167,8 @@ type rowScan struct {
 	next   uint64 // number that the next record shall have
 	buf    []byte
 	damage damage
+	inside damage // of it, what is before the last intact frame
+	end    uint64 // number after the last record of that
 }
 
 // damage is what frames that are missing or damaged have held.
@@ -174,6 +176,7 @@ type damage struct {
 	lost  uint64 // records that are known to have been in them
 	known bool   // nothing else was
 	bytes int64  // that were passed over
+	tail  uint64 // of lost: in a last frame that is not whole; a reader may have come while it was written
 }
 
 func newRowScan(f io.ReaderAt, size int64) (*rowScan, error) {
@@ -204,7 +207,9 @@ func (s *rowScan) frame() (payload []byte, at int64, f frame, err error) {
 			continue
 		}
 		if int64(f.size) > s.size-s.at-frameHeader {
+			lost := s.damage.lost
 			s.count(f)
+			s.damage.tail = s.damage.lost - lost
 			s.damage.bytes += s.size - s.at
 			s.at = s.size
 			break
@@ -227,7 +232,7 @@ func (s *rowScan) frame() (payload []byte, at int64, f frame, err error) {
 			s.damage.lost += f.first - s.next
 		}
 		s.next = max(s.next, f.first+uint64(f.count))
-		s.whole = s.at
+		s.whole, s.end, s.inside = s.at, s.next, s.damage
 		return payload, at, f, nil
 	}
 	return nil, 0, f, io.EOF
@@ -366,12 +371,15 @@ func openRowLog(path string, now int64) (l *rowLog, lost *flow.Record, err error
 			return nil, nil, err
 		}
 	}
-	l = &rowLog{Origin: s.Origin, path: path, file: f, size: s.whole, records: s.next}
+	l = &rowLog{Origin: s.Origin, path: path, file: f, size: s.whole, records: s.end}
 	if s.whole < info.Size() {
 		if err := f.Truncate(s.whole); err != nil {
 			return nil, nil, fmt.Errorf("cut off the torn tail: %w", err)
 		}
 	}
+	// What is damaged further in front is told when the row log is sealed.
+	s.damage.lost -= s.inside.lost
+	s.damage.bytes -= s.inside.bytes
 	return l, s.damaged(now), nil
 }
 

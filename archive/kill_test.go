@@ -1,0 +1,315 @@
+package archive
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == "seal" { // Child starts this binary so
+		os.Exit(SealMain(os.Args[2:], os.Stdout, os.Stderr))
+	}
+	if os.Getenv("ARCHIVE_TEST_DIR") != "" {
+		os.Exit(childMain())
+	}
+	os.Exit(m.Run())
+}
+
+// Records of these tests are numbered: the number is their mark.
+const (
+	testRecords = 130
+	oldRecords  = 50 // the first segment's, which are so old that retention removes them
+)
+
+var testNow = time.Date(2026, 3, 20, 12, 0, 0, 0, time.UTC)
+
+func numbered(n int) *flow.Record {
+	b := flow.NewBatch(1, nil)
+	r := b.Next()
+	*r = *makeTrace(5, uint64(n))[4]
+	r.Has |= flow.HasMark
+	r.Mark = uint32(n)
+	r.Stop = testNow.UnixNano() - int64(time.Hour) + int64(n)
+	if n < oldRecords {
+		r.Stop -= int64(10 * 24 * time.Hour)
+	}
+	r.Start = r.Stop - int64(time.Second)
+	r.Received = r.Stop
+	return r
+}
+
+func testOptions(dir string) Options {
+	return Options{Dir: dir, Host: "gw1", Observer: "obs", Interval: time.Hour, Records: 50, Sync: SyncAlways,
+		Retention: Retention{MaxAge: 5 * 24 * time.Hour}, Now: func() time.Time { return testNow },
+		Seal: func(_ context.Context, path string) (Sealed, error) {
+			seg, date, err := Seal(path)
+			return Sealed{seg, date}, err
+		}}
+}
+
+// childMain writes the records from number ARCHIVE_TEST_FROM on, prints the number of each that is safe, and waits until
+// the archive has nothing to do. It kills itself where ARCHIVE_TEST_STEP says.
+func childMain() int {
+	name, nth, _ := strings.Cut(os.Getenv("ARCHIVE_TEST_STEP"), "#")
+	left, _ := strconv.Atoi(nth)
+	step = func(s string) error {
+		if s == name {
+			if left--; left == 0 {
+				_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+				select {}
+			}
+		}
+		return nil
+	}
+	from, _ := strconv.Atoi(os.Getenv("ARCHIVE_TEST_FROM"))
+	w, err := Open(testOptions(os.Getenv("ARCHIVE_TEST_DIR")))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	for n := from; n < testRecords; n += 10 {
+		var recs []*flow.Record
+		for i := range 10 {
+			recs = append(recs, numbered(n+i))
+		}
+		if _, err := w.Append(recs); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		fmt.Println(n + 10)
+	}
+	for w.Stats.RowLogs.Load() > 1 || w.Stats.RemovedAge.Load() == 0 && os.Getenv("ARCHIVE_TEST_STEP") != "" {
+		time.Sleep(time.Millisecond) // polls: what is waited for runs on the keeper's goroutine
+	}
+	if err := w.Close(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// runChild runs the writer until it ends or is killed, and returns from which number on records are not known to be safe.
+func runChild(t *testing.T, dir, at string, from int) (next int, killed bool) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "ARCHIVE_TEST_DIR="+dir, "ARCHIVE_TEST_STEP="+at, "ARCHIVE_TEST_FROM="+strconv.Itoa(from))
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	err := cmd.Run()
+	next = from
+	for s := bufio.NewScanner(&out); s.Scan(); {
+		next, _ = strconv.Atoi(s.Text())
+	}
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == unix.SIGKILL {
+		return next, true
+	}
+	if err != nil {
+		t.Fatalf("at %s: %v: %s", at, err, stderr.String())
+	}
+	return next, false
+}
+
+// counts returns how often each number is in the archive.
+func counts(t *testing.T, dir string) (n [testRecords]int) {
+	t.Helper()
+	r, err := OpenReader(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range r.Hosts {
+		for _, p := range h.Problems {
+			t.Error(p)
+		}
+	}
+	for w, err := range r.Rows(context.Background(), &Query{}) {
+		if err != nil {
+			t.Error(err)
+		} else if w.Record.Event == flow.EventDestroy {
+			n[w.Record.Mark]++
+		}
+	}
+	return n
+}
+
+// TestKillAtEveryStep kills the writer at every step of writing, sealing, cataloguing and removal, twice at each, and
+// starts it again: no record that was acknowledged is lost, none is doubled but those that were in hand, and a reader
+// sees each once at every moment, too.
+func TestKillAtEveryStep(t *testing.T) {
+	var steps []string
+	step = func(s string) error {
+		if !slices.Contains(steps, s) {
+			steps = append(steps, s)
+		}
+		return nil
+	}
+	dir := t.TempDir()
+	func() {
+		defer func() { step = func(string) error { return nil } }()
+		w, err := Open(testOptions(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := range testRecords {
+			if _, err := w.Append([]*flow.Record{numbered(n)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		await(t, func() bool { return w.Stats.RowLogs.Load() == 1 && w.Stats.RemovedAge.Load() == 1 })
+		if err := w.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	if len(steps) < 16 {
+		t.Fatalf("only the steps %v", steps)
+	}
+	killed := 0
+	for _, s := range steps {
+		for nth := 1; nth <= 2; nth++ {
+			at := fmt.Sprintf("%s#%d", s, nth)
+			dir := t.TempDir()
+			next, dead := runChild(t, dir, at, 0)
+			if dead {
+				killed++
+				check(t, at+", killed", counts(t, dir), next, false)
+				runChild(t, dir, "", next)
+			}
+			w, err := Open(testOptions(dir)) // what was left is finished now, if not before
+			if err != nil {
+				t.Fatalf("at %s: %v", at, err)
+			}
+			await(t, func() bool { return w.Stats.RowLogs.Load() == 1 && oldestIsYoung(w) })
+			if err := w.Close(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			check(t, at, counts(t, dir), testRecords, true)
+			checkChain(t, at, dir)
+			if left, _ := filepath.Glob(dir + "/host=gw1/date=*/*.tmp"); len(left) > 0 {
+				t.Errorf("at %s: %v are left", at, left)
+			}
+		}
+	}
+	if killed < len(steps) {
+		t.Errorf("killed %d times at %d steps", killed, len(steps))
+	}
+	t.Logf("killed %d times at %d steps: %v", killed, len(steps), steps)
+}
+
+func oldestIsYoung(w *Writer) bool {
+	next := w.Stats.NextRemoval.Load()
+	return next > testNow.UnixNano()
+}
+
+func await(t *testing.T, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("waited for a minute")
+		}
+	}
+}
+
+// check tells what is lost or doubled. Ten records were in hand when the writer was killed.
+func check(t *testing.T, at string, n [testRecords]int, safe int, done bool) {
+	t.Helper()
+	for i, c := range n {
+		switch {
+		case i < oldRecords:
+			// What was in hand is there twice, and moves others into the segment after.
+			if done && c != 0 && i < oldRecords-10 || c > 2 {
+				t.Errorf("at %s: record %d, which retention removes, is there %d times", at, i, c)
+			}
+		case i < safe && c == 0:
+			t.Errorf("at %s: record %d is lost", at, i)
+		case !done && c > 1:
+			t.Errorf("at %s: record %d is there %d times", at, i, c)
+		}
+	}
+	doubled := 0
+	for _, c := range n {
+		if c > 1 {
+			doubled++
+		}
+	}
+	if doubled > 10 {
+		t.Errorf("at %s: %d records are doubled, and 10 were in hand", at, doubled)
+	}
+}
+
+// checkChain tells whether the lines of all catalogs are one chain.
+func checkChain(t *testing.T, at, dir string) {
+	t.Helper()
+	r, err := OpenReader(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	prev := ""
+	for i, l := range r.Hosts[0].Lines {
+		if l.N != uint64(i) || l.Prev != prev {
+			t.Errorf("at %s: line %d has number %d and follows %q, want %q", at, i, l.N, l.Prev, prev)
+		}
+		prev = l.Hash
+	}
+}
+
+// TestChildKilled: the process that seals is killed each time; the records stay safe in the row log, and are sealed once
+// it is left alone.
+func TestChildKilled(t *testing.T) {
+	dir := t.TempDir()
+	o := testOptions(dir)
+	o.Retention = Retention{}
+	kills := 0
+	o.Seal = func(ctx context.Context, path string) (Sealed, error) {
+		if kills++; kills <= 2 {
+			ctx, cancel := context.WithCancel(ctx)
+			cancel()
+			return Child(ctx, path)
+		}
+		return Child(ctx, path)
+	}
+	w, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var recs []*flow.Record
+	for n := range testRecords {
+		recs = append(recs, numbered(n))
+	}
+	if n, err := w.Append(recs); n != len(recs) || err != nil {
+		t.Fatal(n, err)
+	}
+	await(t, func() bool { return w.Stats.SealErrors.Load() >= 1 })
+	for i, c := range counts(t, dir) {
+		if c != 1 {
+			t.Fatalf("record %d is there %d times while sealing fails", i, c)
+		}
+	}
+	await(t, func() bool { return w.Stats.Seals.Load() == 2 })
+	if w.Stats.SealErrors.Load() != 2 || w.Stats.Waiting.Load() != 30 || w.Stats.Sealing.Load() != 0 {
+		t.Errorf("%d errors, %d waiting, failing since %d", w.Stats.SealErrors.Load(), w.Stats.Waiting.Load(), w.Stats.Sealing.Load())
+	}
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range counts(t, dir) {
+		if c != 1 {
+			t.Errorf("record %d is there %d times", i, c)
+		}
+	}
+}

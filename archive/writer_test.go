@@ -1,0 +1,363 @@
+package archive
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+func openTest(t *testing.T, o Options) *Writer {
+	t.Helper()
+	w, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = w.Close(context.Background()) })
+	return w
+}
+
+func appendTest(t *testing.T, w *Writer, from, to int) {
+	t.Helper()
+	for n := from; n < to; n++ {
+		if _, err := w.Append([]*flow.Record{numbered(n)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func eachOnce(t *testing.T, dir string, from, to int) {
+	t.Helper()
+	for i, c := range counts(t, dir) {
+		want := 0
+		if i >= from && i < to {
+			want = 1
+		}
+		if c != want {
+			t.Errorf("record %d is there %d times, want %d", i, c, want)
+		}
+	}
+}
+
+// TestTwoWriters: the second daemon on one archive is refused; one with another host name has a folder of its own.
+func TestTwoWriters(t *testing.T) {
+	o := testOptions(t.TempDir())
+	openTest(t, o)
+	if _, err := Open(o); !errors.Is(err, ErrLocked) {
+		t.Errorf("a second writer: %v", err)
+	}
+	o.Host = "gw 2/x"
+	openTest(t, o)
+	if _, err := os.Stat(filepath.Join(o.Dir, "host=gw%202%2Fx")); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestFullAtEveryStep lets the disk be full at each step, twice, and then have room again: nothing is lost or doubled.
+func TestFullAtEveryStep(t *testing.T) {
+	defer func() { step = func(string) error { return nil } }()
+	for _, s := range []string{"rows.create", "rows.append", "rows.appended", "keep.seal", "seal.create", "seal.written", "seal.synced", "seal.read",
+		"keep.sealed", "catalog.open", "catalog.append", "catalog.appended"} {
+		var left atomic.Int64
+		left.Store(2)
+		step = func(at string) error {
+			if at == s && left.Add(-1) >= 0 {
+				return unix.ENOSPC
+			}
+			return nil
+		}
+		o := testOptions(t.TempDir())
+		o.Retention = Retention{}
+		w := openTest(t, o)
+		for n := 0; n < testRecords; {
+			k, err := w.Append([]*flow.Record{numbered(n)})
+			n += k
+			if err != nil && !errors.Is(err, unix.ENOSPC) {
+				t.Fatal(err)
+			}
+		}
+		await(t, func() bool { return w.Stats.Seals.Load() == 2 })
+		if err := w.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if left.Load() > 0 {
+			t.Errorf("the disk was never full at %s", s)
+		}
+		if s == "rows.appended" { // the record is in the file, and was not acknowledged
+			continue
+		}
+		eachOnce(t, o.Dir, 0, testRecords)
+		checkChain(t, s, o.Dir)
+	}
+}
+
+// TestShortWrite: a frame that the disk took only a part of is cut off, and written again.
+func TestShortWrite(t *testing.T) {
+	dir := t.TempDir()
+	o := testOptions(dir)
+	o.Retention = Retention{}
+	w := openTest(t, o)
+	appendTest(t, w, 0, 10)
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &old); err != nil {
+		t.Fatal(err)
+	}
+	limit := old
+	limit.Cur = uint64(w.active.size) + 30
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	n, err := w.Append([]*flow.Record{numbered(10)})
+	if e := unix.Setrlimit(unix.RLIMIT_FSIZE, &old); e != nil {
+		t.Fatal(e)
+	}
+	if n != 0 || !errors.Is(err, unix.EFBIG) {
+		t.Fatalf("%d records, error %v", n, err)
+	}
+	eachOnce(t, dir, 0, 10)
+	appendTest(t, w, 10, 20)
+	eachOnce(t, dir, 0, 20)
+}
+
+// TestTornTail: what a crash has torn off the end of a row log leaves a gap, with the number where it is known.
+func TestTornTail(t *testing.T) {
+	o := testOptions(t.TempDir())
+	o.Retention = Retention{}
+	w := openTest(t, o)
+	appendTest(t, w, 0, 10)
+	path := w.active.path
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, info.Size()-5); err != nil {
+		t.Fatal(err)
+	}
+	w = openTest(t, o)
+	appendTest(t, w, 10, 15)
+	r, err := OpenReader(o.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gaps, err := r.Gaps(context.Background(), r.Hosts[0])
+	if err != nil || len(gaps) != 1 || gaps[0].Cause != "crash" || gaps[0].Lost == nil || *gaps[0].Lost != 1 {
+		t.Errorf("gaps %+v, error %v", gaps, err)
+	}
+	n := counts(t, o.Dir)
+	if n[8] != 1 || n[9] != 0 || n[14] != 1 {
+		t.Errorf("records %v", n)
+	}
+}
+
+// TestForeignFiles: truncated, flipped and foreign files in the folder are named and put aside; the rest works.
+func TestForeignFiles(t *testing.T) {
+	o := testOptions(t.TempDir())
+	o.Retention = Retention{}
+	w := openTest(t, o)
+	appendTest(t, w, 0, 60)
+	await(t, func() bool { return w.Stats.Seals.Load() == 1 })
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	host := filepath.Join(o.Dir, "host=gw1")
+	segments, _ := filepath.Glob(host + "/date=*/*.parquet")
+	if len(segments) != 1 {
+		t.Fatal(segments)
+	}
+	good, err := os.ReadFile(segments[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	date := filepath.Dir(segments[0])
+	flipped := bytes.Clone(good)
+	flipped[len(flipped)/2] ^= 0x40
+	for name, data := range map[string][]byte{"20260320T000000Z-90.parquet": good[:len(good)/2], "20260320T000000Z-91.parquet": flipped,
+		"notes.parquet": []byte("hello"), "x.parquet.tmp": {1}, "README": []byte("mine")} {
+		if err := os.WriteFile(filepath.Join(date, name), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(host, rowLogName(7)), bytes.Repeat([]byte("x"), 100), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	o.Log = func(_ Level, msg, file string, err error, remedy string) {
+		said = append(said, filepath.Base(file)+": "+msg)
+	}
+	w = openTest(t, o)
+	all := strings.Join(said, "\n")
+	for _, name := range []string{"20260320T000000Z-90.parquet", "20260320T000000Z-91.parquet", "notes.parquet", rowLogName(7)} {
+		if !strings.Contains(all, name) {
+			t.Errorf("nothing is said of %s: %s", name, all)
+		}
+	}
+	for _, name := range []string{"20260320T000000Z-90.parquet.aside", "notes.parquet.aside", "README"} {
+		if _, err := os.Stat(filepath.Join(date, name)); err != nil {
+			t.Error(err)
+		}
+	}
+	if w.Stats.Damaged.Load() != 4 {
+		t.Errorf("%d files put aside, want 4", w.Stats.Damaged.Load())
+	}
+	appendTest(t, w, 60, testRecords)
+	await(t, func() bool { return w.Stats.Seals.Load() == 1 })
+	eachOnce(t, o.Dir, 0, testRecords)
+}
+
+// TestLineLost: a catalog whose last line is torn, or gone, gets it anew from the segment.
+func TestLineLost(t *testing.T) {
+	for _, cut := range []int{1, 40, 0} {
+		o := testOptions(t.TempDir())
+		o.Retention = Retention{}
+		w := openTest(t, o)
+		appendTest(t, w, 0, 110)
+		await(t, func() bool { return w.Stats.Seals.Load() == 2 })
+		if err := w.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		catalogs, _ := filepath.Glob(o.Dir + "/host=gw1/date=*/" + catalogName)
+		text, err := os.ReadFile(catalogs[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		keep := len(text) - cut
+		if cut == 0 { // the whole last line
+			keep = bytes.LastIndexByte(text[:len(text)-1], '\n') + 1
+		}
+		if err := os.WriteFile(catalogs[0], text[:keep], 0o644); err != nil {
+			t.Fatal(err)
+		}
+		w = openTest(t, o)
+		eachOnce(t, o.Dir, 0, 110)
+		checkChain(t, "open", o.Dir)
+		after, _ := os.ReadFile(catalogs[0])
+		if len(bytes.Split(after, []byte("\n"))) != len(bytes.Split(text, []byte("\n"))) {
+			t.Errorf("the catalog has other lines than before:\n%s\n%s", text, after)
+		}
+		if err := w.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestLater: files of a later version are left alone, and told of.
+func TestLater(t *testing.T) {
+	o := testOptions(t.TempDir())
+	o.Retention = Retention{}
+	host := filepath.Join(o.Dir, "host=gw1")
+	if err := os.MkdirAll(host, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l, err := createRowLog(host, Origin{Version: SchemaVersion + 1, Host: "gw1", Sequence: 5})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.file.Close()
+	said := 0
+	o.Log = func(Level, string, string, error, string) { said++ }
+	w := openTest(t, o)
+	appendTest(t, w, 0, 10)
+	if said != 1 || w.active.Origin.Sequence != 6 {
+		t.Errorf("%d messages, the next row log has sequence %d", said, w.active.Origin.Sequence)
+	}
+	if _, err := os.Stat(l.path); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestClockSetBack: a clock that is set back by an hour, over midnight, loses nothing and breaks no chain.
+func TestClockSetBack(t *testing.T) {
+	var now atomic.Int64
+	now.Store(time.Date(2026, 3, 21, 0, 20, 0, 0, time.UTC).UnixNano())
+	o := testOptions(t.TempDir())
+	o.Retention = Retention{}
+	o.Now = func() time.Time { return time.Unix(0, now.Load()) }
+	w := openTest(t, o)
+	appendTest(t, w, 0, 60)
+	now.Add(-int64(time.Hour))
+	appendTest(t, w, 60, 125)
+	now.Add(int64(2 * time.Hour))
+	appendTest(t, w, 125, testRecords)
+	await(t, func() bool { return w.Stats.RowLogs.Load() == 1 })
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	eachOnce(t, o.Dir, 0, testRecords)
+	checkChain(t, "end", o.Dir)
+	w = openTest(t, o)
+	if w.k.chain.n != 4 {
+		t.Errorf("the chain has %d lines, want 4", w.k.chain.n)
+	}
+}
+
+// TestEndOfDay: a row log is sealed when its day is over, also when no record comes.
+func TestEndOfDay(t *testing.T) {
+	var now atomic.Int64
+	now.Store(testNow.UnixNano())
+	o := testOptions(t.TempDir())
+	o.Now = func() time.Time { return time.Unix(0, now.Load()) }
+	o.Retention = Retention{}
+	w := openTest(t, o)
+	appendTest(t, w, 0, 5)
+	now.Add(int64(24 * time.Hour))
+	await(t, func() bool { return w.Stats.Seals.Load() == 1 })
+	eachOnce(t, o.Dir, 0, 5)
+}
+
+// TestRetention: max_size removes the oldest, min_age keeps them and stops writing, max_age wins over all.
+func TestRetention(t *testing.T) {
+	o := testOptions(t.TempDir())
+	o.Retention = Retention{MaxSize: 1}
+	w := openTest(t, o)
+	appendTest(t, w, 0, 100)
+	await(t, func() bool { return w.Stats.RemovedSize.Load() == 2 })
+	eachOnce(t, o.Dir, 0, 0)
+	if w.Stats.Segments.Load() != 0 || w.Stats.SegmentBytes.Load() != 0 {
+		t.Errorf("%d segments of %d bytes", w.Stats.Segments.Load(), w.Stats.SegmentBytes.Load())
+	}
+
+	o = testOptions(t.TempDir())
+	o.Retention = Retention{MaxSize: 1, MinAge: 24 * time.Hour, MaxAge: 5 * 24 * time.Hour}
+	w = openTest(t, o)
+	// The old ones go by age; the young ones stay, and then nothing more is written.
+	appendTest(t, w, 0, 100)
+	await(t, func() bool {
+		_, err := w.Append(nil)
+		return errors.Is(err, unix.ENOSPC) && strings.Contains(err.Error(), "min_age")
+	})
+	if w.Stats.RemovedAge.Load() != 1 || w.Stats.RemovedSize.Load() != 0 {
+		t.Errorf("%d removed by age, %d by size", w.Stats.RemovedAge.Load(), w.Stats.RemovedSize.Load())
+	}
+	eachOnce(t, o.Dir, oldRecords, 100)
+
+	r, err := OpenReader(o.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if gone := r.Hosts[0].Removed(0, 1); len(gone) != 1 || gone[0].Removed.Why != "max_age" || gone[0].Removed.Records != 50 {
+		t.Errorf("tombstones %+v", gone)
+	}
+}
+
+// TestReserve: with less free than the reserve, the oldest go; with none left, writing stops.
+func TestReserve(t *testing.T) {
+	o := testOptions(t.TempDir())
+	o.Retention = Retention{Reserve: 1 << 60}
+	w := openTest(t, o)
+	await(t, func() bool {
+		_, err := w.Append([]*flow.Record{numbered(1)})
+		return errors.Is(err, unix.ENOSPC)
+	})
+}
