@@ -9,6 +9,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -50,6 +51,12 @@ type Origin struct {
 	Dropped  []string `json:"dropped,omitempty"`
 	Level    string   `json:"compression,omitempty"`
 	Created  Time     `json:"created"`
+}
+
+// HasFlowID reports whether nothing was left out that a flow_id is computed from.
+func (o *Origin) HasFlowID() bool {
+	return o.Observer != "" && !slices.ContainsFunc(identity, func(key string) bool { return slices.Contains(o.Dropped, key) }) &&
+		!slices.Contains(o.Dropped, "flow_id")
 }
 
 // ErrNewer is the error of a file that a later version has written.

@@ -1,0 +1,87 @@
+package archive
+
+import (
+	"context"
+
+	"go.uber.org/zap"
+
+	"github.com/ctlogd/ctlogd/archive"
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+// Output writes records to an archive. Write and Close are for one goroutine.
+type Output struct {
+	name string
+	w    *archive.Writer
+}
+
+// New opens the archive of cfg, and makes it if there is none.
+func New(cfg Config, host, observer string, log *zap.Logger) (*Output, error) {
+	if log == nil {
+		log = zap.NewNop()
+	}
+	log = log.With(zap.String("output", cfg.Name()))
+	w, err := archive.Open(archive.Options{
+		Dir: cfg.Path, Host: host, Observer: observer,
+		Interval: cfg.Checkpoint, Records: uint64(cfg.SegmentRecords), Drop: cfg.Fields.Drop,
+		Compression: cfg.Compression, Sync: cfg.Fsync,
+		Retention: archive.Retention{MaxAge: cfg.MaxAge, MinAge: cfg.MinAge, MaxSize: int64(cfg.MaxSize), Reserve: int64(cfg.Reserve)},
+		Log: func(level archive.Level, msg, file string, err error, remedy string) {
+			fields := []zap.Field{zap.String("file", file)}
+			if err != nil {
+				fields = append(fields, zap.Error(err))
+			}
+			if remedy != "" {
+				fields = append(fields, zap.String("remedy", remedy))
+			}
+			switch level {
+			case archive.Info:
+				log.Info(msg, fields...)
+			case archive.Warn:
+				log.Warn(msg, fields...)
+			default:
+				log.Error(msg, fields...)
+			}
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Output{cfg.Name(), w}, nil
+}
+
+// Name returns "archive:" and the path.
+func (o *Output) Name() string { return o.name }
+
+// Write appends recs to the row log. It waits for the disk alone.
+func (o *Output) Write(_ context.Context, recs []*flow.Record) (n int, err error) {
+	return o.w.Append(recs)
+}
+
+// Close brings what was written to the disk.
+func (o *Output) Close(ctx context.Context) error { return o.w.Close(ctx) }
+
+// Unsynced reports whether it is the kernel's affair when records come to the disk.
+func (o *Output) Unsynced() bool { return o.w.Unsynced() }
+
+// Counters calls emit for each of the archive's counters.
+func (o *Output) Counters(emit func(name, label string, n uint64)) {
+	s := &o.w.Stats
+	count := func(v int64) uint64 { return uint64(max(v, 0)) }
+	emit("bytes", "", s.Bytes.Load())
+	emit("kept_since", "", count(s.Oldest.Load()/1e9))
+	emit("unsealed_records", "", count(s.Waiting.Load()))
+	emit("unsealed_files", "", count(s.RowLogs.Load()))
+	emit("seals", "success", s.Seals.Load())
+	emit("seals", "failure", s.SealErrors.Load())
+	emit("seal_milliseconds", "", s.SealNanos.Load()/1e6)
+	emit("seal_failing_since", "", count(s.Sealing.Load()/1e9))
+	emit("segments", "", count(s.Segments.Load()))
+	emit("segment_bytes", "", count(s.SegmentBytes.Load()))
+	emit("next_removal", "", count(s.NextRemoval.Load()/1e9))
+	emit("removed_segments", "max_age", s.RemovedAge.Load())
+	emit("removed_segments", "max_size", s.RemovedSize.Load())
+	emit("removed_segments", "reserve", s.RemovedFull.Load())
+	emit("keep_errors", "", s.KeepErrors.Load())
+	emit("damaged_files", "", s.Damaged.Load())
+}
