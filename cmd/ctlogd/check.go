@@ -134,6 +134,11 @@ func hostChecks(cfg *Config) preflight.Options {
 			files(name+".dead_letter", out.DeadLetter, out.DeadLetterSize, 0, 0)
 		}
 	}
+	for i, out := range cfg.Outputs.Syslog {
+		name := add("syslog", i, strings.Join(out.Receivers(), ", "), &out.OutputConfig, out.Check, out.Reach)
+		certificate(name+".tls.ca", out.TLS.CA)
+		certificate(name+".tls.cert", out.TLS.Cert)
+	}
 	if dir := cfg.StateDirectory; dir != "" {
 		o.Outputs = append(o.Outputs, preflight.Output{Name: "state_directory", About: dir,
 			Check: func(context.Context) error { return mark.Check(dir) }})

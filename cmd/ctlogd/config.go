@@ -17,6 +17,7 @@ import (
 	"github.com/ctlogd/ctlogd/output/ipfix"
 	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/output/kafka"
+	"github.com/ctlogd/ctlogd/output/syslog"
 	"github.com/ctlogd/ctlogd/ownlog"
 	"github.com/ctlogd/ctlogd/pipeline/deliver"
 	"github.com/ctlogd/ctlogd/pipeline/filter"
@@ -52,9 +53,10 @@ type InputConfig struct {
 
 // OutputsConfig holds the outputs by kind.
 type OutputsConfig struct {
-	JSONL []JSONLConfig `yaml:"jsonl"`
-	IPFIX []IPFIXConfig `yaml:"ipfix"`
-	Kafka []KafkaConfig `yaml:"kafka"`
+	JSONL  []JSONLConfig  `yaml:"jsonl"`
+	IPFIX  []IPFIXConfig  `yaml:"ipfix"`
+	Kafka  []KafkaConfig  `yaml:"kafka"`
+	Syslog []SyslogConfig `yaml:"syslog"`
 }
 
 // JSONLConfig is one JSON-lines file: its own keys, and those that every output has.
@@ -73,6 +75,12 @@ type IPFIXConfig struct {
 type KafkaConfig struct {
 	kafka.Config `yaml:",inline"`
 	OutputConfig `yaml:",inline"`
+}
+
+// SyslogConfig is one receiver of syslog, or several that stand in for each other.
+type SyslogConfig struct {
+	syslog.Config `yaml:",inline"`
+	OutputConfig  `yaml:",inline"`
 }
 
 // OutputConfig is what every kind of output has.
@@ -110,6 +118,12 @@ func (c *IPFIXConfig) Defaults() {
 
 // Defaults sets what an entry under outputs.kafka has before its keys are read.
 func (c *KafkaConfig) Defaults() {
+	c.Config.Defaults()
+	c.OutputConfig.Defaults()
+}
+
+// Defaults sets what an entry under outputs.syslog has before its keys are read.
+func (c *SyslogConfig) Defaults() {
 	c.Config.Defaults()
 	c.OutputConfig.Defaults()
 }
@@ -200,8 +214,8 @@ func (c *Config) Validate(report func(path, msg string)) {
 }
 
 func (c *OutputsConfig) validate(block func(path string) func(field, msg string)) {
-	if len(c.JSONL)+len(c.IPFIX)+len(c.Kafka) == 0 {
-		block("outputs")("", "no output under jsonl, ipfix or kafka, so every record would be lost; the least is: "+
+	if len(c.JSONL)+len(c.IPFIX)+len(c.Kafka)+len(c.Syslog) == 0 {
+		block("outputs")("", "no output under jsonl, ipfix, kafka or syslog, so every record would be lost; the least is: "+
 			leastConfig)
 	}
 	files, collectors, topics := claims{}, claims{}, claims{}
@@ -251,6 +265,18 @@ func (c *OutputsConfig) validate(block func(path string) func(field, msg string)
 					first, config.Abridged(o.Topic), config.Abridged(broker)))
 				break
 			}
+		}
+	}
+	receivers := claims{}
+	for i := range c.Syslog {
+		o, at := &c.Syslog[i], fmt.Sprintf("outputs.syslog[%d]", i)
+		report := block(at)
+		o.Config.Validate(report)
+		o.OutputConfig.validate(report)
+		files.spool(o.Spool, at, report)
+		unset("dial_timeout", o.DialTimeout, report)
+		if first, taken := receivers.take(o.Address, at); taken && o.Address != "" {
+			report("address", fmt.Sprintf("%s sends to %s already; two outputs cannot share a receiver", first, o.Address))
 		}
 	}
 }

@@ -49,5 +49,11 @@ func resolveCredentials(c *Config, dir string, report func(path, msg string)) {
 			resolve(at+"sasl.password_file", &o.SASL.PasswordFile)
 		}
 	}
+	for i := range c.Outputs.Syslog {
+		tls, at := &c.Outputs.Syslog[i].TLS, fmt.Sprintf("outputs.syslog[%d].tls.", i)
+		resolve(at+"ca", &tls.CA)
+		resolve(at+"cert", &tls.Cert)
+		resolve(at+"key", &tls.Key)
+	}
 	resolve("metrics.web_config", &c.Metrics.WebConfig)
 }

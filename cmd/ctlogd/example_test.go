@@ -80,6 +80,7 @@ func withFiles(t *testing.T, text []byte) []byte {
 func TestDocsOfOutputs(t *testing.T) {
 	for name, typ := range map[string]reflect.Type{
 		"ipfix.md": reflect.TypeFor[IPFIXConfig](), "kafka.md": reflect.TypeFor[KafkaConfig](),
+		"syslog.md": reflect.TypeFor[SyslogConfig](),
 	} {
 		doc, err := os.ReadFile("../../docs/" + name)
 		if err != nil {
@@ -131,7 +132,7 @@ func TestExampleIsTheDefaults(t *testing.T) {
 	}
 	asIs, outputs, _ := example(t)
 	got, want := parse(string(asIs)), parse(leastConfig)
-	if len(got.Outputs.IPFIX)+len(got.Outputs.Kafka) > 0 {
+	if len(got.Outputs.IPFIX)+len(got.Outputs.Kafka)+len(got.Outputs.Syslog) > 0 {
 		t.Error("as it stands, the example sends records over the network")
 	}
 	got.Outputs = parse(string(outputs)).Outputs
@@ -139,6 +140,8 @@ func TestExampleIsTheDefaults(t *testing.T) {
 		{address: tls://collector.example.net}]}`).Outputs.IPFIX
 	want.Outputs.Kafka = parse(`outputs: {kafka: [{brokers: [kafka1.example.net:9092, kafka2.example.net:9092],
 		topic: flows}, {brokers: kafka3.example.net:9093, topic: nat}]}`).Outputs.Kafka
+	want.Outputs.Syslog = parse(`outputs: {syslog: [{address: "tcp://192.0.2.20:514"}, {address: tls://syslog.example.net}]}`).
+		Outputs.Syslog
 	// What the outputs themselves resolve later, by this much:
 	if f := &want.Outputs.JSONL[0].Format; *f == "" {
 		*f = "flat"
@@ -164,8 +167,8 @@ func TestExampleHasEveryKey(t *testing.T) {
 	}
 	// Described once, where the same keys stand before.
 	described := []string{
-		"filter[].not", "outputs.jsonl[].filter[]", "outputs.ipfix[].filter[]", "outputs.kafka[].filter[]",
-		"outputs.ipfix[].spool", "outputs.kafka[].spool",
+		"filter[].not", "outputs.jsonl[].filter[]", "outputs.ipfix[].filter[]", "outputs.kafka[].filter[]", "outputs.syslog[].filter[]",
+		"outputs.ipfix[].spool", "outputs.kafka[].spool", "outputs.syslog[].spool",
 	}
 
 	var walk func(typ reflect.Type, nodes []*yaml.Node, path string)

@@ -116,7 +116,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 
 	root := &cobra.Command{
 		Use:           "ctlogd",
-		Short:         "Log every ended flow of a firewall: conntrack events to JSON lines, IPFIX and Kafka",
+		Short:         "Log every ended flow of a firewall: conntrack events to JSON lines, IPFIX, Kafka and syslog",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {

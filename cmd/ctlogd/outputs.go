@@ -12,6 +12,7 @@ import (
 	"github.com/ctlogd/ctlogd/output/ipfix"
 	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/output/kafka"
+	"github.com/ctlogd/ctlogd/output/syslog"
 	"github.com/ctlogd/ctlogd/ownflow"
 	"github.com/ctlogd/ctlogd/pipeline/deliver"
 	"github.com/ctlogd/ctlogd/pipeline/filter"
@@ -92,6 +93,21 @@ func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets) (output
 				}
 				return kafka.New(c.Config, kafka.Options{
 					Encoder: enc, Observer: format.NewObserverKey(cfg.Observer), Host: cfg.Host, Log: log.Named("kafka"), Dial: sockets.DialContext,
+				})
+			},
+		}, false)
+	}
+	for i, c := range cfg.Outputs.Syslog {
+		add(plannedOutput{
+			name: c.Name(), path: fmt.Sprintf("outputs.syslog[%d]", i), common: c.OutputConfig,
+			config: []any{c.Config, cfg.Host, cfg.Observer},
+			build: func() (deliver.Output, error) {
+				enc, err := c.Encoder(identity)
+				if err != nil {
+					return nil, err
+				}
+				return syslog.New(c.Config, syslog.Options{
+					Encoder: enc, Observer: cfg.Observer, Host: cfg.Host, Dial: sockets.DialContext, Log: log.Named("syslog"),
 				})
 			},
 		}, false)

@@ -86,8 +86,8 @@ func appendAddr(b []byte, a *flow.Addr, v6 bool) []byte {
 	return b[:n+i-1]
 }
 
-// clock writes times, remembering the dates of some days. The zero value is ready.
-type clock struct {
+// Clock writes times, remembering the dates of some days. The zero value is ready.
+type Clock struct {
 	days [16]struct {
 		day  int64    // since 1970
 		text [11]byte // 2006-01-02T; zeros: not set
@@ -97,9 +97,9 @@ type clock struct {
 // timeLen is the length of 2006-01-02T15:04:05.000000000Z.
 const timeLen = 30
 
-// append appends ns since 1970 as RFC 3339 in UTC with nine digits of a second, which the encoders' readers may rely
+// Append appends ns since 1970 as RFC 3339 in UTC with nine digits of a second, which the encoders' readers may rely
 // on: such times sort as strings do.
-func (c *clock) append(b []byte, ns int64) []byte {
+func (c *Clock) Append(b []byte, ns int64) []byte {
 	sec, frac := ns/1e9, ns%1e9
 	if frac < 0 {
 		sec, frac = sec-1, frac+1e9
@@ -133,6 +133,14 @@ func (c *clock) append(b []byte, ns int64) []byte {
 	*(*[2]byte)(t[27:]) = digits2[lo%100]
 	t[29] = 'Z'
 	return b
+}
+
+// AppendMicros is Append with six digits of a second.
+func (c *Clock) AppendMicros(b []byte, ns int64) []byte {
+	b = c.Append(b, ns)
+	end := len(b) - len("000Z")
+	b[end] = 'Z'
+	return b[:end+1]
 }
 
 // appendHex appends p in lower-case hex.

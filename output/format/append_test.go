@@ -41,10 +41,10 @@ func TestClock(t *testing.T) {
 	for range 10000 {
 		values = append(values, rng.Int64N(4e18), int64(rng.Uint64()), values[rng.IntN(len(values))])
 	}
-	var c clock
+	var c Clock
 	for _, v := range values {
 		want := time.Unix(0, v).UTC().Format("x2006-01-02T15:04:05.000000000Z")
-		if got := string(c.append([]byte("x"), v)); got != want {
+		if got := string(c.Append([]byte("x"), v)); got != want {
 			t.Fatalf("append(%d) = %q, want %q", v, got, want)
 		}
 	}

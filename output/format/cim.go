@@ -69,11 +69,11 @@ func (e *cim) Append(dst []byte, r *flow.Record) []byte {
 		}
 	}
 	if r.Start != 0 && e.has(kStart) {
-		b = append(e.clock.append(append(b, `,"start":"`...), r.Start), '"')
+		b = append(e.clock.Append(append(b, `,"start":"`...), r.Start), '"')
 	}
 	end, duration := ended(r)
 	if end != 0 && e.has(kEnd) {
-		b = append(e.clock.append(append(b, `,"end":"`...), end), '"')
+		b = append(e.clock.Append(append(b, `,"end":"`...), end), '"')
 	}
 	if duration >= 0 && e.has(kDurationMS) {
 		b = appendSeconds(append(b, `,"duration":`...), duration)

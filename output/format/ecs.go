@@ -92,7 +92,7 @@ func (e *ecs) Append(dst []byte, r *flow.Record) []byte {
 	now, kernel := r.Time()
 	b = append(b, `{"@timestamp":"`...)
 	nowAt := len(b)
-	b = e.clock.append(b, now)
+	b = e.clock.Append(b, now)
 	b = append(b, e.heads[eventOf(r)]...)
 	if r.Event == flow.EventGap {
 		return e.appendGap(b, r)
@@ -111,7 +111,7 @@ func (e *ecs) Append(dst []byte, r *flow.Record) []byte {
 		}
 	}
 	if r.Start != 0 && e.has(kStart) {
-		b = append(e.clock.append(append(b, `,"start":"`...), r.Start), '"')
+		b = append(e.clock.Append(append(b, `,"start":"`...), r.Start), '"')
 	}
 	end, duration := ended(r)
 	if end != 0 && e.has(kEnd) {
@@ -273,10 +273,10 @@ func (e *ecs) appendGap(b []byte, r *flow.Record) []byte {
 		b = append(append(append(b, `,"reason":"`...), x.Gap.Cause.String()...), '"')
 	}
 	if r.Start != 0 {
-		b = append(e.clock.append(append(b, `,"start":"`...), r.Start), '"')
+		b = append(e.clock.Append(append(b, `,"start":"`...), r.Start), '"')
 	}
 	if r.Stop != 0 {
-		b = append(e.clock.append(append(b, `,"end":"`...), r.Stop), '"')
+		b = append(e.clock.Append(append(b, `,"end":"`...), r.Stop), '"')
 	}
 	b = append(b, `},"error":{"message":"records are missing"}`...)
 	b = append(b, e.ctlogd[markOf(r, false)]...)

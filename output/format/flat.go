@@ -50,7 +50,7 @@ func (e *flat) Append(dst []byte, r *flow.Record) []byte {
 	now, kernel := r.Time()
 	b = append(b, `{"v":1,"time":"`...)
 	nowAt := len(b)
-	b = e.clock.append(b, now)
+	b = e.clock.Append(b, now)
 	b = append(b, e.heads[markOf(r, kernel)][eventOf(r)]...) // from the quote that ends the time to host
 	if r.Event == flow.EventGap {
 		return append(e.appendGap(b, r), '}')
@@ -62,7 +62,7 @@ func (e *flat) Append(dst []byte, r *flow.Record) []byte {
 		}
 	}
 	if r.Start != 0 && e.has(kStart) {
-		b = append(e.clock.append(append(b, `,"start":"`...), r.Start), '"')
+		b = append(e.clock.Append(append(b, `,"start":"`...), r.Start), '"')
 	}
 	end, duration := ended(r)
 	if end != 0 && e.has(kEnd) {

@@ -559,11 +559,11 @@ func TestDocs(t *testing.T) {
 
 // TestFlatTimesSort holds the promise that times sort as strings do.
 func TestFlatTimesSort(t *testing.T) {
-	var c clock
+	var c Clock
 	base := time.Date(2026, 12, 31, 23, 59, 59, 999999990, time.UTC).UnixNano()
 	last := ""
 	for i := range int64(30) {
-		if s := string(c.append(nil, base+i)); s <= last {
+		if s := string(c.Append(nil, base+i)); s <= last {
 			t.Fatalf("%s after %s", s, last)
 		} else {
 			last = s

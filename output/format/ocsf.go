@@ -94,14 +94,14 @@ func (e *ocsf) Append(dst []byte, r *flow.Record) []byte {
 	b = appendMillis(append(b, e.heads[head]...), now)
 	b = append(b, `,"time_dt":"`...)
 	nowAt := len(b)
-	b = append(e.clock.append(b, now), '"')
+	b = append(e.clock.Append(b, now), '"')
 	if r.Event == flow.EventGap {
 		return e.appendGap(b, r)
 	}
 
 	if r.Start != 0 && e.has(kStart) {
 		b = appendMillis(append(b, `,"start_time":`...), r.Start)
-		b = append(e.clock.append(append(b, `,"start_time_dt":"`...), r.Start), '"')
+		b = append(e.clock.Append(append(b, `,"start_time_dt":"`...), r.Start), '"')
 	}
 	end, duration := ended(r)
 	if end != 0 && e.has(kEnd) {

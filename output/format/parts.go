@@ -9,7 +9,7 @@ type parts struct {
 	set
 	Options
 
-	clock    clock
+	clock    Clock
 	observer ObserverKey
 	nats     [len(flow.NATNames)]string
 	tcp      [256]string // tcp_state, by flow.Record.State
@@ -268,10 +268,10 @@ func (e *parts) appendGap(b []byte, r *flow.Record) []byte {
 	}
 	b = append(append(append(b, `,"cause":"`...), gap.Cause.String()...), '"')
 	if r.Start != 0 {
-		b = append(e.clock.append(append(b, `,"from":"`...), r.Start), '"')
+		b = append(e.clock.Append(append(b, `,"from":"`...), r.Start), '"')
 	}
 	if r.Stop != 0 {
-		b = append(e.clock.append(append(b, `,"to":"`...), r.Stop), '"')
+		b = append(e.clock.Append(append(b, `,"to":"`...), r.Stop), '"')
 	}
 	if gap.LostKnown {
 		b = appendUint(append(b, `,"lost":`...), gap.Lost)

@@ -43,7 +43,7 @@ func newUlogd2(p parts) Encoder {
 func (e *ulogd2) Append(dst []byte, r *flow.Record) []byte {
 	b := slices.Grow(dst, 1024)
 	now, _ := r.Time()
-	b = append(e.clock.append(append(b, `{"timestamp": "`...), now), '"')
+	b = append(e.clock.Append(append(b, `{"timestamp": "`...), now), '"')
 	b = append(b, e.host...)
 	event := ulogd2Events[eventOf(r)]
 	if event == "" {

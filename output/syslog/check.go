@@ -1,0 +1,70 @@
+package syslog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Check tells whether the receivers' names resolve, which no receiver has to be up for, and whether unix sockets can be
+// written to. The error says how to put things right. Files are Validate's to read.
+func (c Config) Check(ctx context.Context) error {
+	c.Defaults()
+	return c.each(ctx, "write a name that resolves, an address, or the path of a socket", func(ctx context.Context, a address) error {
+		if a.scheme == "unix" {
+			if err := unix.Access(a.host, unix.W_OK); err != nil {
+				return fmt.Errorf("%w; let user %d write to it", err, os.Geteuid())
+			}
+			return nil
+		}
+		_, err := net.DefaultResolver.LookupHost(ctx, a.host)
+		return err
+	})
+}
+
+// Reach tells whether sessions can be begun, and when the first of the certificates that the receivers show expires; the
+// zero time if they show none. It sends no message. What the error says need not be lasting: a Writer tries again.
+func (c Config) Reach(ctx context.Context) (expires time.Time, err error) {
+	w, err := New(c, Options{})
+	if err != nil {
+		return expires, err
+	}
+	err = w.cfg.each(ctx, "records wait until a session can be begun", func(ctx context.Context, a address) error {
+		session, err := w.dialAddress(ctx, a)
+		if err != nil {
+			return err
+		}
+		defer session.close()
+		if s, ok := session.(*stream); ok {
+			for _, cert := range s.chain() {
+				if expires.IsZero() || cert.NotAfter.Before(expires) {
+					expires = cert.NotAfter
+				}
+			}
+		}
+		return nil
+	})
+	return expires, err
+}
+
+// each calls f with each receiver, within the dial timeout, and puts the errors on one line.
+func (c *Config) each(ctx context.Context, remedy string, f func(context.Context, address) error) error {
+	var wrong []string
+	for _, a := range c.addresses() {
+		timed, cancel := context.WithTimeout(ctx, c.DialTimeout)
+		if err := f(timed, a); err != nil {
+			wrong = append(wrong, fmt.Sprintf("receiver %s: %v", a, err))
+		}
+		cancel()
+	}
+	if wrong == nil {
+		return nil
+	}
+	return errors.New(strings.Join(wrong, ", ") + "; " + remedy)
+}

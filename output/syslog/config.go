@@ -1,0 +1,312 @@
+package syslog
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ctlogd/ctlogd/output/format"
+)
+
+// Values of Config.Framing.
+const (
+	framingOctets = "octet_counting" // RFC 6587, section 3.4.1; RFC 5425
+	framingLF     = "lf"             // RFC 6587, section 3.4.2
+)
+
+// Framings are the values of framing, the default first.
+var Framings = []string{framingOctets, framingLF}
+
+// Facilities and Severities are the values of facility and severity, in the order of their numbers.
+var (
+	Facilities = []string{
+		"kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp", "ntp", "audit",
+		"alert", "clock", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
+	}
+	Severities = []string{"emerg", "alert", "crit", "err", "warning", "notice", "info", "debug"}
+)
+
+// Defaults of what is unset.
+const (
+	DefaultFacility    = "local0"
+	DefaultSeverity    = "info"
+	DefaultAppName     = "ctlogd"
+	DefaultSDID        = "flow@32473"
+	DefaultDialTimeout = 5 * time.Second
+)
+
+// Config is one entry of outputs.syslog in the configuration.
+type Config struct {
+	// Address is the receiver: udp://HOST:PORT, tcp://HOST:PORT, tls://HOST:PORT or unix:///PATH. Ports default to 514, and
+	// to 6514 for tls.
+	Address string `yaml:"address"`
+
+	// Failover lists receivers that stand in for Address, in this order, while it and those before cannot be reached.
+	Failover []string `yaml:"failover"`
+
+	Format string        `yaml:"format"` // see format.Names. Unset: flat
+	Fields format.Fields `yaml:"fields"`
+
+	Framing  string `yaml:"framing"`  // of streams, see Framings. Unset: octet_counting
+	Facility string `yaml:"facility"` // see Facilities. Unset: local0
+	Severity string `yaml:"severity"` // see Severities; gaps are warnings if that is more. Unset: info
+	AppName  string `yaml:"app_name"` // Unset: ctlogd
+
+	// SDID is the name of the structured data that holds the flow id, NAME@PEN. Unset: flow@32473, whose number is IANA's
+	// for examples. none: no structured data.
+	SDID string `yaml:"sd_id"`
+
+	TLS TLS `yaml:"tls"`
+
+	DialTimeout time.Duration `yaml:"dial_timeout"` // for name resolution, connection and TLS handshake together
+}
+
+// TLS is how a tls:// receiver is trusted, and what it is shown. Files are PEM and read anew for each connection.
+type TLS struct {
+	CA         string `yaml:"ca"`          // default: the system's authorities
+	Cert       string `yaml:"cert"`        // client certificate
+	Key        string `yaml:"key"`         // its private key
+	ServerName string `yaml:"server_name"` // default: the address's host
+}
+
+// Defaults fills in what is unset.
+func (c *Config) Defaults() {
+	setDefault(&c.Format, format.Names[0])
+	setDefault(&c.Framing, Framings[0])
+	setDefault(&c.Facility, DefaultFacility)
+	setDefault(&c.Severity, DefaultSeverity)
+	setDefault(&c.AppName, DefaultAppName)
+	setDefault(&c.SDID, DefaultSDID)
+	setDefault(&c.DialTimeout, DefaultDialTimeout)
+}
+
+func setDefault[T comparable](v *T, value T) {
+	var unset T
+	if *v == unset {
+		*v = value
+	}
+}
+
+// Name is the output's name.
+func (c *Config) Name() string { return "syslog:" + c.Address }
+
+// Encoder returns a new encoder for the messages of this output. o says the rest.
+func (c *Config) Encoder(o format.Options) (format.Encoder, error) {
+	o.Fields = c.Fields
+	return format.New(c.Format, o)
+}
+
+// address is a parsed Config.Address.
+type address struct {
+	scheme, host, port string // host is the path of a unix socket
+}
+
+func (a address) String() string {
+	if a.scheme == "unix" {
+		return "unix://" + a.host
+	}
+	return a.scheme + "://" + net.JoinHostPort(a.host, a.port)
+}
+
+// stream reports whether messages go there in a stream.
+func (a address) stream() bool { return a.scheme == "tcp" || a.scheme == "tls" }
+
+const addressHelp = "write udp://HOST:PORT, tcp://HOST:PORT, tls://HOST:PORT or unix:///PATH"
+
+func parseAddress(s string) (a address, err error) {
+	if s == "" {
+		return a, errors.New("missing; " + addressHelp)
+	}
+	scheme, rest, ok := strings.Cut(s, "://")
+	if !ok {
+		return a, fmt.Errorf("missing scheme in %q; %s", s, addressHelp)
+	}
+	a = address{scheme: scheme, port: "514"}
+	switch scheme {
+	case "udp", "tcp":
+	case "tls":
+		a.port = "6514"
+	case "unix":
+		if !strings.HasPrefix(rest, "/") {
+			return a, fmt.Errorf("%q has no absolute path; write unix:///dev/log", s)
+		}
+		return address{scheme: scheme, host: rest}, nil
+	default:
+		return a, fmt.Errorf("unknown scheme %q; %s", scheme, addressHelp)
+	}
+	if strings.ContainsAny(rest, "/?#@ ") {
+		return a, fmt.Errorf("nothing may stand beside host and port in %q; %s", s, addressHelp)
+	}
+	bare := strings.HasSuffix(rest, "]") || !strings.Contains(rest, ":")
+	switch {
+	case bare && strings.HasPrefix(rest, "["):
+		a.host = rest[1 : len(rest)-1]
+	case bare:
+		a.host = rest
+	default:
+		if a.host, a.port, err = net.SplitHostPort(rest); err != nil {
+			return a, fmt.Errorf("%q is not HOST:PORT; an IPv6 address stands in brackets: [2001:db8::1]:514", rest)
+		}
+	}
+	if n, err := strconv.ParseUint(a.port, 10, 16); err != nil || n == 0 {
+		return a, fmt.Errorf("port %q is not a number from 1 to 65535", a.port)
+	}
+	if a.host == "" {
+		return a, fmt.Errorf("missing host in %q; %s", s, addressHelp)
+	}
+	return a, nil
+}
+
+// addresses returns the parsed Address and Failover of a valid configuration.
+func (c *Config) addresses() (list []address) {
+	for _, s := range append([]string{c.Address}, c.Failover...) {
+		if a, err := parseAddress(s); err == nil {
+			list = append(list, a)
+		}
+	}
+	return list
+}
+
+// Receivers returns the addresses of Address and Failover, each with its port, of a valid configuration.
+func (c *Config) Receivers() (list []string) {
+	for _, a := range c.addresses() {
+		list = append(list, a.String())
+	}
+	return list
+}
+
+// Validate reports every mistake: the key inside the output's block, what is wrong, and what is allowed. It reads the
+// TLS files.
+func (c *Config) Validate(report func(field, msg string)) {
+	secure, streams := false, false
+	first, err := parseAddress(c.Address)
+	if err != nil {
+		report("address", err.Error())
+	}
+	list := []address{first}
+	for i, s := range c.Failover {
+		a, err := parseAddress(s)
+		switch {
+		case err != nil:
+			report(fmt.Sprintf("failover[%d]", i), err.Error())
+		case slices.Contains(list, a):
+			report(fmt.Sprintf("failover[%d]", i), fmt.Sprintf("%q stands here twice", s))
+		}
+		list = append(list, a)
+	}
+	for _, a := range list {
+		secure, streams = secure || a.scheme == "tls", streams || a.stream()
+	}
+	format.Validate(c.Format, c.Fields, report)
+	oneOf(report, "framing", c.Framing, Framings)
+	if c.Framing == framingLF && err == nil && !streams {
+		report("framing", "datagrams have no framing; leave it out")
+	}
+	oneOf(report, "facility", c.Facility, Facilities)
+	oneOf(report, "severity", c.Severity, Severities)
+	if name := c.AppName; name != printable(name, 48) {
+		report("app_name", fmt.Sprintf("%q is no APP-NAME; use up to 48 printable ASCII characters without spaces", name))
+	}
+	if c.SDID != "" && c.SDID != "none" && !validSDID(c.SDID) {
+		report("sd_id", fmt.Sprintf("%q is no SD-ID; write NAME@NUMBER, the number being your organization's private "+
+			"enterprise number, or none", c.SDID))
+	}
+	if c.DialTimeout < 0 || c.DialTimeout > 10*time.Minute {
+		report("dial_timeout", fmt.Sprintf("%s is out of range; use up to 10m", c.DialTimeout))
+	}
+	if c.TLS != (TLS{}) && !secure && err == nil {
+		report("tls", "no address is tls://HOST:PORT; write one, or leave out tls")
+	}
+	c.TLS.validate(func(field, msg string) { report("tls."+field, msg) })
+}
+
+// validSDID reports whether s is the SD-ID of a private element (RFC 5424, section 6.3.2).
+func validSDID(s string) bool {
+	name, number, ok := strings.Cut(s, "@")
+	if !ok || name == "" || number == "" || len(s) > 32 || s != printable(s, 32) || strings.ContainsAny(s, `="]`) {
+		return false
+	}
+	return strings.Trim(number, "0123456789.") == "" && number[0] != '.' && number[len(number)-1] != '.'
+}
+
+// printable returns what a header's field may be for s: printable ASCII without spaces, up to most characters.
+func printable(s string, most int) string {
+	b := []byte(s)
+	for i, c := range b {
+		if c <= ' ' || c >= 0x7f {
+			b[i] = '_'
+		}
+	}
+	return string(b[:min(len(b), most)])
+}
+
+// oneOf reports a value that is set and not among those allowed.
+func oneOf(report func(field, msg string), field, value string, allowed []string) {
+	if value == "" || slices.Contains(allowed, value) {
+		return
+	}
+	last := len(allowed) - 1
+	report(field, fmt.Sprintf("unknown %s %q; use %s or %s", field, value, strings.Join(allowed[:last], ", "), allowed[last]))
+}
+
+func (t *TLS) validate(report func(field, msg string)) {
+	switch {
+	case t.Cert != "" && t.Key == "":
+		report("key", "missing key of tls.cert; write the file that holds it")
+		return
+	case t.Key != "" && t.Cert == "":
+		report("cert", "missing certificate for tls.key; write the file that holds it")
+		return
+	}
+	if _, err := t.pool(); err != nil {
+		report("ca", err.Error())
+	}
+	if t.Cert != "" {
+		if _, err := tls.LoadX509KeyPair(t.Cert, t.Key); err != nil {
+			report("cert", err.Error())
+		}
+	}
+}
+
+// pool returns whom to trust, nil for the system's.
+func (t *TLS) pool() (*x509.CertPool, error) {
+	if t.CA == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(t.CA)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("no certificate in %s; use a PEM file", t.CA)
+	}
+	return pool, nil
+}
+
+// config returns what a connection to host needs. TLS 1.2 is the least.
+func (t *TLS) config(host string) (*tls.Config, error) {
+	pool, err := t.pool()
+	if err != nil {
+		return nil, err
+	}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool, ServerName: host}
+	if t.ServerName != "" {
+		cfg.ServerName = t.ServerName
+	}
+	if t.Cert != "" {
+		pair, err := tls.LoadX509KeyPair(t.Cert, t.Key)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Certificates = []tls.Certificate{pair}
+	}
+	return cfg, nil
+}

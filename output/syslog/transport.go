@@ -1,0 +1,67 @@
+package syslog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
+	"time"
+)
+
+// transport is a session with one receiver.
+type transport interface {
+	// send writes the messages in buf, which end at ends, in order, and returns how many were written whole: fewer than all
+	// if and only if err is not nil. It waits for room at most writeTimeout, and no longer than ctx. After an error that is
+	// no *oversizeError the session is over.
+	send(ctx context.Context, buf []byte, ends []int) (n int, err error)
+
+	// reliable reports whether the session is a stream, in which nothing is lost while it lasts.
+	reliable() bool
+
+	// err returns why the session is over, nil while it is not.
+	err() error
+
+	// progress returns how many octets the session has carried so far, and how many of those the receiver's host has
+	// acknowledged. For streams only; it works until close.
+	progress() (written, acked uint64)
+
+	close()
+}
+
+// writeTimeout is for how long a receiver may accept nothing before its session counts as dead.
+const writeTimeout = 10 * time.Second
+
+// Dial connects as net.Dialer's DialContext does.
+type Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+// conn is what a transport needs of a connection.
+type conn interface {
+	net.Conn
+	syscall.Conn
+}
+
+func (d Dial) dial(ctx context.Context, network, address string) (conn, error) {
+	c, err := d(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	raw, ok := c.(conn)
+	if !ok {
+		c.Close()
+		return nil, fmt.Errorf("%T has no descriptor", c)
+	}
+	return raw, nil
+}
+
+// oversizeError says that a message is too large for a datagram. It will be for ever.
+type oversizeError struct{ octets int }
+
+func (e *oversizeError) Error() string {
+	return fmt.Sprintf("a message of %d octets is too large for a datagram; use tcp:// or tls://", e.octets)
+}
+
+// Rejected returns how many records can never be delivered.
+func (e *oversizeError) Rejected() int { return 1 }
+
+var errClosed = errors.New("closed by the receiver")
