@@ -235,13 +235,25 @@ type daemon struct {
 // one more kind of output, such as "ipfix: [{...}]".
 func startDaemon(t *testing.T, ns *lab.NS, binary, input string, more ...string) *daemon {
 	t.Helper()
+	var text strings.Builder
+	for _, outputs := range more {
+		text.WriteString("  " + outputs + "\n")
+	}
+	return runDaemon(t, ns, binary, "input:\n  conntrack: "+input+"\n", text.String())
+}
+
+// startDaemonWith runs ctlogd with more in its configuration.
+func startDaemonWith(t *testing.T, ns *lab.NS, more string) *daemon {
+	t.Helper()
+	return runDaemon(t, ns, buildDaemon(t, false), more, "")
+}
+
+func runDaemon(t *testing.T, ns *lab.NS, binary, top, outputs string) *daemon {
+	t.Helper()
 	dir := t.TempDir()
 	d := &daemon{file: filepath.Join(dir, "flows.jsonl")}
 	conf := filepath.Join(dir, "ctlogd.yaml")
-	text := "input:\n  conntrack: " + input + "\noutputs:\n  jsonl:\n    - path: " + d.file + "\n"
-	for _, outputs := range more {
-		text += "  " + outputs + "\n"
-	}
+	text := top + "outputs:\n  jsonl:\n    - path: " + d.file + "\n" + outputs
 	must(t, os.WriteFile(conf, []byte(text), 0o644))
 	cmd := exec.Command(binary, "run", "-c", conf)
 	cmd.Stdout = os.Stdout
