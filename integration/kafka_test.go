@@ -27,6 +27,9 @@ import (
 
 const kafkaTopic, kafkaPartitions = "flows", 12
 
+// kafkaQueue is less than what comes while a broker is down.
+var kafkaQueue = scale(16_384, 65_536)
+
 // startKafkaDaemon runs ctlogd with a file of JSON lines and a topic of c, which has a spool, as its outputs.
 func startKafkaDaemon(t *testing.T, ns *lab.NS, c *broker.Cluster) *daemon {
 	t.Helper()
@@ -37,8 +40,8 @@ func startKafkaDaemon(t *testing.T, ns *lab.NS, c *broker.Cluster) *daemon {
   conntrack: {delivery: reliable}
 outputs:
   jsonl: [{path: %s, spool: {path: %s}}]
-  kafka: [{brokers: [%s], topic: %s, request_timeout: 10s, spool: {path: %s}}]
-`, d.file, filepath.Join(dir, "behind"), strings.Join(c.Addrs, ", "), kafkaTopic, filepath.Join(dir, "spool"))
+  kafka: [{brokers: [%s], topic: %s, request_timeout: 10s, queue: %d, spool: {path: %s}}]
+`, d.file, filepath.Join(dir, "behind"), strings.Join(c.Addrs, ", "), kafkaTopic, kafkaQueue, filepath.Join(dir, "spool"))
 	conf := filepath.Join(dir, "ctlogd.yaml")
 	must(t, os.WriteFile(conf, []byte(text), 0o644))
 	cmd := exec.Command(buildDaemon(t, false), "run", "-c", conf)
@@ -285,14 +288,14 @@ func (d *daemon) progress(t *testing.T, c *broker.Cluster, n int) {
 // TestKafkaBrokersKilled kills brokers, as kill -9 does, and starts them again while flows come and go: nothing may be
 // missing, and the daemon must not grow.
 func TestKafkaBrokersKilled(t *testing.T) {
-	const rate = 20_000
+	rate := scale(5_000, 20_000)
 	for _, tt := range []struct {
 		name               string
 		brokers, minInSync int
 		kills, longKills   int
 		down               time.Duration
 	}{
-		// The only broker, each time for long enough that the queue of 65,536 records does not suffice.
+		// The only broker, each time for long enough that the queue does not suffice.
 		{"one broker", 1, 1, 2, 3, 4 * time.Second},
 		// One of three, in turn, of which two go on.
 		{"three brokers", 3, 2, 1, 3, time.Second},
