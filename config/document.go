@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"gopkg.in/yaml.v3"
+
+	"github.com/ctlogd/ctlogd/printable"
 )
 
 // A Document is a text that was decoded. It knows the mistakes, and where each key stands.
@@ -60,7 +62,7 @@ func (d *Document) Report() func(path, msg string) {
 		if hidden || d.follows(path, msg, unreadable) {
 			return
 		}
-		d.faults = append(d.faults, Fault{d.Line(path), path, msg})
+		d.faults = append(d.faults, Fault{d.Line(path), path, printable.Text(msg)}) // one line, whatever a value has in it
 	}
 }
 

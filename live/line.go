@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/printable"
 )
 
 const (
@@ -154,7 +155,7 @@ func (p *Printer) Line(r *flow.Record) string {
 		why = r.StateName()
 	}
 	if x := r.Extra; x != nil {
-		helper = Printable(x.Helper.String())
+		helper = printable.Word(x.Helper.String())
 		if x.HasMaster {
 			helper = strings.TrimPrefix(helper+", data of "+end(x.Master.SrcAddr(), x.Master.SrcPort, &x.Master), ", ")
 		}
@@ -183,7 +184,7 @@ func (p *Printer) gap(when string, r *flow.Record) string {
 	}
 	text := when + " gap: " + lost + " are missing in the log, " + g.Cause.String()
 	if g.Output != "" {
-		text += " of " + Printable(g.Output)
+		text += " of " + printable.Word(g.Output)
 	}
 	return p.paint(red, text)
 }
@@ -194,22 +195,4 @@ func end(a netip.Addr, port uint16, t *flow.Tuple) string {
 		return a.String()
 	}
 	return netip.AddrPortFrom(a, port).String()
-}
-
-// Printable returns foreign bytes as printable ASCII without blanks: a terminal obeys the others. They are written as
-// in a Go or C string, \x1b.
-func Printable(s string) string {
-	const hex = "0123456789abcdef"
-	var b []byte
-	for i := range len(s) {
-		switch c := s[i]; {
-		case c == '\\':
-			b = append(b, `\\`...)
-		case c <= ' ' || c >= 0x7f:
-			b = append(b, '\\', 'x', hex[c>>4], hex[c&15])
-		default:
-			b = append(b, c)
-		}
-	}
-	return string(b)
 }

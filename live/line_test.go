@@ -6,7 +6,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -105,21 +104,4 @@ func TestColors(t *testing.T) {
 	if head := colored.Head(); head != bold+plain.Head()+reset {
 		t.Errorf("the head is %q", head)
 	}
-}
-
-// Whatever bytes there are, a terminal gets printable characters and the colours that are meant.
-func FuzzPrintable(f *testing.F) {
-	f.Add(hostile)
-	f.Add("\u009b31m\u202e\x7f")
-	f.Fuzz(func(t *testing.T, s string) {
-		for _, c := range Printable(s) {
-			if c <= ' ' || c > '~' {
-				t.Errorf("Printable(%q) has %q", s, c)
-			}
-		}
-		text := Text(s)
-		if !utf8.ValidString(text) || strings.ContainsAny(text, "\x1b\x07\n\r\t\x7f\u009b\u202e\u2028") {
-			t.Errorf("Text(%q) = %q", s, text)
-		}
-	})
 }

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ctlogd/ctlogd/monitor"
+	"github.com/ctlogd/ctlogd/printable"
 )
 
 // The page is made by the daemon, charts and all, so that it needs no scripts; the script fetches it anew and brings
@@ -27,7 +28,7 @@ var (
 	pageJS string
 
 	pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
-		"group": group, "rate": rate, "percent": percent, "size": size, "age": age, "text": Text,
+		"group": group, "rate": rate, "percent": percent, "size": size, "age": age, "text": printable.Text,
 		"wide": func(n uint32) uint64 { return uint64(n) },
 	}).Parse(pageHTML))
 

@@ -5,20 +5,20 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/ctlogd/ctlogd/monitor"
+	"github.com/ctlogd/ctlogd/printable"
 )
 
 // Status writes v as one screen of text.
 func (v *View) Status(color bool) string {
 	p := Printer{Color: color}
 	var b strings.Builder
-	fmt.Fprintf(&b, "ctlogd %s on %s: %s\n", Text(v.Version), Text(v.Host), p.paint(stateColors[v.State], string(v.State)))
-	fmt.Fprintf(&b, "up %s, pid %d, %s delivery\n", age(v.Uptime), v.PID, Text(strings.ReplaceAll(v.Delivery, "_", " ")))
+	fmt.Fprintf(&b, "ctlogd %s on %s: %s\n", printable.Text(v.Version), printable.Text(v.Host), p.paint(stateColors[v.State], string(v.State)))
+	fmt.Fprintf(&b, "up %s, pid %d, %s delivery\n", age(v.Uptime), v.PID, printable.Text(strings.ReplaceAll(v.Delivery, "_", " ")))
 	for _, reason := range v.Reasons {
-		fmt.Fprintf(&b, "  %s\n", p.paint(stateColors[v.State], Text(reason)))
+		fmt.Fprintf(&b, "  %s\n", p.paint(stateColors[v.State], printable.Text(reason)))
 	}
 	b.WriteByte('\n')
 	for _, line := range v.facts() {
@@ -34,7 +34,7 @@ func (v *View) Status(color bool) string {
 		b.WriteString(row + "\n")
 		if i > 0 && v.Outputs[i-1].Error != "" {
 			o := &v.Outputs[i-1]
-			fmt.Fprintf(&b, "  last error %s ago: %s\n", age(v.Time.Sub(o.ErrorAt).Seconds()), Text(o.Error))
+			fmt.Fprintf(&b, "  last error %s ago: %s\n", age(v.Time.Sub(o.ErrorAt).Seconds()), printable.Text(o.Error))
 		}
 	}
 	return b.String()
@@ -59,7 +59,7 @@ func (v *View) facts() [][2]string {
 	for i := range v.Outputs {
 		count(v.Outputs[i].Gaps)
 	}
-	table := Text(v.Kernel.Error)
+	table := printable.Text(v.Kernel.Error)
 	if v.Kernel.Error == "" {
 		table = group(uint64(v.Kernel.Entries)) + " entries, no limit"
 		if v.Kernel.Limit > 0 {
@@ -119,7 +119,7 @@ func (v *View) outputs() [][]string {
 		for _, g := range o.Gaps {
 			lost += g.Lost
 		}
-		rows = append(rows, []string{Text(o.Name), percent(fill(float64(o.Used), float64(o.Max))), age(o.OldestAge),
+		rows = append(rows, []string{printable.Text(o.Name), percent(fill(float64(o.Used), float64(o.Max))), age(o.OldestAge),
 			v.lag(o), rate(v.Rates.Outputs[o.Name]), group(o.Written), group(lost), state})
 	}
 	return rows
@@ -133,7 +133,7 @@ func (l *List) rows(what string, public bool, max int) [][]string {
 	}
 	rows := [][]string{head}
 	for _, t := range l.Top[:min(len(l.Top), max)] {
-		row := []string{Text(t.Key), group(t.Flows), size(t.Bytes), group(t.Now)}
+		row := []string{printable.Text(t.Key), group(t.Flows), size(t.Bytes), group(t.Now)}
 		if public {
 			row = append(row, portsUsed(t.TCP), portsUsed(t.UDP))
 		}
@@ -236,23 +236,4 @@ func age(seconds float64) string {
 		return d.Round(time.Second).String()
 	}
 	return fmt.Sprintf("%dd%dh", int(d.Hours())/24, int(d.Hours())%24)
-}
-
-// Text returns foreign text as a terminal can be given it: what is not printable is written as an escape.
-func Text(s string) string {
-	var b strings.Builder
-	for len(s) > 0 {
-		r, n := utf8.DecodeRuneInString(s)
-		switch {
-		case r == utf8.RuneError && n == 1:
-			fmt.Fprintf(&b, `\x%02x`, s[0])
-		case r == ' ' || unicode.IsPrint(r):
-			b.WriteRune(r)
-		default:
-			q := strconv.QuoteRune(r)
-			b.WriteString(q[1 : len(q)-1])
-		}
-		s = s[n:]
-	}
-	return b.String()
 }

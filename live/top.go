@@ -11,6 +11,7 @@ import (
 	"github.com/gdamore/tcell/v2"
 
 	"github.com/ctlogd/ctlogd/monitor"
+	"github.com/ctlogd/ctlogd/printable"
 )
 
 // topEvery is how often the terminal view asks.
@@ -170,13 +171,13 @@ func (t *Top) draw() {
 		line("asking ...", plain)
 		return
 	case v == nil:
-		line(Text(t.err.Error()), styles[monitor.StateDown])
+		line(printable.Text(t.err.Error()), styles[monitor.StateDown])
 		y = height - 1
 		put(0, "q quits", faint)
 		return
 	}
 
-	head := fmt.Sprintf("ctlogd %s on %s, up %s  ", Text(v.Version), Text(v.Host), age(v.Uptime))
+	head := fmt.Sprintf("ctlogd %s on %s, up %s  ", printable.Text(v.Version), printable.Text(v.Host), age(v.Uptime))
 	put(0, head, strong)
 	put(len([]rune(head)), string(v.State), styles[v.State])
 	clock := v.Time.Local().Format("15:04:05")
@@ -185,11 +186,11 @@ func (t *Top) draw() {
 	}
 	y++
 	if t.err != nil {
-		line(Text(t.err.Error()), styles[monitor.StateDown])
+		line(printable.Text(t.err.Error()), styles[monitor.StateDown])
 	}
 	rows := t.budget(height - y)
 	for _, reason := range v.Reasons[:rows.reasons] {
-		line("  "+Text(reason), styles[v.State])
+		line("  "+printable.Text(reason), styles[v.State])
 	}
 	for _, fact := range v.facts()[:rows.facts] {
 		put(0, fact[0], faint)

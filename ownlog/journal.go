@@ -9,6 +9,8 @@ import (
 
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/printable"
 )
 
 // priority is how a line tells the journal its priority (sd-daemon(3)).
@@ -41,6 +43,7 @@ func toJournal(w io.Writer) bool {
 // Complain prints why a command failed, as errors for the journal where that is what stderr is. It waits a second at
 // most: a process that has to end does not wait for somebody to read why.
 func Complain(stderr io.Writer, text string) {
+	text = printable.Lines(text)
 	if toJournal(stderr) {
 		text = priority(zapcore.ErrorLevel) + strings.ReplaceAll(text, "\n", "\n"+priority(zapcore.ErrorLevel))
 	}

@@ -15,9 +15,13 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/ctlogd/ctlogd/printable"
 )
 
 // Config is the block log of the configuration.
@@ -112,6 +116,7 @@ func (l *Log) print(entry zapcore.Entry, fields []zapcore.Field) { l.out.add(l.e
 
 // encode returns the entry's line.
 func (l *Log) encode(entry zapcore.Entry, fields []zapcore.Field) (line []byte) {
+	entry.Message = printable.Text(entry.Message)
 	text, err := (*l.encoder.Load()).EncodeEntry(entry, fields)
 	if err != nil {
 		return fmt.Appendf(nil, "%s (its fields cannot be written: %v)\n", entry.Message, err)
@@ -120,7 +125,22 @@ func (l *Log) encode(entry zapcore.Entry, fields []zapcore.Field) (line []byte) 
 	if l.journal {
 		line = append(line, priority(entry.Level)...)
 	}
-	return append(line, text.Bytes()...)
+	return appendSafe(line, text.Bytes())
+}
+
+// appendSafe appends a line without the control characters that zap leaves as they are: those from U+0080 to U+009F,
+// which terminals obey too, and marks that turn the direction of writing.
+func appendSafe(dst, line []byte) []byte {
+	for len(line) > 0 {
+		r, n := utf8.DecodeRune(line)
+		if r >= utf8.RuneSelf && r <= 0xffff && !unicode.IsPrint(r) {
+			dst = fmt.Appendf(dst, `\u%04x`, r) // as JSON has it
+		} else {
+			dst = append(dst, line[:n]...)
+		}
+		line = line[n:]
+	}
+	return dst
 }
 
 // core is a Log with the fields of one logger.

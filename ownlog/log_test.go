@@ -2,6 +2,7 @@ package ownlog
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -212,4 +213,27 @@ func TestLogSums(t *testing.T) {
 			t.Errorf("of another logger %d lines, of debug %d", n, m)
 		}
 	})
+}
+
+// Nothing that others have written reaches a terminal as more than text.
+func TestLogIsPrintable(t *testing.T) {
+	const hostile = "\x1b[2J\r\u009b31m\u202e"
+	for _, format := range formats {
+		var out bytes.Buffer
+		log, own := New(Config{Level: "info", Format: format}, &out)
+		log.Named("x").Info("message "+hostile, zap.String("field", hostile), zap.Error(errors.New(hostile)))
+		own.Close()
+		line := strings.TrimSuffix(out.String(), "\n")
+		if strings.ContainsAny(line, "\x1b\r\n\u009b\u202e") || strings.Count(line, "31m") != 3 {
+			t.Errorf("%s: %q", format, line)
+		}
+		if format == "json" && !json.Valid([]byte(line)) {
+			t.Errorf("no JSON: %q", line)
+		}
+	}
+	var out lockedBuffer
+	Complain(&out, "one "+hostile+"\ntwo")
+	if got, want := out.String(), `one \x1b[2J\r\u009b31m\u202e`+"\ntwo\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/pipeline/mark"
 	"github.com/ctlogd/ctlogd/preflight"
+	"github.com/ctlogd/ctlogd/printable"
 	"github.com/ctlogd/ctlogd/unit"
 )
 
@@ -28,13 +29,19 @@ type checkOptions struct{ fix, json, configOnly bool }
 func runCheck(ctx context.Context, file string, o checkOptions, stdout io.Writer) error {
 	cfg, err := LoadConfig(file)
 	results := configResults(file, err)
+	if cfg != nil {
+		results = append(results, cfg.warningResults()...)
+	}
 	if !o.configOnly {
 		results = append(results, hostResults(ctx, cfg, o)...)
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-
+	for i := range results { // what others have named: a terminal obeys escape sequences
+		r := &results[i]
+		r.Name, r.Detail, r.Remedy = printable.Text(r.Name), printable.Text(r.Detail), printable.Text(r.Remedy)
+	}
 	print := printResults
 	if o.json {
 		print = printJSON

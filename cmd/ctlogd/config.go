@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -42,8 +43,9 @@ type Config struct {
 	// without either, no gap tells of the time between two processes.
 	StateDirectory string `yaml:"state_directory"`
 
-	file    string  // where it was read from; "" without a file
-	machine machine // what Resolve has filled in
+	file     string   // where it was read from; "" without a file
+	machine  machine  // what Resolve has filled in
+	warnings []string // what is valid and hardly meant, with file and line
 }
 
 // InputConfig holds the sources of records by kind.
@@ -172,6 +174,9 @@ func parseConfig(file string, text []byte) (*Config, error) {
 	if err := d.Err(file); err != nil {
 		return nil, err
 	}
+	c.Warnings(func(path, msg string) {
+		c.warnings = append(c.warnings, config.Fault{Line: d.Line(path), Path: path, Msg: msg}.Text(file))
+	})
 	return c, nil
 }
 
@@ -204,9 +209,9 @@ func (c *Config) Validate(report func(path, msg string)) {
 			report(path, fmt.Sprintf("%q has a control character; write printable text", name))
 		}
 	}
-	if c.StateDirectory != "" && !filepath.IsAbs(c.StateDirectory) {
-		report("state_directory", fmt.Sprintf("%q is no absolute path; write one such as /var/lib/ctlogd", c.StateDirectory))
-	}
+	checkPath(c.StateDirectory, "/var/lib/ctlogd", "state_directory", report)
+	checkPath(c.Live.Socket, "", "live.socket", report)
+	checkPath(c.Metrics.WebConfig, "", "metrics.web_config", report)
 	if c.ShutdownTimeout <= 0 {
 		report("shutdown_timeout", fmt.Sprintf("%s leaves no time to drain; use more than 0, such as %s",
 			c.ShutdownTimeout, defaultShutdownTimeout))
@@ -301,9 +306,10 @@ func (c claims) take(what, by string) (owner string, taken bool) {
 	return owner, taken && owner != by
 }
 
-// file takes the file of path, "" for none, or reports who has it.
+// file takes the file of path, "" for none, or reports who has it, or why it is no path.
 func (c claims) file(path, by, field string, report func(field, msg string)) {
-	if path == "" {
+	example := map[string]string{"spool.path": "/var/lib/ctlogd/spool/NAME", "dead_letter": "/var/log/ctlogd/dead.jsonl"}[field]
+	if path == "" || path != jsonl.Stdout && !checkPath(path, cmp.Or(example, "/var/log/ctlogd/flows.jsonl"), field, report) {
 		return
 	}
 	path = filepath.Clean(path)
@@ -312,6 +318,25 @@ func (c claims) file(path, by, field string, report func(field, msg string)) {
 		return
 	}
 	c[path] = by
+}
+
+// checkPath reports a path that cannot be meant, "" being none: one with a control character, or, if there is an example
+// of what is allowed, one that is not absolute. A relative one would depend on where the daemon was started.
+func checkPath(path, example, field string, report func(field, msg string)) (ok bool) {
+	switch {
+	case path == "":
+	case strings.ContainsFunc(path, unicode.IsControl):
+		report(field, fmt.Sprintf("%q has a control character; write it without", path))
+		return false
+	case example == "" || filepath.IsAbs(path):
+	case strings.HasPrefix(path, "~"):
+		report(field, fmt.Sprintf("%q is no absolute path, and no shell is there to read the ~; write one such as %s", path, example))
+		return false
+	default:
+		report(field, fmt.Sprintf("%q is no absolute path; write one such as %s", path, example))
+		return false
+	}
+	return true
 }
 
 func (c claims) spool(s *spool.Config, by string, report func(field, msg string)) {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -164,7 +165,12 @@ func TestGoodConfigs(t *testing.T) {
 				Match: filter.Match{Proto: filter.List[string]{"47"}}}}
 			c.Outputs.JSONL = []JSONLConfig{file("/x", func(o *JSONLConfig) { o.Fields.Drop = []string{"dst_ip"} })}
 		},
-		"document-marks":   func(*Config) {},
+		"document-marks": func(*Config) {},
+		"units": func(c *Config) {
+			c.Input.Conntrack.Interim = 24 * time.Hour
+			c.Outputs.JSONL[0].MaxSize, c.Outputs.JSONL[0].Keep = 10<<30, 5
+			c.ShutdownTimeout = 90 * time.Second
+		},
 		"windows-newlines": func(c *Config) { c.Log.Level = "debug" },
 		"expectations-alone": func(c *Config) {
 			c.Input.Conntrack.Events, c.Input.Conntrack.Expectations = []string{}, true
@@ -188,6 +194,52 @@ func TestGoodConfigs(t *testing.T) {
 				t.Errorf("configuration (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// What is valid and hardly meant, with its line.
+func TestWarnings(t *testing.T) {
+	const text = `filter:
+  - {action: drop, match: {proto: tcp}, not: {proto: tcp}}
+outputs:
+  jsonl:
+    - path: /x
+      filter:
+        - {action: drop}
+        - {action: accept, match: {proto: udp}}
+  ipfix:
+    - address: udp://192.0.2.1
+      filter: [{action: drop, match: {proto: icmp, port: 80}}]
+metrics: {listen: "LISTEN"}
+`
+	rules := []string{
+		"f:2: filter[0]: never matches: match.proto and not.proto exclude each other; change or remove one of them",
+		"f:8: outputs.jsonl[0].filter[1]: is never reached: entry [0] of this list has no matchers and decides about every record; move this rule before it, or remove it",
+		"f:11: outputs.ipfix[0].filter[0]: never matches: match.proto and match.port exclude each other; change or remove one of them",
+	}
+	for listen, open := range map[string]bool{"0.0.0.0:9469": true, "[::]:9469": true, ":9469": true, "127.0.0.1:9469": false,
+		"192.0.2.1:9469": false} {
+		c, err := parseConfig("f", []byte(strings.Replace(text, "LISTEN", listen, 1)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := rules
+		if open {
+			want = append(slices.Clone(rules), "f:12: metrics.listen: "+listen+" is every address of this host, and whoever reaches "+
+				"one may look, without a password; listen on 127.0.0.1 or on an inner address, or set web_config")
+		}
+		if diff := cmp.Diff(want, c.warnings); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", listen, diff)
+		}
+	}
+	for _, file := range []string{"../../ctlogd.yaml.example", "../../packaging/ctlogd.yaml"} {
+		c, err := LoadConfig(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(c.warnings) > 0 {
+			t.Errorf("%s: %q", file, c.warnings)
+		}
 	}
 }
 

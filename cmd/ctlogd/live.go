@@ -18,6 +18,7 @@ import (
 	"github.com/ctlogd/ctlogd/live"
 	"github.com/ctlogd/ctlogd/monitor"
 	"github.com/ctlogd/ctlogd/pipeline/filter"
+	"github.com/ctlogd/ctlogd/printable"
 )
 
 // withSocket gives a command that asks the daemon the flag by which it finds it.
@@ -167,7 +168,7 @@ func runStatus(ctx context.Context, socket string, asJSON bool, stdout io.Writer
 	case asJSON:
 		err = printAsJSON(stdout, v)
 	case down != nil:
-		_, err = fmt.Fprintf(stdout, "ctlogd: %s\n  %s\n", v.State, live.Text(down.Error()))
+		_, err = fmt.Fprintf(stdout, "ctlogd: %s\n  %s\n", v.State, printable.Text(down.Error()))
 	default:
 		_, err = io.WriteString(stdout, v.Status(isTerminal(stdout)))
 	}

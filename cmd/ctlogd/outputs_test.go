@@ -93,7 +93,7 @@ func TestNewOnDemand(t *testing.T) {
 			[]string{"destroy", "new"}, []bool{false, true, false}, []string{"new icmp", "destroy icmp"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			cfg, outputs := plan(t, tt.config, "flows.jsonl")
+			cfg, outputs := plan(t, tt.config, "/var/log/flows.jsonl")
 			asked := slices.Clone(cfg.Input.Conntrack.Events)
 			if diff := cmp.Diff(tt.events, cfg.inputConfig().Events); diff != "" {
 				t.Errorf("events (-want +got):\n%s", diff)

@@ -37,6 +37,7 @@ func runRun(ctx context.Context, file string, stderr io.Writer) error {
 	defer own.Close()
 	defer zap.RedirectStdLog(log.Named("std"))() // what a library prints would wait for a reader of standard error
 	m.log = log.Named("manager")
+	cfg.logWarnings(log.Named("config"))
 	if !slices.ContainsFunc(cfg.Outputs.JSONL, func(o JSONLConfig) bool { return o.Path == jsonl.Stdout }) {
 		// Whoever reads this log may go, and the flows' log goes on. Without the reader of standard output it would not.
 		signal.Ignore(unix.SIGPIPE)

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/ctlogd/ctlogd/identity"
+	"github.com/ctlogd/ctlogd/output/certfile"
 	"github.com/ctlogd/ctlogd/unit"
 )
 
@@ -412,7 +413,7 @@ func (c *TLS) certificates() ([]tls.Certificate, error) {
 	if c.Cert == "" {
 		return nil, nil
 	}
-	pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+	pair, err := certfile.Load(c.Cert, c.Key)
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/segmentio/kafka-go/sasl/plain"
 	"github.com/segmentio/kafka-go/sasl/scram"
 
+	"github.com/ctlogd/ctlogd/output/certfile"
 	"github.com/ctlogd/ctlogd/output/format"
 	"github.com/ctlogd/ctlogd/unit"
 )
@@ -271,7 +272,7 @@ func (t *TLS) authorities() (*x509.CertPool, error) {
 }
 
 // certificate returns ours.
-func (t *TLS) certificate() (tls.Certificate, error) { return tls.LoadX509KeyPair(t.Cert, t.Key) }
+func (t *TLS) certificate() (tls.Certificate, error) { return certfile.Load(t.Cert, t.Key) }
 
 // config returns the block as crypto/tls wants it, nil for no TLS.
 func (t *TLS) config() (*tls.Config, error) {

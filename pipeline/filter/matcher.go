@@ -33,8 +33,9 @@ func verdictOf(yes bool) verdict {
 // condition is one compiled matcher. It holds if eval returns want, verdictYes or, negated, verdictNo; so on an unknown
 // value it holds neither way.
 type condition struct {
-	want verdict
-	eval func(r *flow.Record) verdict
+	field string // the matcher's name
+	want  verdict
+	eval  func(r *flow.Record) verdict
 
 	// possible returns a set that holds what eval may return for any record that has the event, family and protocol
 	// of k, all else of k being without meaning. nil means verdictAny.
@@ -44,37 +45,37 @@ type condition struct {
 // compile returns the matchers as conditions, those that are cheap or decide most first, and reports what is wrong.
 func (m *Match) compile(want verdict, report func(field, msg string)) []condition {
 	var conds []condition
-	add := func(eval, possible func(*flow.Record) verdict) {
-		conds = append(conds, condition{want, eval, possible})
+	add := func(field string, eval, possible func(*flow.Record) verdict) {
+		conds = append(conds, condition{field, want, eval, possible})
 	}
 	if events := parseList(m.Event, "event", parseEvent, report); events != nil {
 		eval := evalEvent(events)
-		add(eval, eval)
+		add("event", eval, eval)
 	}
 	if families := parseList(m.Family, "family", parseFamily, report); families != nil {
 		eval := evalFamily(families)
-		add(eval, eval)
+		add("family", eval, eval)
 	}
 	if protos := parseList(m.Proto, "proto", parseProto, report); protos != nil {
 		eval := evalProto(protos)
-		add(eval, eval)
+		add("proto", eval, eval)
 	}
 	if status := parseList(m.Status, "status", parseStatus, report); status != nil {
-		add(evalStatus(status), nil)
+		add("status", evalStatus(status), nil)
 	}
 	if m.MinBytes != nil {
 		least := uint64(*m.MinBytes)
-		add(evalCounters(func(o, r *flow.Counters) bool { return sumAtLeast(o.Bytes, r.Bytes, least) }), nil)
+		add("min_bytes", evalCounters(func(o, r *flow.Counters) bool { return sumAtLeast(o.Bytes, r.Bytes, least) }), nil)
 	}
 	if m.MinPackets != nil {
 		least := *m.MinPackets
-		add(evalCounters(func(o, r *flow.Counters) bool { return sumAtLeast(o.Packets, r.Packets, least) }), nil)
+		add("min_packets", evalCounters(func(o, r *flow.Counters) bool { return sumAtLeast(o.Packets, r.Packets, least) }), nil)
 	}
 	if m.MinDuration != nil {
 		if *m.MinDuration < 0 {
 			report("min_duration", "negative duration; write one such as 500ms, 30s or 1h")
 		}
-		add(evalDuration(int64(*m.MinDuration)), nil)
+		add("min_duration", evalDuration(int64(*m.MinDuration)), nil)
 	}
 	for _, p := range []struct {
 		field string
@@ -85,20 +86,22 @@ func (m *Match) compile(want verdict, report func(field, msg string)) []conditio
 		{"nat_src_port", m.NATSrcPort, endNATSrc}, {"nat_dst_port", m.NATDstPort, endNATDst},
 	} {
 		if ranges := parseList(p.list, p.field, parsePort, report); ranges != nil {
-			add(evalPort(p.end, ranges))
+			eval, possible := evalPort(p.end, ranges)
+			add(p.field, eval, possible)
 		}
 	}
 	if ranges := parseList(m.Port, "port", parsePort, report); ranges != nil {
-		add(evalAnyPort(ranges))
+		eval, possible := evalAnyPort(ranges)
+		add("port", eval, possible)
 	}
 	if zones := parseList(m.Zone, "zone", parseZone, report); zones != nil {
-		add(evalZone(zones), nil)
+		add("zone", evalZone(zones), nil)
 	}
 	if marks := parseList(m.Mark, "mark", parseMark, report); marks != nil {
-		add(evalMark(marks), nil)
+		add("mark", evalMark(marks), nil)
 	}
 	if types := parseList(m.NAT, "nat", parseNAT, report); types != nil {
-		add(evalNAT(types), nil)
+		add("nat", evalNAT(types), nil)
 	}
 	for _, a := range []struct {
 		field string
@@ -108,20 +111,23 @@ func (m *Match) compile(want verdict, report func(field, msg string)) []conditio
 		{"src", m.Src, endSrc}, {"dst", m.Dst, endDst}, {"nat_src", m.NATSrc, endNATSrc}, {"nat_dst", m.NATDst, endNATDst},
 	} {
 		if prefixes := parseList(a.list, a.field, parsePrefix, report); prefixes != nil {
-			add(evalAddr(a.end, prefixes))
+			eval, possible := evalAddr(a.end, prefixes)
+			add(a.field, eval, possible)
 		}
 	}
 	if prefixes := parseList(m.Host, "host", parseHost, report); prefixes != nil {
-		add(evalAnyAddr(prefixes))
+		eval, possible := evalAnyAddr(prefixes)
+		add("host", eval, possible)
 	}
 	if prefixes := parseList(m.Net, "net", parsePrefix, report); prefixes != nil {
-		add(evalAnyAddr(prefixes))
+		eval, possible := evalAnyAddr(prefixes)
+		add("net", eval, possible)
 	}
 	if helpers := parseList(m.Helper, "helper", parseHelper, report); helpers != nil {
-		add(evalHelper(helpers), nil)
+		add("helper", evalHelper(helpers), nil)
 	}
 	if labels := parseList(m.Labels, "labels", parseLabel, report); labels != nil {
-		add(evalLabels(labels), nil)
+		add("labels", evalLabels(labels), nil)
 	}
 	return conds
 }
