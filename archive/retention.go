@@ -61,6 +61,7 @@ func (w *Writer) retain() {
 			w.Stats.RemovedSize.Add(1)
 		}
 	}
+	w.Stats.Stopped.Store(stalled != nil)
 	w.mu.Lock()
 	w.stalled = stalled
 	active := w.active

@@ -81,9 +81,8 @@ type Stats struct {
 	RemovedSize  atomic.Uint64
 	RemovedFull  atomic.Uint64 // for the sake of the reserve
 	KeepErrors   atomic.Uint64 // removals and catalog lines that failed
+	Stopped      atomic.Bool   // nothing is written, for the sake of min_age or the reserve
 	Damaged      atomic.Uint64 // files put aside
-	Checkpoints  atomic.Uint64
-	Checkpointed atomic.Int64 // when the last checkpoint was made
 }
 
 // Writer appends records to an archive. Append and Close are for one goroutine.

@@ -137,6 +137,18 @@ var (
 		"refusals":           counter("ctlogd_output_refusals_total", "ICMP messages that said that nobody listens on the collector's UDP port.", labelOutput),
 		"address_changes":    counter("ctlogd_output_address_changes_total", "Times that export went on at another address because the collector's name had moved.", labelOutput),
 		"skipped_records":    counter("ctlogd_output_skipped_records_total", "Records of which the output's configuration exports nothing.", labelOutput),
+		"unsealed_records":   gauge("ctlogd_output_unsealed_records", "Records of an archive that are in row logs, and in no sealed segment yet.", labelOutput),
+		"unsealed_files":     gauge("ctlogd_output_unsealed_files", "Those row logs; one of them is being written.", labelOutput),
+		"seals":              counter("ctlogd_output_seals_total", "Segments of an archive made, by result: success or failure, after which it is tried again.", labelOutput, labelResult),
+		"seal_seconds":       counter("ctlogd_output_seal_seconds_total", "Time that making them took, most of it waiting for an idle processor.", labelOutput),
+		"seal_failing":       gauge("ctlogd_output_seal_failing_seconds", "For how long making a segment has failed; 0: it does not.", labelOutput),
+		"segments":           gauge("ctlogd_output_segments", "Segments that an archive holds.", labelOutput),
+		"segment_bytes":      gauge("ctlogd_output_segment_bytes", "Their size.", labelOutput),
+		"overdue":            gauge("ctlogd_output_removal_overdue_seconds", "For how long a segment has been there that max_age wants removed; 0: none is.", labelOutput),
+		"writing_stopped":    gauge("ctlogd_output_writing_stopped", "1 while an archive takes no records, so that what min_age keeps and the reserve stay.", labelOutput),
+		"removed_segments":   counter("ctlogd_output_removed_segments_total", "Segments removed, by reason: max_age, max_size or reserve.", labelOutput, labelReason),
+		"keep_errors":        counter("ctlogd_output_keep_errors_total", "Removals and syncs of an archive that failed, and are tried again.", labelOutput),
+		"damaged_files":      counter("ctlogd_output_damaged_files_total", "Files in an archive's folder that are not whole, put aside.", labelOutput),
 		"class_errors":       counter("ctlogd_output_class_errors_total", "Batches that failed, and attempts that got no further, by what was wrong.", labelOutput, labelClass),
 	}
 )

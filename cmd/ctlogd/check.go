@@ -141,6 +141,10 @@ func hostChecks(cfg *Config) preflight.Options {
 			files(name+".dead_letter", out.DeadLetter, out.DeadLetterSize, 0, 0)
 		}
 	}
+	for i, out := range cfg.Outputs.Archive {
+		name := add("archive", i, out.Path, &out.OutputConfig, func(context.Context) error { return out.Check() }, nil)
+		files(name, out.Path, out.MaxSize, 0, out.Reserve)
+	}
 	for i, out := range cfg.Outputs.Syslog {
 		name := add("syslog", i, strings.Join(out.Receivers(), ", "), &out.OutputConfig, out.Check, out.Reach)
 		certificate(name+".tls.ca", out.TLS.CA)

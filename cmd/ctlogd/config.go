@@ -15,6 +15,7 @@ import (
 	"github.com/ctlogd/ctlogd/input/ctnetlink"
 	"github.com/ctlogd/ctlogd/live"
 	"github.com/ctlogd/ctlogd/monitor"
+	"github.com/ctlogd/ctlogd/output/archive"
 	"github.com/ctlogd/ctlogd/output/ipfix"
 	"github.com/ctlogd/ctlogd/output/jsonl"
 	"github.com/ctlogd/ctlogd/output/kafka"
@@ -55,10 +56,11 @@ type InputConfig struct {
 
 // OutputsConfig holds the outputs by kind.
 type OutputsConfig struct {
-	JSONL  []JSONLConfig  `yaml:"jsonl"`
-	IPFIX  []IPFIXConfig  `yaml:"ipfix"`
-	Kafka  []KafkaConfig  `yaml:"kafka"`
-	Syslog []SyslogConfig `yaml:"syslog"`
+	JSONL   []JSONLConfig   `yaml:"jsonl"`
+	IPFIX   []IPFIXConfig   `yaml:"ipfix"`
+	Kafka   []KafkaConfig   `yaml:"kafka"`
+	Syslog  []SyslogConfig  `yaml:"syslog"`
+	Archive []ArchiveConfig `yaml:"archive"`
 }
 
 // JSONLConfig is one JSON-lines file: its own keys, and those that every output has.
@@ -83,6 +85,12 @@ type KafkaConfig struct {
 type SyslogConfig struct {
 	syslog.Config `yaml:",inline"`
 	OutputConfig  `yaml:",inline"`
+}
+
+// ArchiveConfig is one archive.
+type ArchiveConfig struct {
+	archive.Config `yaml:",inline"`
+	OutputConfig   `yaml:",inline"`
 }
 
 // OutputConfig is what every kind of output has.
@@ -126,6 +134,12 @@ func (c *KafkaConfig) Defaults() {
 
 // Defaults sets what an entry under outputs.syslog has before its keys are read.
 func (c *SyslogConfig) Defaults() {
+	c.Config.Defaults()
+	c.OutputConfig.Defaults()
+}
+
+// Defaults sets what an entry under outputs.archive has before its keys are read.
+func (c *ArchiveConfig) Defaults() {
 	c.Config.Defaults()
 	c.OutputConfig.Defaults()
 }
@@ -219,8 +233,8 @@ func (c *Config) Validate(report func(path, msg string)) {
 }
 
 func (c *OutputsConfig) validate(block func(path string) func(field, msg string)) {
-	if len(c.JSONL)+len(c.IPFIX)+len(c.Kafka)+len(c.Syslog) == 0 {
-		block("outputs")("", "no output under jsonl, ipfix, kafka or syslog, so every record would be lost; the least is: "+
+	if len(c.JSONL)+len(c.IPFIX)+len(c.Kafka)+len(c.Syslog)+len(c.Archive) == 0 {
+		block("outputs")("", "no output under jsonl, ipfix, kafka, syslog or archive, so every record would be lost; the least is: "+
 			leastConfig)
 	}
 	files, collectors, topics := claims{}, claims{}, claims{}
@@ -271,6 +285,14 @@ func (c *OutputsConfig) validate(block func(path string) func(field, msg string)
 				break
 			}
 		}
+	}
+	for i := range c.Archive {
+		o, at := &c.Archive[i], fmt.Sprintf("outputs.archive[%d]", i)
+		report := block(at)
+		o.Config.Validate(report)
+		o.OutputConfig.validate(report)
+		files.spool(o.Spool, at, report)
+		files.file(o.Path, at, "path", report)
 	}
 	receivers := claims{}
 	for i := range c.Syslog {

@@ -132,7 +132,7 @@ func TestExampleIsTheDefaults(t *testing.T) {
 	}
 	asIs, outputs, _ := example(t)
 	got, want := parse(string(asIs)), parse(leastConfig)
-	if len(got.Outputs.IPFIX)+len(got.Outputs.Kafka)+len(got.Outputs.Syslog) > 0 {
+	if len(got.Outputs.IPFIX)+len(got.Outputs.Kafka)+len(got.Outputs.Syslog)+len(got.Outputs.Archive) > 0 {
 		t.Error("as it stands, the example sends records over the network")
 	}
 	got.Outputs = parse(string(outputs)).Outputs
@@ -142,6 +142,7 @@ func TestExampleIsTheDefaults(t *testing.T) {
 		topic: flows}, {brokers: kafka3.example.net:9093, topic: nat}]}`).Outputs.Kafka
 	want.Outputs.Syslog = parse(`outputs: {syslog: [{address: "tcp://192.0.2.20:514"}, {address: tls://syslog.example.net}]}`).
 		Outputs.Syslog
+	want.Outputs.Archive = parse(`outputs: {archive: [{path: /var/lib/ctlogd/archive}]}`).Outputs.Archive
 	// What the outputs themselves resolve later, by this much:
 	if f := &want.Outputs.JSONL[0].Format; *f == "" {
 		*f = "flat"
@@ -167,8 +168,8 @@ func TestExampleHasEveryKey(t *testing.T) {
 	}
 	// Described once, where the same keys stand before.
 	described := []string{
-		"filter[].not", "outputs.jsonl[].filter[]", "outputs.ipfix[].filter[]", "outputs.kafka[].filter[]", "outputs.syslog[].filter[]",
-		"outputs.ipfix[].spool", "outputs.kafka[].spool", "outputs.syslog[].spool",
+		"filter[].not", "outputs.jsonl[].filter[]", "outputs.ipfix[].filter[]", "outputs.kafka[].filter[]", "outputs.syslog[].filter[]", "outputs.archive[].filter[]",
+		"outputs.ipfix[].spool", "outputs.kafka[].spool", "outputs.syslog[].spool", "outputs.archive[].spool",
 	}
 
 	var walk func(typ reflect.Type, nodes []*yaml.Node, path string)

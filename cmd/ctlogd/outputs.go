@@ -8,6 +8,7 @@ import (
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/input/ctnetlink"
+	"github.com/ctlogd/ctlogd/output/archive"
 	"github.com/ctlogd/ctlogd/output/format"
 	"github.com/ctlogd/ctlogd/output/ipfix"
 	"github.com/ctlogd/ctlogd/output/jsonl"
@@ -94,6 +95,15 @@ func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets) (output
 				return kafka.New(c.Config, kafka.Options{
 					Encoder: enc, Observer: format.NewObserverKey(cfg.Observer), Host: cfg.Host, Log: log.Named("kafka"), Dial: sockets.DialContext,
 				})
+			},
+		}, false)
+	}
+	for i, c := range cfg.Outputs.Archive {
+		add(plannedOutput{
+			name: c.Name(), path: fmt.Sprintf("outputs.archive[%d]", i), common: c.OutputConfig,
+			config: []any{c.Config, cfg.Host, cfg.Observer},
+			build: func() (deliver.Output, error) {
+				return archive.New(c.Config, cfg.Host, cfg.Observer, log.Named("archive"))
 			},
 		}, false)
 	}

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"context"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -74,14 +75,27 @@ func (o *Output) Counters(emit func(name, label string, n uint64)) {
 	emit("unsealed_files", "", count(s.RowLogs.Load()))
 	emit("seals", "success", s.Seals.Load())
 	emit("seals", "failure", s.SealErrors.Load())
-	emit("seal_milliseconds", "", s.SealNanos.Load()/1e6)
-	emit("seal_failing_since", "", count(s.Sealing.Load()/1e9))
+	emit("seal_seconds", "", s.SealNanos.Load()/1e9)
+	emit("seal_failing", "", since(s.Sealing.Load()))
 	emit("segments", "", count(s.Segments.Load()))
 	emit("segment_bytes", "", count(s.SegmentBytes.Load()))
-	emit("next_removal", "", count(s.NextRemoval.Load()/1e9))
+	emit("overdue", "", since(s.NextRemoval.Load()))
+	stopped := uint64(0)
+	if s.Stopped.Load() {
+		stopped = 1
+	}
+	emit("writing_stopped", "", stopped)
 	emit("removed_segments", "max_age", s.RemovedAge.Load())
 	emit("removed_segments", "max_size", s.RemovedSize.Load())
 	emit("removed_segments", "reserve", s.RemovedFull.Load())
 	emit("keep_errors", "", s.KeepErrors.Load())
 	emit("damaged_files", "", s.Damaged.Load())
+}
+
+// since returns how many seconds ago a time was, 0 if it is to come or is not set.
+func since(ns int64) uint64 {
+	if ns == 0 {
+		return 0
+	}
+	return uint64(max(time.Now().UnixNano()-ns, 0) / 1e9)
 }
