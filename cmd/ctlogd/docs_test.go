@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -78,6 +79,31 @@ func TestDocsLinks(t *testing.T) {
 			case anchor != "" && !anchors(string(text))[anchor]:
 				t.Errorf("%s: no heading for the link %s", name, link)
 			}
+		}
+	}
+}
+
+// What the mapping for goflow2 names is in the templates, and what it maps to is printed.
+func TestDocsGoflow2(t *testing.T) {
+	var templates bytes.Buffer
+	if code := run([]string{"ipfix", "templates"}, &templates, io.Discard); code != exitOK {
+		t.Fatalf("exit code %d", code)
+	}
+	mapping := document(t, "../../docs/examples/goflow2.yaml")
+	fields := regexp.MustCompile(`(?m)^    - \{field: (\d+),( penprovided: true, pen: (\d+),)? destination: (\w+)\} +# (\w+)`).FindAllStringSubmatch(mapping, -1)
+	if len(fields) != 11 {
+		t.Errorf("%d fields are mapped", len(fields))
+	}
+	for _, f := range fields {
+		id, destination, name := f[1], f[4], f[5]
+		if f[3] != "" {
+			id = f[3] + "/" + id
+		}
+		if !regexp.MustCompile(`\b` + id + `\b.*\b` + name + `\b|\b` + name + `\b.*\b` + id + `\b`).Match(templates.Bytes()) {
+			t.Errorf("the templates have no %s, %s", id, name)
+		}
+		if !strings.Contains(mapping, "\n    - "+destination+"\n") {
+			t.Errorf("%s is not printed", destination)
 		}
 	}
 }
