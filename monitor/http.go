@@ -29,6 +29,8 @@ const (
 	lastRetry  = 30 * time.Second
 
 	endWithin = time.Second
+
+	serverName = "ctlogd"
 )
 
 // NewMux returns what is served: /metrics, /healthz and /readyz. The caller may add to it.
@@ -49,6 +51,7 @@ func NewMux(source func() Snapshot) *http.ServeMux {
 // answer says yes or no by its status, and how the daemon fares in its text: the state, and a line for each reason.
 func answer(w http.ResponseWriter, yes bool, s *Snapshot) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Server", serverName) // by which the check knows that a port in use is in use by us
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	if !yes {

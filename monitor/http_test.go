@@ -365,3 +365,35 @@ func TestLostInWords(t *testing.T) {
 		}
 	}
 }
+
+// While ctlogd serves there, the check does not call the port taken; by somebody else it does.
+func TestReachOfOwnPort(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := Config{Listen: l.Addr().String()}
+	foreign := &http.Server{Handler: http.NotFoundHandler()}
+	go foreign.Serve(l)
+	if err := c.Reach(t.Context()); err == nil || !strings.Contains(err.Error(), "set another port") {
+		t.Errorf("a foreign server is at the port: %v", err)
+	}
+	foreign.Close()
+	for _, listen := range []string{c.Listen, "0.0.0.0" + c.Listen[len("127.0.0.1"):]} {
+		c.Listen = listen
+		s := NewServer(NewMux(full), nil)
+		s.Configure(c)
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			if conn, err := net.Dial("tcp", l.Addr().String()); err == nil {
+				conn.Close()
+				break
+			} else if time.Now().After(deadline) {
+				t.Fatal(err)
+			}
+		}
+		if err := c.Reach(t.Context()); err != nil {
+			t.Errorf("ctlogd itself is at %s: %v", listen, err)
+		}
+		s.Close()
+	}
+}

@@ -18,7 +18,7 @@ type Certificate struct {
 // soon is how long before its end a certificate is worth a warning.
 const soon = 30 * 24 * time.Hour
 
-const renew = "have it renewed; ctlogd need not be restarted for an IPFIX output, for one to Kafka it must"
+const renew = "have it renewed; each new connection reads the file, so ctlogd need not be restarted"
 
 // result tells whether the certificates in the file hold, and for how long. One that has expired among authorities is no
 // failure as long as another holds.

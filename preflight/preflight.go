@@ -40,6 +40,9 @@ type Options struct {
 	// Daemon says that the daemon itself asks: then any other ctlogd is one too many.
 	Daemon bool
 
+	// OutputsOnly leaves the host out: only files, certificates and outputs are checked.
+	OutputsOnly bool
+
 	// Files are what the disks must have room for.
 	Files []Files
 
@@ -98,13 +101,9 @@ type host struct {
 }
 
 func (h host) run(ctx context.Context, o Options) []Result {
-	checks := []func(context.Context) Result{h.capability, h.ctnetlink}
-	for _, s := range Sysctls {
-		checks = append(checks, func(context.Context) Result { return h.sysctl(s, o.Fix) })
-	}
-	checks = append(checks, h.tracking, h.fill, h.buckets, h.offload, h.helpers, h.others, h.clock)
-	if o.ReceiveBuffer > 0 {
-		checks = append(checks, func(context.Context) Result { return h.buffer(o.ReceiveBuffer) })
+	var checks []func(context.Context) Result
+	if !o.OutputsOnly {
+		checks = h.checks(o)
 	}
 	for _, s := range h.systems(o.Files) {
 		checks = append(checks, s.result)
@@ -124,6 +123,19 @@ func (h host) run(ctx context.Context, o Options) []Result {
 		results = append(results, check(ctx))
 	}
 	return results
+}
+
+// checks are those of the host itself.
+func (h host) checks(o Options) []func(context.Context) Result {
+	checks := []func(context.Context) Result{h.capability, h.ctnetlink}
+	for _, s := range Sysctls {
+		checks = append(checks, func(context.Context) Result { return h.sysctl(s, o.Fix) })
+	}
+	checks = append(checks, h.tracking, h.fill, h.buckets, h.offload, h.helpers, h.others, h.clock)
+	if o.ReceiveBuffer > 0 {
+		checks = append(checks, func(context.Context) Result { return h.buffer(o.ReceiveBuffer) })
+	}
+	return checks
 }
 
 func (o Output) result(ctx context.Context, now time.Time) Result {

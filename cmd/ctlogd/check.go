@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -23,18 +26,104 @@ import (
 // errChecks says that a check failed; what and why has been printed.
 var errChecks = errors.New("a check failed")
 
-type checkOptions struct{ fix, json, configOnly bool }
+type checkOptions struct {
+	fix, json, configOnly bool
+
+	user   string // with whose rights to look; "" for the unit's
+	asUser bool   // this is the child that looks with them
+}
+
+// theService returns the configuration of the service, which the unit names.
+func theService() string { return filepath.Join(hostRoot, "etc/ctlogd/ctlogd.yaml") }
 
 // runCheck prints what is wrong with the configuration and with the host, both whatever the other gives.
-func runCheck(ctx context.Context, file string, o checkOptions, stdout io.Writer) error {
-	cfg, err := LoadConfig(file)
-	results := configResults(file, err)
+func runCheck(ctx context.Context, file string, o checkOptions, stdin io.Reader, stdout io.Writer) error {
+	if o.asUser {
+		return checkAsUser(ctx, file, o, stdin, stdout)
+	}
+	var results []preflight.Result
+	if _, err := os.Stat(theService()); file == "" && err == nil {
+		file = theService()
+		results = append(results, preflight.Result{Name: "configuration", Status: preflight.Pass,
+			Detail: "without -c, that of the service is checked"})
+	}
+	var text []byte
+	var err error
+	if file != "" {
+		text, err = readConfig(ctx, file)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	who, whoErr := chooseAccount(o.user)
+	if whoErr != nil && o.user != "" {
+		return whoErr
+	}
+	// The look as root is made besides, for what the host's checks need to know of the configuration.
+	cfg, found := checkConfig(file, text, err)
+	if who != nil && err == nil {
+		theirs, err := who.lookAs(ctx, file, text, o.configOnly)
+		if err == nil {
+			results = append(results, theirs.Configuration...)
+			if !o.configOnly {
+				results = append(results, lookedAs(who, nil))
+				results = append(results, hostResults(ctx, cfg, o)...)
+				results = append(results, theirs.Outputs...)
+			}
+			return printChecks(ctx, results, o, stdout)
+		}
+		whoErr = err
+	}
+	results = append(results, found...)
+	if !o.configOnly {
+		results = append(results, lookedAs(nil, whoErr))
+		results = append(results, hostResults(ctx, cfg, o)...)
+		results = append(results, outputResults(ctx, cfg)...)
+	}
+	return printChecks(ctx, results, o, stdout)
+}
+
+// checkAsUser is the child that looks with a user's rights.
+func checkAsUser(ctx context.Context, file string, o checkOptions, stdin io.Reader, stdout io.Writer) error {
+	text, err := io.ReadAll(stdin)
+	if err != nil {
+		return err
+	}
+	var r asUserResults
+	cfg, found := checkConfig(file, text, nil)
+	r.Configuration = found
+	if file == theService() {
+		if f, err := os.Open(file); err != nil {
+			r.Configuration = append(r.Configuration, preflight.Result{Name: "configuration", Status: preflight.Fail,
+				Detail: err.Error(), Remedy: "chgrp ctlogd " + file + "; chmod 0640 " + file})
+		} else {
+			f.Close()
+		}
+	}
+	if !o.configOnly {
+		r.Outputs = outputResults(ctx, cfg)
+	}
+	return json.NewEncoder(stdout).Encode(r)
+}
+
+// checkConfig returns the configuration, nil if it is not right, and what there is to say about it. err is that of
+// reading the file.
+func checkConfig(file string, text []byte, err error) (cfg *Config, results []preflight.Result) {
+	switch {
+	case file == "":
+		cfg = DefaultConfig()
+	case err == nil:
+		cfg, err = parseConfig(file, text)
+	}
+	results = configResults(file, err)
 	if cfg != nil {
 		results = append(results, cfg.warningResults()...)
 	}
-	if !o.configOnly {
-		results = append(results, hostResults(ctx, cfg, o)...)
-	}
+	return cfg, results
+}
+
+// printChecks prints the results; the error is errChecks if one has failed.
+func printChecks(ctx context.Context, results []preflight.Result, o checkOptions, stdout io.Writer) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -55,16 +144,27 @@ func runCheck(ctx context.Context, file string, o checkOptions, stdout io.Writer
 	return nil
 }
 
-// hostResults are those of the host, and of what cfg, nil if it could not be had, needs of it.
+// hostResults are those of the host. cfg is nil if it could not be had.
 func hostResults(ctx context.Context, cfg *Config, o checkOptions) []preflight.Result {
+	var results []preflight.Result
 	if cfg == nil {
-		host := hostChecks(DefaultConfig())
-		host.Fix, host.Outputs = o.fix, nil
-		return preflight.Run(ctx, host)
+		cfg = DefaultConfig()
+	} else {
+		results = machineResults(cfg)
 	}
 	host := hostChecks(cfg)
-	host.Fix = o.fix
-	return slices.Concat(machineResults(cfg), preflight.Run(ctx, host))
+	host.Fix, host.Files, host.Certificates, host.Outputs = o.fix, nil, nil, nil
+	return append(results, preflight.Run(ctx, host)...)
+}
+
+// outputResults are those of what cfg, nil if it could not be had, writes to and listens at.
+func outputResults(ctx context.Context, cfg *Config) []preflight.Result {
+	if cfg == nil {
+		return nil
+	}
+	host := hostChecks(cfg)
+	host.OutputsOnly = true
+	return preflight.Run(ctx, host)
 }
 
 // machineResults says what is doubtful about who the machine is, for a configuration that has only been loaded.
@@ -82,7 +182,7 @@ func configResults(file string, err error) []preflight.Result {
 	var wrong *config.Error
 	switch {
 	case err == nil && file == "":
-		return []preflight.Result{{Name: name, Status: preflight.Pass, Detail: "the defaults; -c FILE checks a file"}}
+		return []preflight.Result{{Name: name, Status: preflight.Pass, Detail: "the defaults, as there is no " + theService() + "; -c FILE checks a file"}}
 	case err == nil:
 		return []preflight.Result{{Name: name, Status: preflight.Pass, Detail: file}}
 	case errors.As(err, &wrong):

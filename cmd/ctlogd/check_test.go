@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -63,7 +64,7 @@ func TestCheckReportsTheConfiguration(t *testing.T) {
 		want []preflight.Result // of configuration and outputs
 	}{
 		{"defaults", nil, []preflight.Result{
-			{Name: "configuration", Status: preflight.Pass, Detail: "the defaults; -c FILE checks a file"},
+			{Name: "configuration", Status: preflight.Pass, Detail: "the defaults, as there is no /nonexistent/etc/ctlogd/ctlogd.yaml; -c FILE checks a file"},
 			{Name: "outputs.jsonl[0]", Status: preflight.Pass, Detail: "-"},
 		}},
 		{"missing file", []string{"-c", "testdata/none.yaml"}, []preflight.Result{{Name: "configuration",
@@ -140,8 +141,24 @@ func TestLogChecks(t *testing.T) {
 func TestCheckPrintsText(t *testing.T) {
 	var stdout bytes.Buffer
 	run([]string{"check"}, &stdout, io.Discard)
-	if !strings.HasPrefix(stdout.String(), "pass  configuration         the defaults; -c FILE checks a file\n") {
+	if !strings.HasPrefix(stdout.String(), "pass  configuration         the defaults, as there is no /nonexistent/etc/ctlogd/ctlogd.yaml; -c FILE checks a file\n") {
 		t.Errorf("got %q", &stdout)
+	}
+}
+
+// What others have named cannot make lines of its own, in either form.
+func TestCheckIsPrintable(t *testing.T) {
+	const hostile = "CN=x\x1b[2K\rfail  ctnetlink  forged\n\u009b31m"
+	results := []preflight.Result{{Name: "outputs.ipfix[0]", Status: preflight.Pass, Detail: hostile, Remedy: hostile}}
+	for _, asJSON := range []bool{false, true} {
+		var out bytes.Buffer
+		if err := printChecks(t.Context(), slices.Clone(results), checkOptions{json: asJSON}, &out); err != nil {
+			t.Fatal(err)
+		}
+		text := out.String()
+		if strings.ContainsAny(text, "\x1b\r\u009b") || strings.Contains(text, "\nfail") || strings.Count(text, "forged") != 2 {
+			t.Errorf("got %q", text)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -162,13 +163,13 @@ var errUnread = errors.New("read the configuration")
 
 // LoadConfig reads the configuration from file, "" being the one without a file. If the file can be read but is not
 // right, the error is a *config.Error with all that is wrong.
-func LoadConfig(file string) (*Config, error) {
+func LoadConfig(ctx context.Context, file string) (*Config, error) {
 	if file == "" {
 		return DefaultConfig(), nil
 	}
-	text, err := os.ReadFile(file)
+	text, err := readConfig(ctx, file)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errUnread, err)
+		return nil, err
 	}
 	c, err := parseConfig(file, text)
 	if err != nil {
@@ -176,6 +177,29 @@ func LoadConfig(file string) (*Config, error) {
 	}
 	c.file = file
 	return c, nil
+}
+
+// readConfig reads the file, until ctx ends: a FIFO that nobody writes, or a file system that hangs, must not keep a
+// signal from ending the process.
+func readConfig(ctx context.Context, file string) ([]byte, error) {
+	type result struct {
+		text []byte
+		err  error
+	}
+	read := make(chan result, 1)
+	go func() {
+		text, err := os.ReadFile(file)
+		read <- result{text, err}
+	}()
+	select {
+	case r := <-read:
+		if r.err != nil {
+			return nil, fmt.Errorf("%w: %w", errUnread, r.err)
+		}
+		return r.text, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("read %s: %w", file, ctx.Err())
+	}
 }
 
 // parseConfig reads the configuration in text; file stands in the messages.

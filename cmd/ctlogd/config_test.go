@@ -182,7 +182,7 @@ func TestGoodConfigs(t *testing.T) {
 	}
 	for name, change := range want {
 		t.Run(name, func(t *testing.T) {
-			got, err := LoadConfig(filepath.Join("testdata", "good-"+name+".yaml"))
+			got, err := LoadConfig(t.Context(), filepath.Join("testdata", "good-"+name+".yaml"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -233,7 +233,7 @@ metrics: {listen: "LISTEN"}
 		}
 	}
 	for _, file := range []string{"../../ctlogd.yaml.example", "../../packaging/ctlogd.yaml"} {
-		c, err := LoadConfig(file)
+		c, err := LoadConfig(t.Context(), file)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -244,7 +244,7 @@ metrics: {listen: "LISTEN"}
 }
 
 func TestLoadConfigWithoutFile(t *testing.T) {
-	got, err := LoadConfig("")
+	got, err := LoadConfig(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,7 +253,7 @@ func TestLoadConfigWithoutFile(t *testing.T) {
 		t.Errorf("outputs %+v, want standard output alone", got.Outputs)
 	}
 
-	_, err = LoadConfig(filepath.Join(t.TempDir(), "none.yaml"))
+	_, err = LoadConfig(t.Context(), filepath.Join(t.TempDir(), "none.yaml"))
 	if !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a file that does not exist: got %v", err)
 	}

@@ -16,7 +16,7 @@ import (
 func newIPFIX(stdout io.Writer) *cobra.Command {
 	var file string
 	templates := command("templates", "Print the templates, as tables in Markdown",
-		func(context.Context) error { return runTemplates(file, stdout) })
+		func(ctx context.Context) error { return runTemplates(ctx, file, stdout) })
 	templates.Flags().StringVarP(&file, "config", "c", "",
 		"configuration `FILE` whose outputs' templates to print; without: all there are")
 
@@ -49,11 +49,11 @@ func newIPFIX(stdout io.Writer) *cobra.Command {
 }
 
 // runTemplates prints the templates of each ipfix output in the file, or all there are.
-func runTemplates(file string, stdout io.Writer) error {
+func runTemplates(ctx context.Context, file string, stdout io.Writer) error {
 	if file == "" {
 		return ipfix.WriteTemplates(stdout, ipfix.AllTemplates())
 	}
-	cfg, err := LoadConfig(file)
+	cfg, err := LoadConfig(ctx, file)
 	if err != nil {
 		return err
 	}

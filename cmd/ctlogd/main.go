@@ -106,9 +106,12 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	runCmd := withFile(command("run", "Log the flows of this network namespace until a signal",
 		func(ctx context.Context) error { return runRun(ctx, file, stderr) }))
 	checkCmd := withFile(command("check", "Validate the configuration and the host; exit 1 if ctlogd could not work",
-		func(ctx context.Context) error { return runCheck(ctx, file, check, stdout) }))
+		func(ctx context.Context) error { return runCheck(ctx, file, check, os.Stdin, stdout) }))
 	checkCmd.Flags().BoolVar(&check.fix, "fix", false, "set the sysctls that are wrong, until the next reboot")
 	checkCmd.Flags().BoolVar(&check.configOnly, "config-only", false, "look at the configuration alone, and not at the host")
+	checkCmd.Flags().StringVar(&check.user, "user", "", "look at files and outputs with the rights of this user; without: of the one that the unit names")
+	checkCmd.Flags().BoolVar(&check.asUser, "as-user", false, "")
+	_ = checkCmd.Flags().MarkHidden("as-user")
 	checkCmd.Flags().BoolVar(&check.json, "json", false, "print the results as a JSON array")
 	checkCmd.MarkFlagsMutuallyExclusive("config-only", "fix")
 	versionCmd := command("version", "Print the version",
@@ -123,6 +126,8 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 			return errors.New("no command given; use run, check, status, tap, top, ipfix or version")
 		},
 	}
+	root.Version = versionText()
+	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true

@@ -21,9 +21,18 @@ import (
 const (
 	asDaemon   = "CTLOGD_TEST_DAEMON"
 	withConfig = "CTLOGD_TEST_CONFIG"
+	withRoot   = "CTLOGD_TEST_ROOT" // where the unit is
 )
 
 func TestMain(m *testing.M) {
+	if root := os.Getenv(withRoot); root != "" {
+		hostRoot = root
+	} else {
+		hostRoot = "/nonexistent" // a ctlogd that is installed here is no concern of the tests
+	}
+	if len(os.Args) > 2 && os.Args[1] == "check" { // a check with the rights of another user
+		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+	}
 	if file := os.Getenv(withConfig); file != "" {
 		os.Exit(run([]string{"run", "-c", file}, os.Stdout, os.Stderr))
 	}
@@ -97,6 +106,11 @@ func TestVersion(t *testing.T) {
 	}
 	if got := stdout.String(); !strings.HasPrefix(got, "ctlogd 1.2.3, commit abcdef, go1.") {
 		t.Errorf("got %q", got)
+	}
+	want := stdout.String()
+	stdout.Reset()
+	if code := run([]string{"--version"}, &stdout, io.Discard); code != exitOK || stdout.String() != want {
+		t.Errorf("--version: exit code %d, %q; want %q", code, &stdout, want)
 	}
 }
 
@@ -176,5 +190,40 @@ func TestSignalsDuringStart(t *testing.T) {
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != exitConfig || !strings.Contains(stderr.String(), fifo+":1: ") {
 		t.Errorf("got %v, want exit code 1; standard error %q", err, &stderr)
+	}
+}
+
+// A check or a start that waits for what a FIFO does not give ends at SIGTERM.
+func TestSignalBeforeConfig(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fifo := filepath.Join(t.TempDir(), "ctlogd.yaml")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for command, code := range map[string]int{"check": exitFailure, "run": exitOK} {
+		cmd := exec.Command(self, command, "-c", fifo)
+		if command == "run" {
+			cmd = exec.Command(self)
+			cmd.Env = append(os.Environ(), withConfig+"="+fifo)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = cmd.Process.Kill() })
+		writer, err := os.OpenFile(fifo, os.O_WRONLY, 0) // waits until the process reads it
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer writer.Close()
+		if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		if got := cmd.ProcessState.ExitCode(); got != code {
+			t.Errorf("%s: exit code %d, want %d", command, got, code)
+		}
 	}
 }

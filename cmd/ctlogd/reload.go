@@ -71,7 +71,7 @@ func (a *app) reopen() {
 // change itself happens on the reader's goroutine between two batches, so that each record meets one configuration. The
 // netlink socket stays open throughout.
 func (a *app) reload(ctx context.Context) error {
-	cfg, err := LoadConfig(a.cfg.file)
+	cfg, err := LoadConfig(ctx, a.cfg.file)
 	if err != nil {
 		return err
 	}

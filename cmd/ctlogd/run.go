@@ -26,7 +26,10 @@ func runRun(ctx context.Context, file string, stderr io.Writer) error {
 	defer signals.release()
 	m := findManager()
 	defer m.abandon()
-	cfg, err := LoadConfig(file)
+	cfg, err := LoadConfig(ctx, file)
+	if ctx.Err() != nil {
+		return nil // told to end before there was anything to do
+	}
 	if err != nil {
 		return err
 	}

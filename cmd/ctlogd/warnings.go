@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"reflect"
 	"strings"
 
 	"go.uber.org/zap"
@@ -14,21 +15,24 @@ import (
 // Warnings reports what is valid and hardly meant, by its path. c is valid.
 func (c *Config) Warnings(report func(path, msg string)) {
 	c.Filter.Warnings(func(field, msg string) { report("filter"+field, msg) })
-	outputs := func(kind string, i int, o *OutputConfig) {
-		o.Filter.Warnings(func(field, msg string) { report(fmt.Sprintf("outputs.%s[%d].filter%s", kind, i, field), msg) })
-	}
-	for i := range c.Outputs.JSONL {
-		outputs("jsonl", i, &c.Outputs.JSONL[i].OutputConfig)
-	}
-	for i := range c.Outputs.IPFIX {
-		outputs("ipfix", i, &c.Outputs.IPFIX[i].OutputConfig)
-	}
-	for i := range c.Outputs.Kafka {
-		outputs("kafka", i, &c.Outputs.Kafka[i].OutputConfig)
-	}
+	c.Outputs.each(func(path string, o *OutputConfig) {
+		o.Filter.Warnings(func(field, msg string) { report(path+".filter"+field, msg) })
+	})
 	if m := &c.Metrics; m.Listen != "" && m.WebConfig == "" && everyAddress(m.Listen) {
 		report("metrics.listen", fmt.Sprintf("%s is every address of this host, and whoever reaches one may look, without a "+
 			"password; listen on 127.0.0.1 or on an inner address, or set web_config", m.Listen))
+	}
+}
+
+// each calls do for what every output has, of whatever kind it is.
+func (c *OutputsConfig) each(do func(path string, o *OutputConfig)) {
+	v := reflect.ValueOf(c).Elem()
+	for i := range v.NumField() {
+		kind := v.Type().Field(i).Tag.Get("yaml")
+		for j := range v.Field(i).Len() {
+			o := v.Field(i).Index(j).FieldByName("OutputConfig").Addr().Interface().(*OutputConfig)
+			do(fmt.Sprintf("outputs.%s[%d]", kind, j), o)
+		}
 	}
 }
 
