@@ -19,6 +19,7 @@ type collector struct {
 
 	targets  []netip.AddrPort // the one to try next in front; UDP only
 	resolved time.Time        // when the name was last looked up
+	absent   bool             // at none of them, when they were last tried
 
 	// sockets are kept when a session ends: the next one to the same target has the same port, and is the same flow in
 	// the connection tracking tables on its way.
@@ -110,7 +111,11 @@ func (e *Exporter) dialCollector(ctx context.Context, c *collector) (transport, 
 	case "tcp":
 		return dialStream(ctx, c.address, nil, size, e.sockets, e.look)
 	}
-	if c.targets == nil || c.named() && time.Since(c.resolved) >= e.config.templateInterval() {
+	stale := e.config.templateInterval()
+	if c.absent {
+		stale = firstRetry
+	}
+	if c.targets == nil || c.named() && time.Since(c.resolved) >= stale {
 		targets, err := c.lookUp(ctx, e.resolve)
 		switch {
 		case err == nil:

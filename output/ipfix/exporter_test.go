@@ -238,6 +238,7 @@ func numbers(first, n int) []int {
 }
 
 func TestUDP(t *testing.T) {
+	t.Parallel()
 	for _, at := range []string{"127.0.0.1:0", "[::1]:0"} {
 		c, address := collectUDP(t, at)
 		e := newExporter(t, Config{Address: "udp://" + address})
@@ -357,6 +358,7 @@ func TestGapRecords(t *testing.T) {
 }
 
 func TestNoOptions(t *testing.T) {
+	t.Parallel()
 	c, address := collectUDP(t, "127.0.0.1:0")
 	no := false
 	e := newExporter(t, Config{Address: "udp://" + address, Options: &no, Enterprise: everyElement})
@@ -386,14 +388,8 @@ func TestEnterprise(t *testing.T) {
 }
 
 func TestFailoverUDP(t *testing.T) {
-	gone, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := gone.LocalAddr().String()
-	gone.Close()
 	c, standby := collectUDP(t, "127.0.0.1:0")
-	e := newExporter(t, Config{Address: "udp://" + address, Failover: []string{"udp://" + standby}})
+	e := newExporter(t, Config{Address: "udp://" + nobody(t), Failover: []string{"udp://" + standby}})
 	write(t, e, numbered(1, 10)) // templates are refused already
 	if diff := cmp.Diff(numbers(1, 10), c.wait(enough(10)).flows()); diff != "" {
 		t.Errorf("flow ids (-want +got):\n%s", diff)
@@ -428,6 +424,7 @@ func TestFailoverTCP(t *testing.T) {
 }
 
 func TestTCP(t *testing.T) {
+	t.Parallel()
 	c := newReceived(t)
 	l := listenTCP(t, "127.0.0.1:0")
 	c.serve(l)
@@ -500,6 +497,7 @@ func TestWriteEndsWithContext(t *testing.T) {
 // TestStopsReading: a collector accepts the connection and reads nothing more. Write returns when its context ends, and
 // says how much it has written; then the collector dies, and what its host had not acknowledged goes to the next one.
 func TestStopsReading(t *testing.T) {
+	t.Parallel()
 	l := listenTCP(t, "127.0.0.1:0")
 	address := l.Addr().String()
 	accepted := make(chan *net.TCPConn, 1)

@@ -19,10 +19,19 @@ import (
 	"go.uber.org/zap"
 )
 
-// nobody returns a UDP port of 127.0.0.1 on which nobody listens.
+// alone counts the addresses that unused has given out.
+var alone atomic.Uint32
+
+// unused returns a loopback address that no other test uses, so that a port of it stays free when it was closed.
+func unused() string {
+	n := alone.Add(1)
+	return fmt.Sprintf("127.77.%d.%d", n>>8&255, n&255)
+}
+
+// nobody returns a UDP port on which nobody listens.
 func nobody(t *testing.T) (address string) {
 	t.Helper()
-	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	c, err := net.ListenPacket("udp", unused()+":0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,6 +52,7 @@ func until(t *testing.T, what string, ok func() bool) {
 // TestRefusedUDP: nobody listens. Write says so, and spends no record on finding out, however often it is tried; all
 // attempts come from one port. A collector that comes up gets everything.
 func TestRefusedUDP(t *testing.T) {
+	t.Parallel()
 	address := nobody(t)
 	e := newExporter(t, Config{Address: "udp://" + address})
 	var from string
@@ -74,7 +84,8 @@ func TestRefusedUDP(t *testing.T) {
 // TestRefusedLater: the collector ends between two records. What was sent since, and was handed to the kernel without an
 // error, does not count as arrived, and is sent again when a collector is back; no Write has to come along for it.
 func TestRefusedLater(t *testing.T) {
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	t.Parallel()
+	conn, err := net.ListenPacket("udp", unused()+":0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +123,8 @@ func TestRefusedLater(t *testing.T) {
 
 // TestCloseAwaitsRefusal: Close says what was refused, although the kernel took it.
 func TestCloseAwaitsRefusal(t *testing.T) {
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	t.Parallel()
+	conn, err := net.ListenPacket("udp", unused()+":0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,9 +169,11 @@ func TestNames(t *testing.T) {
 // TestNameMoves: the name's address changes while the old one goes on taking what is sent. SIGHUP (Reopen) has it looked
 // up at once, template_interval sooner or later.
 func TestNameMoves(t *testing.T) {
-	old, at := collectUDP(t, "127.0.0.1:0")
+	t.Parallel()
+	first, second := unused(), unused()
+	old, at := collectUDP(t, first+":0")
 	_, port, _ := net.SplitHostPort(at)
-	moved, _ := collectUDP(t, "127.0.0.9:"+port)
+	moved, _ := collectUDP(t, second+":"+port)
 	for _, interval := range []time.Duration{time.Second, time.Hour} {
 		var now netip.Addr
 		fails := false
@@ -178,16 +192,16 @@ func TestNameMoves(t *testing.T) {
 			now, fails = netip.MustParseAddr(ip), failing
 			e.unlock()
 		}
-		now = netip.MustParseAddr("127.0.0.1")
+		now = netip.MustParseAddr(first)
 		e.collectors[0].move([]netip.AddrPort{netip.MustParseAddrPort(at)}) // the first session asks under the lock
 		write(t, e, numbered(1, 1))
 		old.wait(enough(was + 1))
-		set("127.0.0.1", true)
+		set(first, true)
 		e.Reopen()
 		until(t, "the failing name server is asked", func() bool { return !e.reopen.Load() })
 		write(t, e, numbered(2, 1)) // goes on
 		old.wait(enough(was + 2))
-		set("127.0.0.9", false)
+		set(second, false)
 		if interval == time.Hour {
 			e.Reopen()
 		}
@@ -204,6 +218,7 @@ func TestNameMoves(t *testing.T) {
 
 // TestFailoverPorts: two collectors are down. However often they are tried, each is one flow.
 func TestFailoverPorts(t *testing.T) {
+	t.Parallel()
 	e := newExporter(t, Config{Address: "udp://" + nobody(t), Failover: []string{"udp://" + nobody(t)}})
 	for range 3 {
 		if _, err := e.Write(t.Context(), numbered(1, 1)); !errors.Is(err, errRefused) {
@@ -286,4 +301,33 @@ func TestRefusedTrain(t *testing.T) {
 	if !u.trains {
 		t.Error("trains were given up")
 	}
+}
+
+// TestNameMovesAway: the name's address changes, and the old one refuses. The new one is found with the next attempts, long
+// before template_interval.
+func TestNameMovesAway(t *testing.T) {
+	t.Parallel()
+	first, second := unused(), unused()
+	conn, err := net.ListenPacket("udp", first+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(conn.LocalAddr().String())
+	e := newExporter(t, Config{Address: "udp://collector.example:" + port, TemplateInterval: time.Hour})
+	var moved atomic.Bool
+	e.resolve = func(context.Context, string, string) ([]netip.Addr, error) {
+		if moved.Load() {
+			return []netip.Addr{netip.MustParseAddr(second)}, nil
+		}
+		return []netip.Addr{netip.MustParseAddr(first)}, nil
+	}
+	write(t, e, numbered(1, 1))
+	until(t, "the first record arrives", func() bool { return e.Acknowledged() == 1 })
+	conn.Close()
+	c, _ := collectUDP(t, second+":"+port)
+	moved.Store(true)
+	until(t, "a session begins at the new address", func() bool {
+		_, err := e.Write(t.Context(), numbered(2, 1))
+		return err == nil && len(c.peek().flows()) > 0
+	})
 }

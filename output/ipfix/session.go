@@ -46,6 +46,7 @@ func (e *Exporter) connect(ctx context.Context) error {
 		for tries := 1; ; tries++ {
 			err := e.start(ctx, c)
 			if err == nil {
+				c.absent = false
 				e.log.Info("session begun", zap.Stringer("collector", c.address), zap.Int("message_size", e.size))
 				return nil
 			}
@@ -58,6 +59,7 @@ func (e *Exporter) connect(ctx context.Context) error {
 				break
 			}
 		}
+		c.absent = true
 		e.standBy()
 	}
 	return errors.Join(errs...)

@@ -13,6 +13,7 @@ import (
 )
 
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	save := func(name string, data []byte) string {
 		path := filepath.Join(dir, name)
