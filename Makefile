@@ -14,8 +14,12 @@ TEST_NEEDS   = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack unshare:uti
     java:default-jre-headless mvn:maven kcat:kcat chromium:chromium \
     nfcapd:nfdump nfacctd:pmacct tshark:tshark dumpcap:wireshark-common ipfixDump:libfixbuf-tools socat:socat \
     openssl:openssl promtool:prometheus jq:jq systemd-analyze:systemd rpm:rpm lintian:lintian man:man-db file:file \
-    $$(/usr/bin/python3 -c 'import ipfix' 2>/dev/null || echo :python3-ipfix)
-BENCH_NEEDS  = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack ulogd:ulogd2 sysctl:procps
+    rsyslogd:rsyslog ulogd:ulogd2 \
+    $$(/usr/bin/python3 -c 'import ipfix' 2>/dev/null || echo :python3-ipfix) \
+    $$(/usr/bin/python3 -c 'import ensurepip' 2>/dev/null || echo :python3-venv) \
+    $$(find /usr/lib -name lmnsd_gtls.so 2>/dev/null | grep -q . || echo :rsyslog-gnutls) \
+    $$(find /usr/lib -name ulogd_output_JSON.so 2>/dev/null | grep -q . || echo :ulogd2-json)
+BENCH_NEEDS  = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack ulogd:ulogd2 sysctl:procps socat:socat
 
 # The packages with tests of that kind, which run one after another: they share the machine's conntrack table.
 INTEGRATION  = $(sort $(dir $(shell grep -rl --include='*_test.go' '^//go:build integration' .)))

@@ -14,8 +14,9 @@
 #   burst: FLOWS entries are created, then the whole table is flushed while the consumer listens.
 #   churn: FLOWS entries are created and deleted, RATE a second or as fast as the kernel goes, while it listens.
 # Rows: nobody, drain, drain-nap (1 ms naps), ulogd-json, ulogd-ipfix (Debian packages ulogd2, ulogd2-json), ctlogd-json,
-# ctlogd-ipfix, ctlogd-kafka, ctlogd-both, which has a file of JSON lines as well, and ctlogd-spooled, which is ctlogd-kafka
-# with the default queue, much smaller than the burst, and a spool behind it (where Kafka's jars are in the cache, see
+# ctlogd-ipfix, ctlogd-ecs, ctlogd-ocsf, ctlogd-cim, ctlogd-ulogd2 and ctlogd-cef, which are files in these formats,
+# ctlogd-syslog, which is the flat format as syslog over TCP, to a socat, ctlogd-kafka, ctlogd-both, which has a file of
+# JSON lines as well, and ctlogd-spooled, which is ctlogd-kafka with the default queue, much smaller than the burst, and a spool behind it (where Kafka's jars are in the cache, see
 # integration/broker/fetch.sh; the broker runs in the namespace, and its CPU time is not counted); -o selects some. A
 # COMMAND makes one more row: it runs in a scratch folder, and the lines that it writes there to standard output and
 # *.json* files are its records. $BENCH_DIR (default /var/tmp) is where the scratch folder is made, so it says which disk
@@ -37,9 +38,9 @@ work=$(mktemp -d "${BENCH_DIR:-/var/tmp}/ctlogd-bench.XXXXXX") ns=ctlogd-bench-$
 exec 9</proc/sys/net/netfilter/nf_conntrack_max
 flock 9
 max=$(sysctl -n net.netfilter.nf_conntrack_max) buckets=$(sysctl -n net.netfilter.nf_conntrack_buckets)
-pid= sink= kafka=
+pid= sink= kafka= receiver=
 cleanup() {
-    for p in $pid $sink $kafka; do kill -9 "$p" 2>/dev/null || true; done
+    for p in $pid $sink $kafka $receiver; do kill -9 "$p" 2>/dev/null || true; done
     ip netns del "$ns" 2>/dev/null || true
     sysctl -qw net.netfilter.nf_conntrack_max="$max" net.netfilter.nf_conntrack_buckets="$buckets" || true
     rm -rf "$work"
@@ -107,6 +108,7 @@ row() {
     case $name in
         drain*) records=$(sed -n 's/^events=\([0-9]*\).*/\1/p' "$dir/out/stdout") ;;
         ctlogd-kafka | ctlogd-both | ctlogd-spooled) records=$(in_ns kcat -C -e -q -b 127.0.0.1:9092 -t "$name" -f '\n' | wc -l) ;;
+        ctlogd-syslog) records=$(wc -l <"$work/syslog" || echo 0) ;;
         *-ipfix) records=$(sed -n 's/^records=\([0-9]*\).*/\1/p' "$dir/sink") ;;
         *) records=$(find "$dir/out" -type f \( -name '*.json*' -o -name stdout \) -exec cat {} + | wc -l) ;;
     esac
@@ -133,6 +135,17 @@ outputs:
   $2
 END
     row "ctlogd-$1" "$work/ctlogd" run -c "$work/ctlogd-$1.yaml"
+}
+
+# What comes by syslog goes to a file, whose lines are the records; socat's CPU time is not counted.
+syslog() {
+    if [[ -n $only && $only != *,ctlogd-syslog,* ]]; then return; fi
+    rm -f "$work/syslog"
+    (exec ip netns exec "$ns" socat -u -b 262144 TCP-LISTEN:5514,bind=127.0.0.1,reuseaddr OPEN:"$work/syslog",creat,append) & receiver=$!
+    ctlogd syslog 'syslog: [{address: "tcp://127.0.0.1:5514", framing: lf}]'
+    kill "$receiver" 2>/dev/null || true
+    wait "$receiver" 2>/dev/null || true
+    receiver=
 }
 
 # Kafka is there for these rows alone: a fresh one for each run.
@@ -172,6 +185,10 @@ for run in $(seq "$runs"); do
     ulogd ipfix
     ctlogd json "jsonl: [{path: $work/run/ctlogd-json/out/flows.json}]"
     ctlogd ipfix 'ipfix: [{address: "udp://127.0.0.1:4739"}]'
+    for format in ecs ocsf cim ulogd2 cef; do
+        ctlogd $format "jsonl: [{path: $work/run/ctlogd-$format/out/flows.json, format: $format}]"
+    done
+    syslog
     kafka
     for consumer in "$@"; do row "${consumer%%=*}" "${consumer#*=}"; done
 done
