@@ -77,6 +77,9 @@ func TestReaders(t *testing.T) {
 		must(t, os.Chmod(m.path(path), 0o640))
 	}
 	must(t, os.Chmod(m.path(web), 0o600))
+	// As an older version has left them: the start hands them over.
+	_, err := m.run("chgrp", "-R", "ctlogd", "/var/log/ctlogd", "/var/lib/ctlogd")
+	must(t, err)
 	m.systemctl(t, "restart", "ctlogd")
 	must(t, m.flood.Churn(0, 1000))
 	m.settle(t, 1000)
