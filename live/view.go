@@ -30,7 +30,7 @@ type View struct {
 // Rates are means over the last ten seconds, each a second.
 type Rates struct {
 	Events   float64 `json:"events"`   // messages read from the kernel
-	Filtered float64 `json:"filtered"` // records of them that the filter for all outputs dropped
+	Filtered float64 `json:"filtered"` // records of them that the filter for all outputs dropped, or that are of own flows
 	Lost     float64 `json:"lost"`     // records put on record as lost
 	Busy     float64 `json:"busy"`     // the reader's utilisation, 0 to 1
 
@@ -74,7 +74,7 @@ type outputSample struct {
 }
 
 func sampleOf(s *monitor.Snapshot) sample {
-	p := sample{time: s.Time, filtered: s.Filtered, lost: s.Lost(), busy: s.Reader.Busy, outputs: map[string]outputSample{}}
+	p := sample{time: s.Time, filtered: s.Filtered + s.OwnFlows, lost: s.Lost(), busy: s.Reader.Busy, outputs: map[string]outputSample{}}
 	for _, n := range s.Reader.Events {
 		p.events += n
 	}

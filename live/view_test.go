@@ -17,7 +17,7 @@ func TestHistory(t *testing.T) {
 	var s monitor.Snapshot
 	h := history{snapshot: func() monitor.Snapshot { return s }}
 	at := func(seconds int, events, filtered uint64, outputs ...monitor.Output) {
-		s = monitor.Snapshot{Time: began.Add(time.Duration(seconds) * time.Second), Filtered: filtered, Outputs: outputs,
+		s = monitor.Snapshot{Time: began.Add(time.Duration(seconds) * time.Second), Filtered: filtered / 2, OwnFlows: filtered - filtered/2, Outputs: outputs,
 			Reader: monitor.Reader{Events: map[string]uint64{"destroy": events, "new": events}}}
 	}
 	out := func(name string, written uint64, l monitor.Histogram) monitor.Output {
