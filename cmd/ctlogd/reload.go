@@ -84,14 +84,7 @@ func (a *app) reload(ctx context.Context) error {
 
 // adopt has the daemon work as cfg says.
 func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
-	if cfg.StateDirectory != a.cfg.StateDirectory {
-		a.log.Warn("reload: state_directory takes effect at the next start")
-	}
-
-	if cfg.Live != a.cfg.Live {
-		a.log.Warn("reload: live takes effect at the next start")
-	}
-
+	fixed := fixedKeys(a.cfg, cfg)
 	was := map[string]plannedOutput{}
 	for _, o := range a.outputs {
 		was[o.name] = o
@@ -122,10 +115,13 @@ func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
 
 	within, cancel := context.WithTimeout(ctx, reloadWithin)
 	defer cancel()
-	var fixed []string
-	err = a.reader.Do(within, func() (err error) {
-		if fixed, err = a.source.Reconfigure(cfg.inputConfig(), pushdown(cfg, outputs)); err != nil {
+	err = a.reader.Do(within, func() error {
+		keys, err := a.source.Reconfigure(cfg.inputConfig(), pushdown(cfg, outputs))
+		if err != nil {
 			return err
+		}
+		for _, key := range keys {
+			fixed = append(fixed, "input.conntrack."+key)
 		}
 		a.choose(cfg)
 		for i, o := range outputs {
@@ -145,7 +141,7 @@ func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
 		return fmt.Errorf("the kernel does not take it: %w", err)
 	}
 	for _, key := range fixed {
-		a.log.Warn("reload: takes effect at the next start", zap.String("key", "input.conntrack."+key))
+		a.log.Warn("reload: takes effect at the next start", zap.String("key", key))
 	}
 	a.keeper.Adopt()
 	a.outputs, a.cfg = outputs, cfg
@@ -158,6 +154,20 @@ func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
 		a.retire(running, cfg.ShutdownTimeout)
 	}
 	return nil
+}
+
+// fixedKeys returns the keys outside of input and outputs that differ and stay as they were until the next start. All
+// others are taken from the new configuration where they are used.
+func fixedKeys(was, now *Config) (keys []string) {
+	note := func(key string, differs bool) {
+		if differs {
+			keys = append(keys, key)
+		}
+	}
+	note("state_directory", was.StateDirectory != now.StateDirectory)
+	note("live.socket", was.Live.Socket != now.Live.Socket)
+	note("live.talkers", was.Live.Talkers != now.Live.Talkers)
+	return keys
 }
 
 // retire lets queues that get nothing more deliver what they have, in the background.

@@ -13,8 +13,7 @@ import (
 //
 // It is called on the reader's goroutine (input.Reader.Do).
 func (s *Source) Reconfigure(cfg Config, drop func(flow.Event, bool, flow.Proto) bool) (fixed []string, err error) {
-	next := s.cfg
-	next.Events, next.Expectations, next.Labels, next.ReceiveBuffer = cfg.Events, cfg.Expectations, cfg.Labels, cfg.ReceiveBuffer
+	next := s.cfg.adopt(cfg)
 	fixed = changed(cfg, next)
 
 	defer s.guard.hold()()
@@ -29,6 +28,13 @@ func (s *Source) Reconfigure(cfg Config, drop func(flow.Event, bool, flow.Proto)
 	return fixed, nil
 }
 
+// adopt returns c with those keys of want that can change while it runs. OpenAtShutdown is the caller's, at the end.
+func (c Config) adopt(want Config) Config {
+	c.Events, c.Expectations, c.Labels, c.ReceiveBuffer = want.Events, want.Expectations, want.Labels, want.ReceiveBuffer
+	c.OpenAtShutdown = want.OpenAtShutdown
+	return c
+}
+
 // changed returns the names of the keys in which want differs from got.
 func changed(want, got Config) (keys []string) {
 	note := func(key string, differs bool) {
@@ -40,7 +46,6 @@ func changed(want, got Config) (keys []string) {
 	note("helper_entries", *want.HelperEntries != *got.HelperEntries)
 	note("initial_dump", *want.InitialDump != *got.InitialDump)
 	note("interim", want.Interim != got.Interim)
-	note("open_at_shutdown", want.OpenAtShutdown != got.OpenAtShutdown)
 	note("table_guard", *want.TableGuard != *got.TableGuard)
 	return keys
 }

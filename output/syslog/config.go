@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ctlogd/ctlogd/output/certfile"
 	"github.com/ctlogd/ctlogd/output/format"
 )
 
@@ -269,7 +270,7 @@ func (t *TLS) validate(report func(field, msg string)) {
 		report("ca", err.Error())
 	}
 	if t.Cert != "" {
-		if _, err := tls.LoadX509KeyPair(t.Cert, t.Key); err != nil {
+		if _, err := certfile.Load(t.Cert, t.Key); err != nil {
 			report("cert", err.Error())
 		}
 	}
@@ -302,7 +303,7 @@ func (t *TLS) config(host string) (*tls.Config, error) {
 		cfg.ServerName = t.ServerName
 	}
 	if t.Cert != "" {
-		pair, err := tls.LoadX509KeyPair(t.Cert, t.Key)
+		pair, err := certfile.Load(t.Cert, t.Key)
 		if err != nil {
 			return nil, err
 		}
