@@ -132,7 +132,7 @@ func TestEncodeAllocs(t *testing.T) {
 		for i := range w.parts {
 			w.parts[i] = partition{idx: w.parts[i].idx[:0], max: 1 << 30, buf: w.parts[i].buf}
 		}
-		w.route(recs)
+		w.route(recs, w.state, w.parts)
 		for i := range w.parts {
 			w.encode(&w.parts[i], recs, now)
 		}

@@ -30,7 +30,7 @@ func BenchmarkEncode(b *testing.B) {
 				for i := range w.parts {
 					w.parts[i] = partition{idx: w.parts[i].idx[:0], max: 1 << 30, buf: w.parts[i].buf}
 				}
-				w.route(recs)
+				w.route(recs, w.state, w.parts)
 				for i := range w.parts {
 					for p := &w.parts[i]; len(p.pending()) > 0; p.next += p.sent {
 						w.encode(p, recs, now)

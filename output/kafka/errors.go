@@ -57,6 +57,8 @@ type Error struct {
 	Partition int    // -1 if it concerns no single one
 	Class     Class
 	Err       error
+
+	creates bool // create_topic is set, so the error is not for want of it
 }
 
 func (e *Error) Error() string {
@@ -64,10 +66,29 @@ func (e *Error) Error() string {
 	if e.Partition >= 0 {
 		where += " partition " + strconv.Itoa(e.Partition)
 	}
-	return where + ": " + e.Err.Error() + remedies[e.Class]
+	remedy := remedies[e.Class]
+	if e.Class == ClassTopic && e.creates {
+		remedy = "; it is created when the brokers let us: see that the user may (Create)"
+	}
+	return where + ": " + e.Err.Error() + remedy
 }
 
 func (e *Error) Unwrap() error { return e.Err }
+
+// advertised returns what to do about an error of an address that the brokers have told and that is not one of brokers;
+// "" if it is none.
+func (w *Writer) advertised(err error) string {
+	var lookup *net.DNSError
+	if !errors.As(err, &lookup) {
+		return ""
+	}
+	for _, b := range w.cfg.Brokers {
+		if host, _, err := net.SplitHostPort(b); err == nil && host == lookup.Name {
+			return ""
+		}
+	}
+	return "the brokers name it: set their advertised.listeners to names that resolve here, or have this name resolve"
+}
 
 // rejected says that the n records after those delivered can never be delivered. It is what package pipeline asks for
 // by its method, as an output does not import it.

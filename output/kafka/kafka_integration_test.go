@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	kafka "github.com/segmentio/kafka-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/integration/broker"
@@ -496,5 +498,66 @@ func TestSecurity(t *testing.T) {
 			n, err := attempt(t, w, recs[:10])
 			wantError(t, n, err, tc.class, w.Name()+": "+tc.want)
 		})
+	}
+}
+
+// TestIdleClose: a broker that closes idle connections costs a quiet firewall nothing; and what a real broker says of a
+// new topic, and of one that is compacted.
+func TestIdleClose(t *testing.T) {
+	c := broker.Start(t, broker.Options{Config: map[string]string{"connections.max.idle.ms": "1000"}})
+	w := newWriter(t, c.Addrs, "made", func(c *Config) { c.CreateTopic = &CreateTopic{Partitions: 3, Replication: 1} })
+	recs := records(300)
+	for i := range 3 {
+		part := recs[100*i : 100*i+100]
+		if n, err := w.Write(t.Context(), part); n != len(part) || err != nil {
+			t.Fatalf("Write = %d, %v", n, err)
+		}
+		closed := func() bool {
+			w.conns.mu.Lock()
+			defer w.conns.mu.Unlock()
+			for conn := range w.conns.open {
+				raw, err := conn.raw.(*net.TCPConn).SyscallConn()
+				if err != nil {
+					return true
+				}
+				open := false
+				_ = raw.Control(func(fd uintptr) {
+					n, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+					open = err == unix.EAGAIN || n > 0
+				})
+				if !open {
+					return true
+				}
+			}
+			return false
+		}
+		for end := time.Now().Add(time.Minute); !closed(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("the broker closes no idle connection")
+			}
+		}
+	}
+	if e := errorsOf(w); len(e) != 0 {
+		t.Errorf("errors %v", e)
+	}
+	if d := check(t, consume(t, c, "made"), recs); d != 0 {
+		t.Errorf("%d duplicates", d)
+	}
+
+	c.CreateTopic(t, "compacted", 1, 1, "cleanup.policy", "compact")
+	for topic, want := range map[string]string{"made": "", "compacted": "the topic is compacted (cleanup.policy=compact)"} {
+		_, err := Config{Brokers: c.Addrs, Topic: topic}.Reach(t.Context())
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("Reach %s: %v, want %q", topic, err, want)
+		}
+	}
+}
+
+// TestAdvertised: a broker whose advertised.listeners is a name that does not resolve here.
+func TestAdvertised(t *testing.T) {
+	c := broker.Start(t, broker.Options{Config: map[string]string{"advertised.listeners": "PLAIN://kafka-0.invalid:9092"}})
+	_, err := Config{Brokers: c.Addrs, Topic: "flows", CreateTopic: &CreateTopic{Partitions: 1, Replication: 1}}.Reach(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "kafka-0.invalid:9092") || !strings.Contains(err.Error(), "; set their advertised.listeners") {
+		t.Errorf("Reach: %v", err)
 	}
 }

@@ -244,9 +244,9 @@ func TestTwins(t *testing.T) {
 	recs := records(1)
 	twins := []*flow.Record{recs[0], recs[0], recs[0]}
 	w.remember(twins, []byte{0, delivered, refused})
-	w.state = make([]byte, 3)
-	w.recall(twins)
-	if diff := cmp.Diff([]byte{delivered, refused, 0}, w.state); diff != "" {
+	state := make([]byte, 3)
+	w.recall(twins, state)
+	if diff := cmp.Diff([]byte{delivered, refused, 0}, state); diff != "" {
 		t.Error(diff)
 	}
 }
