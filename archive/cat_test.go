@@ -108,6 +108,9 @@ func everyKind() []*flow.Record {
 		} else {
 			r.Has &^= flow.HasReply
 		}
+		if r.Has&flow.NoPorts != 0 && p.HasPorts() {
+			r.Orig.SrcPort, r.Orig.DstPort, r.Reply.SrcPort, r.Reply.DstPort = 0, 0, 0, 0
+		}
 		r.OrigCounters = flow.Counters{Packets: rng.Uint64N(1000), Bytes: rng.Uint64()}
 		r.ReplyCounters = flow.Counters{Packets: rng.Uint64(), Bytes: rng.Uint64N(100)}
 		r.ID, r.Mark, r.Timeout, r.Zone = rng.Uint32(), rng.Uint32(), rng.Uint32(), uint16(rng.Uint32())

@@ -80,6 +80,8 @@ func SealMain(paths []string, w, stderr io.Writer) (status int) {
 
 // idle gives the process the lowest priority for processor and disk. What cannot be set stays.
 func idle() {
+	// When memory is short it is this process that goes, and not the daemon, whose score it has inherited.
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("500"), 0)
 	const (
 		whoProcess = 1
 		classIdle  = 3 << 13

@@ -38,7 +38,7 @@ func inspect(path string) (seg Segment, err error) {
 	buf := make([]parquet.Value, chunkRows)
 	for _, g := range pf.RowGroups() {
 		for _, chunk := range g.ColumnChunks() {
-			if err := eachValue(chunk, buf, func([]parquet.Value) {}); err != nil {
+			if err := eachValue(chunk, buf, func([]parquet.Value) {}, func(int) {}); err != nil {
 				if err == io.EOF {
 					err = io.ErrUnexpectedEOF
 				}

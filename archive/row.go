@@ -110,6 +110,9 @@ func (w *row) tuples(r *flow.Record) {
 	switch {
 	case o.Proto.HasPorts():
 		o.SrcPort, o.DstPort = w.u16(cSrcPort), w.u16(cDstPort)
+		if !w.has(cSrcPort) {
+			r.Has |= flow.NoPorts
+		}
 	case o.Proto.IsICMP():
 		o.SrcPort, o.DstPort = w.u16(cICMPID), w.u16(cICMPType)<<8|w.u16(cICMPCode)
 	case o.Proto == flow.GRE:

@@ -201,8 +201,86 @@ func clockBits(r *flow.Record) (v uint32) {
 type column struct {
 	name   string
 	node   parquet.Node
+	needs  feature // without one of these in a group the column is empty there
 	scalar func(c *cell, r *flow.Record) parquet.Value
 	list   func(dst []parquet.Value, r *flow.Record) []parquet.Value
+}
+
+// values appends the column's values of some records.
+func (c *column) values(dst []parquet.Value, scratch *cell, recs []flow.Record) []parquet.Value {
+	if c.list != nil {
+		for i := range recs {
+			dst = c.list(dst, &recs[i])
+		}
+		return dst
+	}
+	scratch.reset()
+	for i := range recs {
+		v := c.scalar(scratch, &recs[i])
+		if !v.IsNull() {
+			v.SetDefinitionLevel(1)
+		}
+		dst = append(dst, v)
+	}
+	return dst
+}
+
+// feature is what few records have, and columns are there for.
+type feature uint32
+
+const (
+	ofICMP feature = 1 << iota
+	ofGRE
+	ofExtra
+	ofExpectation
+	ofGap
+	ofState  // SCTP or DCCP
+	ofClock  // Unsynchronized or Stepped
+	ofZone   // of any kind
+	ofDNAT   //
+	ofOther  // is no end of a flow
+	ofHelper // HelperUnknown
+)
+
+// featuresOf returns what some of recs have.
+func featuresOf(recs []flow.Record) (f feature) {
+	for i := range recs {
+		r := &recs[i]
+		switch {
+		case r.Orig.Proto.IsICMP():
+			f |= ofICMP
+		case r.Orig.Proto == flow.GRE:
+			f |= ofGRE
+		}
+		if r.Extra != nil {
+			f |= ofExtra
+		}
+		if r.Event != flow.EventDestroy || r.Stop == 0 {
+			f |= ofOther
+		}
+		if isExpect(r) {
+			f |= ofExpectation
+		}
+		if r.Event >= flow.EventGap {
+			f |= ofGap
+		}
+		if r.Has&(flow.HasSCTP|flow.HasDCCP) != 0 {
+			f |= ofState
+		}
+		if r.Has&(flow.Unsynchronized|flow.Stepped) != 0 {
+			f |= ofClock
+		}
+		if r.Has&flow.HasZone != 0 || r.Orig.HasZone || r.Reply.HasZone {
+			f |= ofZone
+		}
+		if r.Has&flow.HelperUnknown != 0 {
+			f |= ofHelper
+		}
+		if f&ofDNAT == 0 && natDst(r) {
+			f |= ofDNAT
+		}
+	}
+	return f
 }
 
 // Nodes. What recurs is put into a dictionary; what does not is packed as differences, or left to the compressor.
@@ -285,7 +363,7 @@ func gap(r *flow.Record) *flow.Gap {
 	return &r.Extra.Gap
 }
 
-func portsOf(r *flow.Record) bool { return hasTuple(r) && r.Orig.Proto.HasPorts() }
+func portsOf(r *flow.Record) bool { return hasTuple(r) && r.HasPorts() }
 func icmpOf(r *flow.Record) bool  { return hasTuple(r) && r.Orig.Proto.IsICMP() }
 func greOf(r *flow.Record) bool   { return hasTuple(r) && r.Orig.Proto == flow.GRE }
 func natSrc(r *flow.Record) bool  { return natOf(r)&flow.NATSrc != 0 }
@@ -331,7 +409,7 @@ func extra(r *flow.Record) bool { return r.Extra != nil && r.Event < flow.EventG
 // columns describes each column, by its number.
 var columns = [columnCount]column{
 	cEvent: {name: "event", node: textNode, scalar: func(_ *cell, r *flow.Record) parquet.Value { return eventValues[r.Event] }},
-	cTime: {name: "time", node: timeNode, scalar: func(_ *cell, r *flow.Record) parquet.Value {
+	cTime: {name: "time", needs: ofOther, node: timeNode, scalar: func(_ *cell, r *flow.Record) parquet.Value {
 		if ended(r) {
 			return null
 		}
@@ -344,7 +422,7 @@ var columns = [columnCount]column{
 		}
 		return sourceValues[0]
 	}},
-	cClock: {name: "clock", list: listOf(clockSets, func(r *flow.Record) bool { return clockBits(r) != 0 }, clockBits)},
+	cClock: {name: "clock", needs: ofClock, list: listOf(clockSets, func(r *flow.Record) bool { return clockBits(r) != 0 }, clockBits)},
 	cStart: {name: "start", node: timeNode, scalar: stamp(func(r *flow.Record) bool { return r.Start != 0 && r.Event < flow.EventGap },
 		func(r *flow.Record) int64 { return r.Start })},
 	cEnd: {name: "end", node: timeNode, scalar: stamp(ended,
@@ -360,25 +438,25 @@ var columns = [columnCount]column{
 	cNATSrcIP: {name: "nat_src_ip", node: textNode,
 		scalar: when(natSrc, func(c *cell, r *flow.Record) parquet.Value { return c.addr(&r.Reply, &r.Reply.Dst) })},
 	cNATSrcPort: {name: "nat_src_port", node: portNode,
-		scalar: ported(func(r *flow.Record) bool { return natSrc(r) && r.Reply.Proto.HasPorts() },
+		scalar: ported(func(r *flow.Record) bool { return natSrc(r) && r.HasPorts() },
 			func(r *flow.Record) uint16 { return r.Reply.DstPort })},
-	cNATDstIP: {name: "nat_dst_ip", node: textNode,
+	cNATDstIP: {name: "nat_dst_ip", needs: ofDNAT, node: textNode,
 		scalar: when(natDst, func(c *cell, r *flow.Record) parquet.Value { return c.addr(&r.Reply, &r.Reply.Src) })},
-	cNATDstPort: {name: "nat_dst_port", node: rareNode(16),
-		scalar: ported(func(r *flow.Record) bool { return natDst(r) && r.Reply.Proto.HasPorts() },
+	cNATDstPort: {name: "nat_dst_port", needs: ofDNAT, node: rareNode(16),
+		scalar: ported(func(r *flow.Record) bool { return natDst(r) && r.HasPorts() },
 			func(r *flow.Record) uint16 { return r.Reply.SrcPort })},
-	cICMPType: {name: "icmp_type", node: rareNode(8), scalar: ported(icmpOf, func(r *flow.Record) uint16 { return uint16(r.Orig.ICMPType()) })},
-	cICMPCode: {name: "icmp_code", node: rareNode(8), scalar: ported(icmpOf, func(r *flow.Record) uint16 { return uint16(r.Orig.ICMPCode()) })},
-	cICMPID:   {name: "icmp_id", node: rareNode(16), scalar: ported(icmpOf, func(r *flow.Record) uint16 { return r.Orig.ICMPID() })},
-	cNATICMPID: {name: "nat_icmp_id", node: rareNode(16),
+	cICMPType: {name: "icmp_type", needs: ofICMP, node: rareNode(8), scalar: ported(icmpOf, func(r *flow.Record) uint16 { return uint16(r.Orig.ICMPType()) })},
+	cICMPCode: {name: "icmp_code", needs: ofICMP, node: rareNode(8), scalar: ported(icmpOf, func(r *flow.Record) uint16 { return uint16(r.Orig.ICMPCode()) })},
+	cICMPID:   {name: "icmp_id", needs: ofICMP, node: rareNode(16), scalar: ported(icmpOf, func(r *flow.Record) uint16 { return r.Orig.ICMPID() })},
+	cNATICMPID: {name: "nat_icmp_id", needs: ofICMP, node: rareNode(16),
 		scalar: ported(func(r *flow.Record) bool { return icmpOf(r) && hasReply(r) && r.Reply.ICMPID() != r.Orig.ICMPID() },
 			func(r *flow.Record) uint16 { return r.Reply.ICMPID() })},
-	cGREKey:    {name: "gre_key", node: rareNode(16), scalar: ported(greOf, func(r *flow.Record) uint16 { return r.Orig.SrcPort })},
-	cGREDstKey: {name: "gre_dst_key", node: rareNode(16), scalar: ported(greOf, func(r *flow.Record) uint16 { return r.Orig.DstPort })},
-	cNATGREKey: {name: "nat_gre_key", node: rareNode(16),
+	cGREKey:    {name: "gre_key", needs: ofGRE, node: rareNode(16), scalar: ported(greOf, func(r *flow.Record) uint16 { return r.Orig.SrcPort })},
+	cGREDstKey: {name: "gre_dst_key", needs: ofGRE, node: rareNode(16), scalar: ported(greOf, func(r *flow.Record) uint16 { return r.Orig.DstPort })},
+	cNATGREKey: {name: "nat_gre_key", needs: ofGRE, node: rareNode(16),
 		scalar: ported(func(r *flow.Record) bool { return greOf(r) && hasReply(r) && r.Reply.DstPort != r.Orig.SrcPort },
 			func(r *flow.Record) uint16 { return r.Reply.DstPort })},
-	cNATGREDstKey: {name: "nat_gre_dst_key", node: rareNode(16),
+	cNATGREDstKey: {name: "nat_gre_dst_key", needs: ofGRE, node: rareNode(16),
 		scalar: ported(func(r *flow.Record) bool { return greOf(r) && hasReply(r) && r.Reply.SrcPort != r.Orig.DstPort },
 			func(r *flow.Record) uint16 { return r.Reply.SrcPort })},
 	cOrigPackets:  {name: "orig_packets", node: rareNode(64), scalar: counted(func(r *flow.Record) uint64 { return r.OrigCounters.Packets })},
@@ -386,72 +464,72 @@ var columns = [columnCount]column{
 	cReplyPackets: {name: "reply_packets", node: rareNode(64), scalar: counted(func(r *flow.Record) uint64 { return r.ReplyCounters.Packets })},
 	cReplyBytes:   {name: "reply_bytes", node: countNode, scalar: counted(func(r *flow.Record) uint64 { return r.ReplyCounters.Bytes })},
 	cTCPState:     {name: "tcp_state", node: textNode, scalar: state(0)},
-	cSCTPState:    {name: "sctp_state", node: textNode, scalar: state(1)},
-	cDCCPState:    {name: "dccp_state", node: textNode, scalar: state(2)},
+	cSCTPState:    {name: "sctp_state", needs: ofState, node: textNode, scalar: state(1)},
+	cDCCPState:    {name: "dccp_state", needs: ofState, node: textNode, scalar: state(2)},
 	cStatus: {name: "status", list: listOf(statusSets, func(r *flow.Record) bool { return r.Has&flow.HasStatus != 0 && r.Event < flow.EventGap },
 		func(r *flow.Record) uint32 { return uint32(r.Status) })},
-	cHelper: {name: "helper", node: textNode, scalar: when(func(r *flow.Record) bool { return extra(r) && r.Extra.Helper.Len() != 0 },
+	cHelper: {name: "helper", needs: ofExtra, node: textNode, scalar: when(func(r *flow.Record) bool { return extra(r) && r.Extra.Helper.Len() != 0 },
 		func(_ *cell, r *flow.Record) parquet.Value {
 			return parquet.ByteArrayValue(r.Extra.Helper[:r.Extra.Helper.Len()])
 		})},
-	cHelperUnknown: {name: "helper_unknown", node: parquet.Leaf(parquet.BooleanType),
+	cHelperUnknown: {name: "helper_unknown", needs: ofHelper, node: parquet.Leaf(parquet.BooleanType),
 		scalar: yes(func(r *flow.Record) bool { return r.Has&flow.HelperUnknown != 0 && r.Event < flow.EventGap })},
-	cMasterProto: {name: "master_proto", node: textNode, scalar: when(func(r *flow.Record) bool { return master(r) != nil },
+	cMasterProto: {name: "master_proto", needs: ofExtra, node: textNode, scalar: when(func(r *flow.Record) bool { return master(r) != nil },
 		func(_ *cell, r *flow.Record) parquet.Value { return protoValues[master(r).Proto] })},
-	cMasterSrcIP: {name: "master_src_ip", node: textNode, scalar: when(func(r *flow.Record) bool { return master(r) != nil },
+	cMasterSrcIP: {name: "master_src_ip", needs: ofExtra, node: textNode, scalar: when(func(r *flow.Record) bool { return master(r) != nil },
 		func(c *cell, r *flow.Record) parquet.Value { return c.addr(master(r), &master(r).Src) })},
-	cMasterSrcPort: {name: "master_src_port", node: rareNode(16),
+	cMasterSrcPort: {name: "master_src_port", needs: ofExtra, node: rareNode(16),
 		scalar: ported(func(r *flow.Record) bool { return master(r) != nil && master(r).Proto.HasPorts() },
 			func(r *flow.Record) uint16 { return master(r).SrcPort })},
-	cMasterDstIP: {name: "master_dst_ip", node: textNode, scalar: when(func(r *flow.Record) bool { return master(r) != nil },
+	cMasterDstIP: {name: "master_dst_ip", needs: ofExtra, node: textNode, scalar: when(func(r *flow.Record) bool { return master(r) != nil },
 		func(c *cell, r *flow.Record) parquet.Value { return c.addr(master(r), &master(r).Dst) })},
-	cMasterDstPort: {name: "master_dst_port", node: rareNode(16),
+	cMasterDstPort: {name: "master_dst_port", needs: ofExtra, node: rareNode(16),
 		scalar: ported(func(r *flow.Record) bool { return master(r) != nil && master(r).Proto.HasPorts() },
 			func(r *flow.Record) uint16 { return master(r).DstPort })},
-	cZone: {name: "zone", node: rareNode(16),
+	cZone: {name: "zone", needs: ofZone, node: rareNode(16),
 		scalar: ported(func(r *flow.Record) bool { return r.Has&flow.HasZone != 0 && r.Event < flow.EventGap }, func(r *flow.Record) uint16 { return r.Zone })},
-	cZoneOrig: {name: "zone_orig", node: rareNode(16),
+	cZoneOrig: {name: "zone_orig", needs: ofZone, node: rareNode(16),
 		scalar: ported(func(r *flow.Record) bool { return hasTuple(r) && r.Orig.HasZone }, func(r *flow.Record) uint16 { return r.Orig.Zone })},
-	cZoneReply: {name: "zone_reply", node: rareNode(16),
+	cZoneReply: {name: "zone_reply", needs: ofZone, node: rareNode(16),
 		scalar: ported(func(r *flow.Record) bool { return r.Has&flow.HasReply != 0 && isFlow(r) && r.Reply.HasZone },
 			func(r *flow.Record) uint16 { return r.Reply.Zone })},
 	cMark: {name: "mark", node: rareNode(32), scalar: when(func(r *flow.Record) bool { return r.Has&flow.HasMark != 0 && r.Event < flow.EventGap },
 		func(_ *cell, r *flow.Record) parquet.Value { return small(r.Mark) })},
-	cLabels: {name: "labels", node: textNode, scalar: when(func(r *flow.Record) bool { return extra(r) && r.Extra.HasLabels },
+	cLabels: {name: "labels", needs: ofExtra, node: textNode, scalar: when(func(r *flow.Record) bool { return extra(r) && r.Extra.HasLabels },
 		func(c *cell, r *flow.Record) parquet.Value {
 			return c.text(func(b []byte) []byte { return fmt.Appendf(b, "%x", r.Extra.Labels[:]) })
 		})},
-	cSecCtx: {name: "secctx", node: textNode, scalar: when(func(r *flow.Record) bool { return extra(r) && r.Extra.SecCtx != "" },
+	cSecCtx: {name: "secctx", needs: ofExtra, node: textNode, scalar: when(func(r *flow.Record) bool { return extra(r) && r.Extra.SecCtx != "" },
 		func(_ *cell, r *flow.Record) parquet.Value { return parquet.ByteArrayValue([]byte(r.Extra.SecCtx)) })},
 	cEndReason: {name: "end_reason", node: textNode, scalar: when(func(r *flow.Record) bool { return r.Event == flow.EventDestroy },
 		func(_ *cell, r *flow.Record) parquet.Value { return endValues[r.EndReason()] })},
-	cMaskSrcIP: {name: "mask_src_ip", node: textNode,
+	cMaskSrcIP: {name: "mask_src_ip", needs: ofExpectation, node: textNode,
 		scalar: when(hasMask, func(c *cell, r *flow.Record) parquet.Value { return c.addr(&r.Orig, &r.Reply.Src) })},
-	cMaskDstIP: {name: "mask_dst_ip", node: textNode,
+	cMaskDstIP: {name: "mask_dst_ip", needs: ofExpectation, node: textNode,
 		scalar: when(hasMask, func(c *cell, r *flow.Record) parquet.Value { return c.addr(&r.Orig, &r.Reply.Dst) })},
-	cMaskSrcPort: {name: "mask_src_port", node: rareNode(16), scalar: ported(maskPorts, func(r *flow.Record) uint16 { return r.Reply.SrcPort })},
-	cMaskDstPort: {name: "mask_dst_port", node: rareNode(16), scalar: ported(maskPorts, func(r *flow.Record) uint16 { return r.Reply.DstPort })},
-	cClass: {name: "class", node: rareNode(32), scalar: when(func(r *flow.Record) bool { return isExpect(r) && r.Extra != nil },
+	cMaskSrcPort: {name: "mask_src_port", needs: ofExpectation, node: rareNode(16), scalar: ported(maskPorts, func(r *flow.Record) uint16 { return r.Reply.SrcPort })},
+	cMaskDstPort: {name: "mask_dst_port", needs: ofExpectation, node: rareNode(16), scalar: ported(maskPorts, func(r *flow.Record) uint16 { return r.Reply.DstPort })},
+	cClass: {name: "class", needs: ofExpectation, node: rareNode(32), scalar: when(func(r *flow.Record) bool { return isExpect(r) && r.Extra != nil },
 		func(_ *cell, r *flow.Record) parquet.Value { return small(r.Extra.Class) })},
-	cFlags: {name: "flags", list: listOf(flagSets, func(r *flow.Record) bool { return isExpect(r) && r.Extra != nil },
+	cFlags: {name: "flags", needs: ofExpectation, list: listOf(flagSets, func(r *flow.Record) bool { return isExpect(r) && r.Extra != nil },
 		func(r *flow.Record) uint32 { return r.Extra.Flags })},
-	cTimeoutS: {name: "timeout_s", node: rareNode(32),
+	cTimeoutS: {name: "timeout_s", needs: ofOther, node: rareNode(32),
 		scalar: when(func(r *flow.Record) bool {
 			return r.Has&flow.HasTimeout != 0 && r.Event != flow.EventDestroy && r.Event < flow.EventGap
 		},
 			func(_ *cell, r *flow.Record) parquet.Value { return small(r.Timeout) })},
-	cWildcard: {name: "wildcard", node: parquet.Leaf(parquet.BooleanType), scalar: yes(func(r *flow.Record) bool { return hasMask(r) && r.Wildcard() })},
-	cCause: {name: "cause", node: textNode, scalar: when(func(r *flow.Record) bool { return gap(r) != nil },
+	cWildcard: {name: "wildcard", needs: ofExpectation, node: parquet.Leaf(parquet.BooleanType), scalar: yes(func(r *flow.Record) bool { return hasMask(r) && r.Wildcard() })},
+	cCause: {name: "cause", needs: ofGap, node: textNode, scalar: when(func(r *flow.Record) bool { return gap(r) != nil },
 		func(_ *cell, r *flow.Record) parquet.Value {
 			return causeValues[min(int(gap(r).Cause), len(causeValues)-1)]
 		})},
-	cFrom: {name: "from", node: timeNode, scalar: stamp(func(r *flow.Record) bool { return r.Event >= flow.EventGap && r.Start != 0 },
+	cFrom: {name: "from", needs: ofGap, node: timeNode, scalar: stamp(func(r *flow.Record) bool { return r.Event >= flow.EventGap && r.Start != 0 },
 		func(r *flow.Record) int64 { return r.Start })},
-	cTo: {name: "to", node: timeNode, scalar: stamp(func(r *flow.Record) bool { return r.Event >= flow.EventGap && r.Stop != 0 },
+	cTo: {name: "to", needs: ofGap, node: timeNode, scalar: stamp(func(r *flow.Record) bool { return r.Event >= flow.EventGap && r.Stop != 0 },
 		func(r *flow.Record) int64 { return r.Stop })},
-	cLost: {name: "lost", node: rareNode(64), scalar: when(func(r *flow.Record) bool { return gap(r) != nil && gap(r).LostKnown },
+	cLost: {name: "lost", needs: ofGap, node: rareNode(64), scalar: when(func(r *flow.Record) bool { return gap(r) != nil && gap(r).LostKnown },
 		func(_ *cell, r *flow.Record) parquet.Value { return number(gap(r).Lost) })},
-	cOutput: {name: "output", node: textNode, scalar: when(func(r *flow.Record) bool { return gap(r) != nil && gap(r).Output != "" },
+	cOutput: {name: "output", needs: ofGap, node: textNode, scalar: when(func(r *flow.Record) bool { return gap(r) != nil && gap(r).Output != "" },
 		func(_ *cell, r *flow.Record) parquet.Value { return parquet.ByteArrayValue([]byte(gap(r).Output)) })},
 }
 

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
@@ -345,12 +346,26 @@ func survey(s *rowScan) (keys []sortKey, facts Facts, lost *flow.Record, err err
 }
 
 // columnHash is of a column's values in their order.
-type columnHash uint64
+type columnHash struct {
+	sum   uint64
+	nulls uint64 // since the last value
+}
+
+// none adds n nulls.
+func (h *columnHash) none(n int) { h.nulls += uint64(n) }
+
+func (h *columnHash) value() uint64 {
+	h.add(nil)
+	h.mix(h.nulls)
+	h.nulls = 0
+	return h.sum
+}
+
+func (h *columnHash) mix(y uint64) { h.sum = (bits.RotateLeft64(h.sum, 5) ^ y) * 0x9e3779b97f4a7c15 }
 
 var hashSeed = maphash.MakeSeed()
 
 func (h *columnHash) add(values []parquet.Value) {
-	x := uint64(*h)
 	for i := range values {
 		v := &values[i]
 		var y uint64
@@ -363,13 +378,17 @@ func (h *columnHash) add(values []parquet.Value) {
 			y = maphash.Bytes(hashSeed, v.ByteArray())
 		case parquet.Boolean:
 			y = 1
-		default: // null
-			y = 0xa5a5a5a5
+		default:
+			if v.DefinitionLevel() == 0 {
+				h.nulls++
+				continue
+			}
+			y = 0xa5a5a5a5 // a list that is empty
 		}
-		x = (bits.RotateLeft64(x, 5) ^ y) * 0x9e3779b97f4a7c15
-		x += uint64(v.RepetitionLevel())<<8 | uint64(v.DefinitionLevel())
+		h.mix(h.nulls)
+		h.nulls = 0
+		h.mix(y + uint64(v.RepetitionLevel())<<32)
 	}
-	*h = columnHash(x)
 }
 
 // writeSegment writes the table to w: the records of the row log f in the order of keys. lost, if there is one, comes
@@ -401,34 +420,28 @@ func writeSegment(w io.Writer, o *Origin, facts *Facts, keys []sortKey, f io.Rea
 	drop := dropped(o.Dropped)
 	batch := flow.NewBatch(groupRows, nil)
 	cells := make([]cell, columnCount)
-	var values []parquet.Value
+	var values, buf []parquet.Value
+	nulls := make([]parquet.Value, chunkRows)
 	record := make([]byte, 4096)
 	flush := func() error {
 		if len(batch.Records) == 0 {
 			return nil
 		}
+		has := featuresOf(batch.Records)
 		for i := range columns {
 			c := &columns[i]
+			none := drop[i] || c.needs&^has != 0
 			for recs := batch.Records; len(recs) > 0; {
 				n := min(chunkRows, len(recs))
-				values = values[:0]
-				cells[i].reset()
-				for j := range recs[:n] {
-					switch {
-					case drop[i]:
-						values = append(values, null)
-					case c.list != nil:
-						values = c.list(values, &recs[j])
-					default:
-						v := c.scalar(&cells[i], &recs[j])
-						if v.Kind() >= 0 {
-							v.SetDefinitionLevel(1)
-						}
-						values = append(values, v)
-					}
+				if none {
+					values = nulls[:n]
+					sums[i].none(n)
+				} else {
+					values = c.values(buf[:0], &cells[i], recs[:n])
+					buf = values
+					sums[i].add(values)
 				}
 				recs = recs[n:]
-				sums[i].add(values)
 				if _, err := writers[i].WriteRowValues(values); err != nil {
 					return err
 				}
@@ -496,21 +509,22 @@ func readBack(f io.ReaderAt, size, records int64, want [columnCount]columnHash) 
 	buf := make([]parquet.Value, chunkRows)
 	for _, g := range pf.RowGroups() {
 		for i, chunk := range g.ColumnChunks() {
-			if err := eachValue(chunk, buf, func(v []parquet.Value) { got[i].add(v) }); err != nil {
+			if err := eachValue(chunk, buf, got[i].add, got[i].none); err != nil {
 				return fmt.Errorf("column %s: %w", columns[i].name, err)
 			}
 		}
 	}
 	for i := range got {
-		if got[i] != want[i] {
+		if got[i].value() != want[i].value() {
 			return fmt.Errorf("column %s holds other values than were written", columns[i].name)
 		}
 	}
 	return nil
 }
 
-// eachValue calls do with all values of a column of a row group. They are valid until do returns.
-func eachValue(chunk parquet.ColumnChunk, buf []parquet.Value, do func([]parquet.Value)) error {
+// eachValue calls do with the values of a column of a row group, and none with the number of nulls in a page that has
+// nothing else. Values are valid until do returns.
+func eachValue(chunk parquet.ColumnChunk, buf []parquet.Value, do func([]parquet.Value), none func(n int)) error {
 	pages := chunk.Pages()
 	defer pages.Close()
 	for {
@@ -520,6 +534,11 @@ func eachValue(chunk parquet.ColumnChunk, buf []parquet.Value, do func([]parquet
 		}
 		if err != nil {
 			return err
+		}
+		if n := page.NumValues(); page.NumNulls() == n && len(bytes.Trim(page.DefinitionLevels(), "\x00")) == 0 {
+			none(int(n))
+			parquet.Release(page)
+			continue
 		}
 		for values := page.Values(); ; {
 			n, err := values.ReadValues(buf)

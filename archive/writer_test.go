@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -192,9 +194,12 @@ func TestForeignFiles(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(host, rowLogName(7)), bytes.Repeat([]byte("x"), 100), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	var mu sync.Mutex
 	var said []string
-	o.Log = func(_ Level, msg, file string, err error, remedy string) {
-		said = append(said, filepath.Base(file)+": "+msg)
+	o.Log = func(_ Level, msg, file string, err error, _ string) {
+		mu.Lock()
+		defer mu.Unlock()
+		said = append(said, fmt.Sprintf("%s: %s: %v", filepath.Base(file), msg, err))
 	}
 	w = openTest(t, o)
 	all := strings.Join(said, "\n")
@@ -212,7 +217,14 @@ func TestForeignFiles(t *testing.T) {
 		t.Errorf("%d files put aside, want 4", w.Stats.Damaged.Load())
 	}
 	appendTest(t, w, 60, testRecords)
-	await(t, func() bool { return w.Stats.Seals.Load() == 1 })
+	await(t, func() bool {
+		if w.Stats.SealErrors.Load() > 0 {
+			mu.Lock()
+			defer mu.Unlock()
+			t.Fatal(said)
+		}
+		return w.Stats.Seals.Load() == 2 // of the row log that was there as well: the damaged one has come after it
+	})
 	eachOnce(t, o.Dir, 0, testRecords)
 }
 
