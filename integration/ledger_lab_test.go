@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -57,6 +58,38 @@ func (d *disk) fill(t *testing.T) {
 func (d *disk) free(t *testing.T) {
 	t.Helper()
 	must(t, unix.Mount("tmpfs", d.dir, "tmpfs", unix.MS_REMOUNT, fmt.Sprint("size=", diskSize)))
+}
+
+// frozenDisk is a file system on a loop device that can be made to hang.
+type frozenDisk struct{ disk }
+
+func newFrozenDisk(t *testing.T) *frozenDisk {
+	t.Helper()
+	image := filepath.Join(t.TempDir(), "image")
+	d := &frozenDisk{disk{t.TempDir()}}
+	must(t, os.WriteFile(image, nil, 0o600))
+	must(t, os.Truncate(image, 2<<30))
+	for _, c := range [][]string{{"mkfs.ext4", "-q", "-F", image}, {"mount", "-o", "loop", image, d.dir}} {
+		if out, err := exec.Command(c[0], c[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", c, err, out)
+		}
+	}
+	restore(t, func() {
+		_ = exec.Command("fsfreeze", "-u", d.dir).Run()
+		_ = unix.Unmount(d.dir, unix.MNT_DETACH)
+	})
+	return d
+}
+
+// freeze makes all that write wait, uninterruptibly, until thaw.
+func (d *frozenDisk) freeze(t *testing.T) {
+	t.Helper()
+	must(t, exec.Command("fsfreeze", "-f", d.dir).Run())
+}
+
+func (d *frozenDisk) thaw(t *testing.T) {
+	t.Helper()
+	must(t, exec.Command("fsfreeze", "-u", d.dir).Run())
 }
 
 // awaitStopped waits until every thread of a process that was sent SIGSTOP has stopped.
@@ -200,6 +233,17 @@ func (c *collector) stop(t *testing.T) {
 	}
 }
 
+// expect prepares for another process: the total that it tells begins anew.
+func (c *collector) expect(t *testing.T) {
+	t.Helper()
+	eventually(t, "the collector has read what the last process has sent", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.lost = 0
+		return len(c.conns) == 0
+	})
+}
+
 func (c *collector) count() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -218,7 +262,6 @@ func (c *collector) read(conn net.Conn) {
 		conn.Close()
 		c.mu.Lock()
 		delete(c.conns, conn)
-		c.lost = 0 // the total is of one process; a new one has a new connection
 		c.mu.Unlock()
 	}()
 	d := listen.NewDecoder()

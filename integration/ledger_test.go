@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -24,7 +25,7 @@ import (
 //
 // CTLOGD_LEDGER=full has each trial last a minute instead of seconds. CTLOGD_SEED repeats a random mix.
 func TestLedger(t *testing.T) {
-	need(t)
+	need(t, "mkfs.ext4", "fsfreeze")
 	room(t, 2_000_000)
 	full := os.Getenv("CTLOGD_LEDGER") == "full"
 	for _, s := range []struct {
@@ -39,9 +40,16 @@ func TestLedger(t *testing.T) {
 		{"killed with records on their way", testKilledOnTheWay},
 		{"the spool full", testSpoolFull},
 		{"killed between delivery and cursor", testKilledAtCursor},
+		{"a disk hangs", testDiskHangs},
+		{"ended with an output that hangs", testEndedHanging},
+		{"reloads that fail", testReloadsFail},
+		{"best effort", testBestEffort},
 		{"a random mix", testMix},
 	} {
-		t.Run(s.name, func(t *testing.T) { s.run(t, full) })
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel() // two at a time: each has a namespace of its own
+			s.run(t, full)
+		})
 	}
 }
 
@@ -144,6 +152,161 @@ func testKilledOnTheWay(t *testing.T, full bool) {
 	}
 	r.cost(t, file)
 	r.cost(t, collector)
+}
+
+// The disk hangs that has the state directory, two logs, and the spool of a third. That one, and a fourth, get all that
+// there is meanwhile; a reload is done; and when the disk goes on, nothing is missing but what the one log without a spool
+// has no room for, which it says exactly.
+func testDiskHangs(t *testing.T, full bool) {
+	disk := newFrozenDisk(t)
+	r := newTrial(t, jsonlOutput{name: "bare", disk: &disk.disk}, jsonlOutput{name: "spooled", disk: &disk.disk, spool: "1GiB"},
+		jsonlOutput{name: "well", spoolOn: &disk.disk, spool: "64MiB"}, jsonlOutput{name: "best"})
+	r.stop(t)
+	r.state = disk.dir
+	r.configure(t)
+	r.start(t)
+	time.Sleep(time.Second)
+	disk.freeze(t)
+	r.during(full, 8*time.Second, 30*time.Second) // longer than a Write may be out
+	r.reload(t)
+	eventually(t, "the reload is done", func() bool { return strings.Contains(r.stderr.String(), "configuration reloaded") })
+	for _, b := range r.books[2:] {
+		ended, log := r.churn.ended(), lineCounter{path: b.file}
+		eventually(t, b.name+" has what ended while the disk hung", func() bool { return log.count(t) >= ended })
+	}
+	for _, what := range []string{"the output hangs", "the mark is in memory for now"} {
+		if !strings.Contains(r.stderr.String(), what) {
+			t.Errorf("the log does not say: %s", what)
+		}
+	}
+	disk.thaw(t)
+	r.during(full, 2*time.Second, 10*time.Second)
+	r.settle(t)
+	for _, b := range r.books {
+		causes := slices.DeleteFunc(b.causes(), func(c string) bool { return c == "downtime" }) // of its being configured
+		if b == r.books[0] {
+			if !slices.Contains(causes, "output_down") {
+				t.Errorf("%s: gaps for %v, want output_down", b.name, causes)
+			}
+		} else if len(causes) > 0 {
+			t.Errorf("%s: gaps for %v, want none", b.name, causes)
+		}
+	}
+}
+
+// A log's disk hangs, and the daemon is told to end while flows end. It reads on until it has given that log up, so the
+// other one has all of it; and what the one has lost the mark says exactly.
+func testEndedHanging(t *testing.T, _ bool) {
+	disk := newFrozenDisk(t)
+	r := newTrial(t, jsonlOutput{name: "hung", disk: &disk.disk}, jsonlOutput{name: "best"})
+	time.Sleep(time.Second)
+	disk.freeze(t)
+	time.Sleep(time.Second)
+	written := lineCounter{path: r.books[0].file}
+	before := written.count(t)
+	r.signal(t, syscall.SIGTERM)
+	logged := func(what string) {
+		t.Helper()
+		eventually(t, "the log says: "+what, func() bool { return strings.Contains(r.stderr.String(), what) })
+	}
+	logged("told to end")
+	time.Sleep(time.Second)
+	r.churn.stop(t)
+	logged("records left behind")
+	logged(`"events read"`) // the sums, which come last
+	disk.thaw(t)            // until then the kernel does not let the process go
+	eventually(t, "the daemon has ended", r.ended)
+	ended := r.churn.ended()
+	best := lineCounter{path: r.books[1].file}
+	if n := best.count(t); n != ended {
+		t.Errorf("the other log has %d lines, want all %d", n, ended)
+	}
+	text, err := os.ReadFile(filepath.Join(r.state, "state", "mark.json"))
+	must(t, err)
+	var m struct {
+		Clean   bool
+		Outputs []struct {
+			Name string
+			Gaps []struct {
+				Lost      int
+				LostKnown bool
+			}
+		}
+	}
+	must(t, json.Unmarshal(text, &m))
+	lost, known := 0, true
+	for _, g := range m.Outputs[0].Gaps {
+		lost += g.Lost
+		known = known && g.LostKnown
+	}
+	if !m.Clean || !known || lost != ended-before || len(m.Outputs[1].Gaps) > 0 {
+		t.Errorf("the mark says that %d are lost, known %v, want %d of %d: %s", lost, known, ended-before, ended, text)
+	}
+}
+
+// A configuration that is wrong, or names a log in a directory that is not there, leaves nothing behind: the mended one is
+// taken, the log works when its directory is there, and also when it is taken out and put in again.
+func testReloadsFail(t *testing.T, _ bool) {
+	r := newTrial(t, jsonlOutput{})
+	outputs := r.outputs
+	late := jsonlOutput{name: "late", disk: &disk{filepath.Join(r.dir, "late")}}
+	lines := lineCounter{path: late.file(r)}
+	say := func(what string, times int) {
+		t.Helper()
+		eventually(t, "the log says: "+what, func() bool { return strings.Count(r.stderr.String(), what) >= times })
+	}
+	grows := func() {
+		t.Helper()
+		n := lines.count(t)
+		eventually(t, "the late log grows", func() bool { return lines.count(t) > n })
+	}
+	r.outputs = append(slices.Clone(outputs), late)
+	for i := range 2 {
+		r.configure(t)
+		conf := filepath.Join(r.dir, "ctlogd.yaml")
+		text, err := os.ReadFile(conf)
+		must(t, err)
+		must(t, os.WriteFile(conf, append(text, "not_a_key: 1\n"...), 0o600))
+		r.signal(t, syscall.SIGHUP)
+		say("the old configuration stays", i+1)
+	}
+	r.reload(t)
+	say("configuration reloaded", r.reloads)
+	say("no such file or directory", 1)
+	must(t, os.Mkdir(late.disk.dir, 0o700))
+	grows()
+	for range 2 {
+		r.outputs = outputs
+		r.reload(t)
+		say("configuration reloaded", r.reloads)
+		r.outputs = append(slices.Clone(outputs), late)
+		r.reload(t)
+		say("configuration reloaded", r.reloads)
+		grows()
+	}
+	r.settle(t)
+	r.whole(t)
+}
+
+// With delivery best_effort and a small buffer, what the kernel drops while the reader is stopped is counted exactly.
+func testBestEffort(t *testing.T, full bool) {
+	r := newTrial(t, jsonlOutput{})
+	r.stop(t)
+	r.input = "delivery: best_effort, receive_buffer: 256KiB, "
+	r.configure(t)
+	r.start(t)
+	for r.goesOn(full, 6*time.Second) {
+		r.signal(t, syscall.SIGSTOP)
+		time.Sleep(500 * time.Millisecond)
+		r.signal(t, syscall.SIGCONT)
+		time.Sleep(time.Second)
+	}
+	r.settle(t)
+	if causes := r.books[0].causes(); !slices.Contains(causes, "overrun") || slices.ContainsFunc(causes, func(c string) bool {
+		return c != "overrun" && c != "downtime" // while it was configured
+	}) {
+		t.Errorf("gaps for %v, want [overrun]", causes)
+	}
 }
 
 // Two logs' disk stays full until their spools are, too.
@@ -286,6 +449,8 @@ type trial struct {
 	ns        *lab.NS
 	binary    string
 	dir       string
+	state     string // where its state directory is
+	input     string // of the configuration
 	outputs   []ledgerOutput
 	books     []*book
 	collector *collector // nil: none of the outputs is one
@@ -306,7 +471,7 @@ type ledgerOutput interface {
 // jsonlOutput is a file, on a disk of its own if there is one, with a spool if it has a size.
 type jsonlOutput struct {
 	name, spool, whenFull string
-	disk                  *disk
+	disk, spoolOn         *disk
 }
 
 func (o jsonlOutput) kind() string { return "jsonl" }
@@ -319,7 +484,13 @@ func (o jsonlOutput) file(r *trial) string {
 	return filepath.Join(dir, "flows"+o.name+".jsonl")
 }
 
-func (o jsonlOutput) spoolDir(r *trial) string { return filepath.Join(r.dir, "spool"+o.name) }
+func (o jsonlOutput) spoolDir(r *trial) string {
+	dir := r.dir
+	if o.spoolOn != nil {
+		dir = o.spoolOn.dir
+	}
+	return filepath.Join(dir, "spool"+o.name)
+}
 
 func (o jsonlOutput) config(r *trial, filter string) string {
 	c := fmt.Sprintf("{path: %s, filter: %s", o.file(r), filter)
@@ -361,7 +532,7 @@ func newTrial(t *testing.T, outputs ...ledgerOutput) *trial {
 	ns, flood := newFloodNS(t)
 	r := &trial{ns: ns, binary: buildDaemon(t, os.Getenv("CTLOGD_RACE") != ""), dir: t.TempDir(), outputs: outputs,
 		churn: &flowChurn{flood: flood}}
-	must(t, os.Mkdir(filepath.Join(r.dir, "state"), 0o700))
+	r.state = r.dir
 	for _, o := range outputs {
 		r.books = append(r.books, o.book(t, r))
 	}
@@ -384,8 +555,9 @@ func (r *trial) configure(t *testing.T) {
 	events := []string{"[destroy]", "[destroy]", "[destroy, new]"}
 	n := r.variant
 	r.variant++
-	text := fmt.Sprintf("state_directory: %s/state\ninput: {conntrack: {events: %s, labels: %v}}\n"+
-		"filter: %s\noutputs:\n", r.dir, events[n%len(events)], n%2 == 1, filters[n%len(filters)])
+	must(t, os.MkdirAll(filepath.Join(r.state, "state"), 0o700))
+	text := fmt.Sprintf("state_directory: %s/state\ninput: {conntrack: {%sevents: %s, labels: %v}}\n"+
+		"filter: %s\noutputs:\n", r.state, r.input, events[n%len(events)], n%2 == 1, filters[n%len(filters)])
 	for _, kind := range []string{"jsonl", "ipfix"} {
 		list := ""
 		for _, o := range r.outputs {
@@ -403,6 +575,9 @@ func (r *trial) configure(t *testing.T) {
 // start starts a daemon, and returns when it logs flows.
 func (r *trial) start(t *testing.T) {
 	t.Helper()
+	if r.collector != nil {
+		r.collector.expect(t)
+	}
 	r.process = start(t, r.ns, exec.Command(r.binary, "run", "-c", filepath.Join(r.dir, "ctlogd.yaml")))
 	r.reloads = 0
 	eventually(t, "flows are logged", func() bool {

@@ -71,6 +71,9 @@ func (s *Snapshot) Judge() {
 	} else if k.Limit > 0 && float64(k.Entries) > tableFull*float64(k.Limit) {
 		say(StateDegraded, "kernel: table %.0f %% full, %d of %d", 100*float64(k.Entries)/float64(k.Limit), k.Entries, k.Limit)
 	}
+	if m := s.Mark; m.Failing {
+		say(StateDegraded, "state directory of no use for %s: %s", s.Time.Sub(m.Since).Round(time.Second), m.Error)
+	}
 	if r := s.Reloads; r.Failed > 0 && !r.LastOK {
 		say(StateDegraded, "configuration: the last reload failed, %s ago; the old one stays",
 			s.Time.Sub(r.Last).Round(time.Second))

@@ -92,6 +92,8 @@ var (
 
 	logDropped = counter("ctlogd_log_lines_dropped_total", "Lines of ctlogd's own log that were dropped because nobody read them fast enough.")
 
+	markFailing = gauge("ctlogd_state_directory_failing", "1 if the state directory cannot be used: a crash now would leave a longer gap, and without an earlier mark a restart none.")
+
 	reloads         = counter("ctlogd_config_reloads_total", "Reloads of the configuration, by result: success or failure.", labelResult)
 	reloadOK        = gauge("ctlogd_config_last_reload_successful", "1 if the last reload succeeded, or there was none.")
 	reloadTimestamp = gauge("ctlogd_config_last_reload_timestamp_seconds", "When that was; 0 if there was none.")
@@ -99,7 +101,7 @@ var (
 
 // The outputs.
 var (
-	outFailing  = gauge("ctlogd_output_failing", "1 if the output's last write has failed.", labelOutput)
+	outFailing  = gauge("ctlogd_output_failing", "1 if the output's last write has failed, or hangs, or the output cannot be opened.", labelOutput)
 	outRecords  = counter("ctlogd_output_records_total", "Records delivered, gap records included.", labelOutput)
 	outBytes    = counter("ctlogd_output_bytes_total", "Bytes written or sent.", labelOutput)
 	outFiltered = counter("ctlogd_output_filtered_records_total", "Records that the output's own filter dropped.", labelOutput)
@@ -111,7 +113,7 @@ var (
 	outAge      = gauge("ctlogd_output_oldest_record_age_seconds", "How long the oldest record has waited that is not delivered, in memory or on disk; 0 if none waits.", labelOutput)
 
 	queueRecords = gauge("ctlogd_output_queue_records", "Records that wait in memory, those being written included.", labelOutput)
-	queueUsed    = gauge("ctlogd_output_queue_used_records", "Room that they take, in records: batches that are not full take more than they hold.", labelOutput)
+	queueUsed    = gauge("ctlogd_output_queue_used_records", "Room that they take, in records: the same number.", labelOutput)
 	queueLimit   = gauge("ctlogd_output_queue_limit_records", "Room that there is (queue).", labelOutput)
 	spoolRecords = gauge("ctlogd_output_spool_records", "Records that wait on disk.", labelOutput)
 	spoolBytes   = gauge("ctlogd_output_spool_bytes", "Size of the spool's files.", labelOutput)
@@ -237,6 +239,7 @@ func (source collector) Collect(ch chan<- prometheus.Metric) {
 	e.put(open, float64(r.Open))
 	e.gaps(s.Time, s.Gaps, "")
 	e.put(logDropped, float64(s.LogDropped))
+	e.put(markFailing, truth(s.Mark.Failing))
 	e.put(reloads, float64(s.Reloads.OK), "success")
 	e.put(reloads, float64(s.Reloads.Failed), "failure")
 	e.put(reloadOK, truth(s.Reloads.LastOK || s.Reloads.Failed == 0))

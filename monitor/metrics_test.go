@@ -36,6 +36,7 @@ func full() Snapshot {
 			{CPU: 0, Found: 33, Invalid: 34, Insert: 35, InsertFailed: 36, Drop: 37, EarlyDrop: 38, Error: 39, SearchRestart: 40,
 				ClashResolve: 41, ChainTooLong: 42}, {CPU: 1, Found: 43}}},
 		Reloads: Reloads{OK: 44, Failed: 45, Last: now.Add(-time.Minute)}, LogDropped: 80,
+		Mark: Mark{Failing: true, Error: "read-only file system", Since: now.Add(-time.Minute)},
 	}
 	bytes := uint64(46)
 	s.Outputs = []Output{

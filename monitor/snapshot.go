@@ -37,6 +37,7 @@ type Snapshot struct {
 	Outputs  []Output `json:"outputs"`
 	Kernel   Kernel   `json:"kernel"`
 	Reloads  Reloads  `json:"reloads"`
+	Mark     Mark     `json:"mark"`
 
 	LogDropped uint64 `json:"log_lines_dropped"` // lines of the daemon's own log that nobody took
 }
@@ -173,6 +174,13 @@ type CPU struct {
 	SearchRestart uint32 `json:"search_restart"`
 	ClashResolve  uint32 `json:"clash_resolve"`
 	ChainTooLong  uint32 `json:"chain_toolong"`
+}
+
+// Mark is what the process leaves in the state directory for the next one.
+type Mark struct {
+	Failing bool      `json:"failing"` // it is in memory alone, since the directory cannot be used
+	Error   string    `json:"error,omitempty"`
+	Since   time.Time `json:"since,omitzero"`
 }
 
 // Reloads are how often SIGHUP had the configuration read again.

@@ -38,6 +38,11 @@ func (a *app) snapshot() monitor.Snapshot {
 	s.LogDropped = a.own.Dropped()
 
 	in, rd := &a.source.Stats, &a.reader.Stats
+	if a.keeper != nil {
+		if err, since := a.keeper.Failure(); err != nil {
+			s.Mark = monitor.Mark{Failing: true, Error: err.Error(), Since: since}
+		}
+	}
 	s.Reader = monitor.Reader{
 		Events: map[string]uint64{}, Malformed: in.Malformed.Load(), Truncated: in.Truncated.Load(), Refused: in.Refused.Load(),
 		Skipped: in.Skipped.Load(), WithoutCounters: in.WithoutCounters.Load(), WithoutStart: in.WithoutStart.Load(),
