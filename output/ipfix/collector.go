@@ -84,6 +84,14 @@ func (c *collector) move(targets []netip.AddrPort) (changed bool) {
 	return changed
 }
 
+// at returns the address that is tried, where the name does not tell; "" where it does, or nothing is known.
+func (c *collector) at() string {
+	if len(c.targets) == 0 || !c.named() {
+		return ""
+	}
+	return c.targets[0].String()
+}
+
 // rotate puts the target in front behind the others.
 func (c *collector) rotate() {
 	if len(c.targets) > 1 {
@@ -131,9 +139,6 @@ func (e *Exporter) dialCollector(ctx context.Context, c *collector) (transport, 
 	}
 	u, err := dialUDP(target, size, e.sockets, &e.counts.refused)
 	if err != nil {
-		if c.named() {
-			err = fmt.Errorf("at %s: %w", target, err)
-		}
 		return nil, err
 	}
 	if c.sockets == nil {

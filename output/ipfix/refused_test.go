@@ -331,3 +331,24 @@ func TestNameMovesAway(t *testing.T) {
 		return err == nil && len(c.peek().flows()) > 0
 	})
 }
+
+// TestReasons: the error names every address that was tried, on one line.
+func TestReasons(t *testing.T) {
+	t.Parallel()
+	_, port, _ := net.SplitHostPort(nobody(t))
+	e := newExporter(t, Config{Address: "udp://collector.example:" + port, Failover: []string{"udp://" + nobody(t)}})
+	first, second := unused(), unused()
+	e.resolve = func(context.Context, string, string) ([]netip.Addr, error) {
+		return []netip.Addr{netip.MustParseAddr(first), netip.MustParseAddr(second)}, nil
+	}
+	_, err := e.Write(t.Context(), numbered(1, 1))
+	if !errors.Is(err, errRefused) {
+		t.Fatal(err)
+	}
+	text := err.Error()
+	for _, want := range []string{"at " + first + ":" + port, "at " + second + ":" + port, e.collectors[1].String()} {
+		if !strings.Contains(text, want) || strings.Contains(text, "\n") {
+			t.Errorf("the error lacks %q, or is not one line: %q", want, text)
+		}
+	}
+}

@@ -38,21 +38,32 @@ func (e *Exporter) begin(ctx context.Context) error {
 }
 
 // connect begins a session with the first collector that can be reached, from the active one on, and tries each of its
-// addresses.
-func (e *Exporter) connect(ctx context.Context) error {
-	var errs []error
+// addresses. The error has a reason for each of them, on one line.
+func (e *Exporter) connect(ctx context.Context) (err error) {
+	fail := func(reason error) {
+		if err == nil {
+			err = reason
+		} else {
+			err = fmt.Errorf("%w; %w", err, reason)
+		}
+	}
 	for range e.collectors {
 		c := e.collectors[e.active]
 		for tries := 1; ; tries++ {
-			err := e.start(ctx, c)
-			if err == nil {
-				c.absent = false
-				e.log.Info("session begun", zap.Stringer("collector", c.address), zap.Int("message_size", e.size))
+			reason := e.start(ctx, c)
+			if reason == nil {
+				c.absent, e.retry = false, 0
+				e.log.Info("session begun", zap.Stringer("collector", c.address), zap.String("at", c.at()),
+					zap.Int("message_size", e.size))
 				return nil
 			}
-			errs = append(errs, fmt.Errorf("connect to collector %s: %w", c.address, err))
+			if at := c.at(); at != "" {
+				reason = fmt.Errorf("at %s: %w", at, reason)
+			}
+			fail(fmt.Errorf("connect to collector %s: %w", c.address, reason))
 			if ctx.Err() != nil {
-				return errors.Join(append(errs, ctx.Err())...)
+				fail(ctx.Err())
+				return err
 			}
 			c.rotate()
 			if tries >= len(c.targets) {
@@ -62,7 +73,7 @@ func (e *Exporter) connect(ctx context.Context) error {
 		c.absent = true
 		e.standBy()
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 // start begins a session with c: templates first, then what the last session did not deliver.
@@ -286,7 +297,6 @@ func (e *Exporter) tend(ctx context.Context) time.Duration {
 				zap.Duration("retry_in", e.retry), zap.Error(err))
 			return e.retry
 		}
-		e.retry = 0
 	}
 	if err := e.due(ctx); err != nil {
 		e.hangUp(err)
