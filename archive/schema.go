@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/parquet-go/parquet-go"
 
@@ -102,6 +103,15 @@ func (c *cell) addr(t *flow.Tuple, a *flow.Addr) parquet.Value {
 func appendAddr(b []byte, a *flow.Addr, v6 bool) []byte {
 	t := flow.Tuple{Src: *a, V6: v6}
 	return t.SrcAddr().AppendTo(b)
+}
+
+// foreign makes a value of text that comes from elsewhere: bytes that are not UTF-8 become U+FFFD, as in JSON. Readers
+// refuse a whole file for one such byte.
+func foreign(b []byte) parquet.Value {
+	if !utf8.Valid(b) {
+		b = []byte(string([]rune(string(b))))
+	}
+	return parquet.ByteArrayValue(b)
 }
 
 var null parquet.Value
@@ -470,7 +480,7 @@ var columns = [columnCount]column{
 		func(r *flow.Record) uint32 { return uint32(r.Status) })},
 	cHelper: {name: "helper", needs: ofExtra, node: textNode, scalar: when(func(r *flow.Record) bool { return extra(r) && r.Extra.Helper.Len() != 0 },
 		func(_ *cell, r *flow.Record) parquet.Value {
-			return parquet.ByteArrayValue(r.Extra.Helper[:r.Extra.Helper.Len()])
+			return foreign(r.Extra.Helper[:r.Extra.Helper.Len()])
 		})},
 	cHelperUnknown: {name: "helper_unknown", needs: ofHelper, node: parquet.Leaf(parquet.BooleanType),
 		scalar: yes(func(r *flow.Record) bool { return r.Has&flow.HelperUnknown != 0 && r.Event < flow.EventGap })},
@@ -500,7 +510,7 @@ var columns = [columnCount]column{
 			return c.text(func(b []byte) []byte { return fmt.Appendf(b, "%x", r.Extra.Labels[:]) })
 		})},
 	cSecCtx: {name: "secctx", needs: ofExtra, node: textNode, scalar: when(func(r *flow.Record) bool { return extra(r) && r.Extra.SecCtx != "" },
-		func(_ *cell, r *flow.Record) parquet.Value { return parquet.ByteArrayValue([]byte(r.Extra.SecCtx)) })},
+		func(_ *cell, r *flow.Record) parquet.Value { return foreign([]byte(r.Extra.SecCtx)) })},
 	cEndReason: {name: "end_reason", node: textNode, scalar: when(func(r *flow.Record) bool { return r.Event == flow.EventDestroy },
 		func(_ *cell, r *flow.Record) parquet.Value { return endValues[r.EndReason()] })},
 	cMaskSrcIP: {name: "mask_src_ip", needs: ofExpectation, node: textNode,
@@ -530,7 +540,7 @@ var columns = [columnCount]column{
 	cLost: {name: "lost", needs: ofGap, node: rareNode(64), scalar: when(func(r *flow.Record) bool { return gap(r) != nil && gap(r).LostKnown },
 		func(_ *cell, r *flow.Record) parquet.Value { return number(gap(r).Lost) })},
 	cOutput: {name: "output", needs: ofGap, node: textNode, scalar: when(func(r *flow.Record) bool { return gap(r) != nil && gap(r).Output != "" },
-		func(_ *cell, r *flow.Record) parquet.Value { return parquet.ByteArrayValue([]byte(gap(r).Output)) })},
+		func(_ *cell, r *flow.Record) parquet.Value { return foreign([]byte(gap(r).Output)) })},
 }
 
 func maskPorts(r *flow.Record) bool {

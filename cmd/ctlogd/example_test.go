@@ -80,7 +80,7 @@ func withFiles(t *testing.T, text []byte) []byte {
 func TestDocsOfOutputs(t *testing.T) {
 	for name, typ := range map[string]reflect.Type{
 		"ipfix.md": reflect.TypeFor[IPFIXConfig](), "kafka.md": reflect.TypeFor[KafkaConfig](),
-		"syslog.md": reflect.TypeFor[SyslogConfig](),
+		"syslog.md": reflect.TypeFor[SyslogConfig](), "archive.md": reflect.TypeFor[ArchiveConfig](),
 	} {
 		doc, err := os.ReadFile("../../docs/" + name)
 		if err != nil {
