@@ -103,7 +103,7 @@ func TestPackages(t *testing.T) {
 			t.Errorf("the binary is %s", out)
 		}
 		for _, page := range []string{"man8/ctlogd.8.gz", "man5/ctlogd.yaml.5.gz"} {
-			if out := command(t, "man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", dir+"/usr/share/man/"+page); strings.Contains(out, "warning") {
+			if out := command(t, "man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", dir+"/usr/share/man/"+page); strings.Contains(out, ": warning") {
 				t.Errorf("%s:\n%s", page, out)
 			}
 		}
