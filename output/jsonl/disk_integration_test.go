@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"go.uber.org/zap"
@@ -174,10 +175,13 @@ func TestReadOnlyDisk(t *testing.T) {
 	if err := cfg.Check(); !errors.Is(err, unix.EROFS) {
 		t.Errorf("Check: %v", err)
 	}
+	q := queueOf(t, cfg) // a daemon that starts now
+	offer(q, records(1, 1))
+	awaitFailing(t, q, "read-only file system")
 	shell(t, "umount", d.dir)
 	shell(t, "mount", "-o", "loop", d.image, d.dir)
-	f = newFile(t, cfg, nil)
-	write(t, f, records(1, 1))
+	await(t, "the record is written", func() bool { return q.Stats.Written.Load() == 1 })
+	retire(q, time.Minute)
 	wantIDs(t, upTo(2), ids(t, cfg.Path))
 }
 

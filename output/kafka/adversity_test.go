@@ -103,7 +103,7 @@ func TestNoBroker(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWriter(t, []string{tc.addr}, "flows", func(c *Config) {
-				c.ConnectTimeout, c.TLS = 300*time.Millisecond, tc.tls
+				c.ConnectTimeout, c.TLS = 100*time.Millisecond, tc.tls
 				if tc.class != ClassTimeout {
 					c.ConnectTimeout = time.Minute
 				}

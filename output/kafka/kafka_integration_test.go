@@ -124,8 +124,16 @@ func write(t testing.TB, w *Writer, recs []*flow.Record) (failed int) {
 	return failed
 }
 
-func TestDelivery(t *testing.T) {
+// TestOneBroker runs what one plain broker suffices for: starting one takes longer than any of these.
+func TestOneBroker(t *testing.T) {
 	c := broker.Start(t, broker.Options{})
+	t.Run("delivery", func(t *testing.T) { testDelivery(t, c) })
+	t.Run("codecs", func(t *testing.T) { testCodecs(t, c) })
+	t.Run("partitioner", func(t *testing.T) { testPartitioner(t, c) })
+	t.Run("topic limits", func(t *testing.T) { testTopicLimits(t, c) })
+}
+
+func testDelivery(t *testing.T, c *broker.Cluster) {
 	c.CreateTopic(t, "flows", 12, 1)
 	recs := records(200_000)
 	w := newWriter(t, c.Addrs, "flows", nil)
@@ -149,8 +157,7 @@ func TestDelivery(t *testing.T) {
 	}
 }
 
-func TestCodecs(t *testing.T) {
-	c := broker.Start(t, broker.Options{})
+func testCodecs(t *testing.T, c *broker.Cluster) {
 	recs := records(20_000)
 	for _, name := range Compressions {
 		t.Run(name, func(t *testing.T) {
@@ -168,10 +175,9 @@ func TestCodecs(t *testing.T) {
 	}
 }
 
-// TestPartitioner: other producers put the same key into the same partition. kcat asks for what librdkafka has of the
+// testPartitioner: other producers put the same key into the same partition. kcat asks for what librdkafka has of the
 // Java client's partitioner.
-func TestPartitioner(t *testing.T) {
-	c := broker.Start(t, broker.Options{})
+func testPartitioner(t *testing.T, c *broker.Cluster) {
 	c.CreateTopic(t, "ours", 12, 1)
 	c.CreateTopic(t, "theirs", 12, 1)
 	recs := records(2000)
@@ -305,9 +311,8 @@ func wantError(t *testing.T, n int, err error, class Class, want string) {
 	}
 }
 
-// TestTopicLimits: what a real broker refuses, and what becomes of it.
-func TestTopicLimits(t *testing.T) {
-	c := broker.Start(t, broker.Options{})
+// testTopicLimits: what a real broker refuses, and what becomes of it.
+func testTopicLimits(t *testing.T, c *broker.Cluster) {
 	recs := records(5000)
 
 	t.Run("small messages only", func(t *testing.T) {
