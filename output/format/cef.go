@@ -185,10 +185,10 @@ func (e *cef) appendEnds(b []byte, r *flow.Record) []byte {
 		return b
 	}
 	if e.has(kCommunityID) {
-		b = communityID(append(b, " cs5Label=community_id cs5="...), r)
+		b = e.ids.flow(append(b, " cs5Label=community_id cs5="...), r)
 	}
 	if e.has(kNATCommunityID) && nat != flow.NATNone {
-		b = natCommunityID(append(b, " cs6Label=nat_community_id cs6="...), r)
+		b = e.ids.translated(append(b, " cs6Label=nat_community_id cs6="...), r)
 	}
 	return b
 }

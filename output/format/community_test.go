@@ -23,14 +23,14 @@ func TestCommunityID(t *testing.T) {
 		{tuple(flow.ICMPv6, "fe80::200:86ff:fe05:80da", 1, "fe80::260:97ff:fe07:69ea", icmp(135, 0)), "1:dGHyGvjMfljg6Bppwm3bg0LO8TY="},
 	} {
 		p := &tt.t
-		got := string(appendCommunityID([]byte("x"), p, &p.Src, &p.Dst, p.SrcPort, p.DstPort))
+		got := string(newHasher().append([]byte("x"), p, &p.Src, &p.Dst, p.SrcPort, p.DstPort))
 		if got != "x"+tt.want {
 			t.Errorf("%v %v -> %v: %s, want x%s", p.Proto, p.SrcAddr(), p.DstAddr(), got, tt.want)
 		}
 		if p.Proto.IsICMP() {
 			continue
 		}
-		back := string(appendCommunityID(nil, p, &p.Dst, &p.Src, p.DstPort, p.SrcPort))
+		back := string(newHasher().append(nil, p, &p.Dst, &p.Src, p.DstPort, p.SrcPort))
 		if back != tt.want {
 			t.Errorf("%v %v <- %v: %s, want %s", p.Proto, p.SrcAddr(), p.DstAddr(), back, tt.want)
 		}
@@ -55,10 +55,10 @@ func TestNATCommunityID(t *testing.T) {
 	} {
 		r := flow.Record{Event: flow.EventDestroy, Has: flow.HasOrig | flow.HasReply, Orig: tt.orig, Reply: tt.reply}
 		out := flow.Record{Event: flow.EventDestroy, Has: flow.HasOrig, Orig: tt.outside}
-		if got, want := string(natCommunityID(nil, &r)), string(communityID(nil, &out)); got != want {
+		if got, want := string(newHasher().translated(nil, &r)), string(newHasher().flow(nil, &out)); got != want {
 			t.Errorf("%v: %s, want %s", tt.orig.Proto, got, want)
 		}
-		if string(communityID(nil, &r)) == string(natCommunityID(nil, &r)) {
+		if string(newHasher().flow(nil, &r)) == string(newHasher().translated(nil, &r)) {
 			t.Errorf("%v: both sides have the same id", tt.orig.Proto)
 		}
 	}

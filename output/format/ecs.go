@@ -134,8 +134,9 @@ func (e *ecs) Append(dst []byte, r *flow.Record) []byte {
 
 	b = append(b, e.ctlogd[markOf(r, kernel)]...)
 	if replies(r) {
-		b = append(b, e.nats[r.NAT()]...)
-		b = e.appendNATCommunity(b, r)
+		nat := r.NAT()
+		b = append(b, e.nats[nat]...)
+		b = e.appendNATCommunity(b, r, nat)
 	}
 	if r.Has&flow.HasOrig != 0 {
 		b = e.appendIDs(b, r)
@@ -253,7 +254,7 @@ func (e *ecs) appendNetwork(b []byte, r *flow.Record) []byte {
 	}
 	b = append(b, e.protos[family][r.Orig.Proto]...)
 	if e.has(kCommunityID) && !expectation(r) {
-		b = append(communityID(append(b, `,"community_id":"`...), r), '"')
+		b = append(e.ids.flow(append(b, `,"community_id":"`...), r), '"')
 	}
 	if r.Has&flow.HasCounters != 0 {
 		if e.has(kOrigBytes) && e.has(kReplyBytes) {

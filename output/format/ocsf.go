@@ -125,8 +125,9 @@ func (e *ocsf) Append(dst []byte, r *flow.Record) []byte {
 
 	b = append(b, e.unmapped[markOf(r, kernel)]...)
 	if replies(r) {
-		b = append(b, e.nats[r.NAT()]...)
-		b = e.appendNATCommunity(b, r)
+		nat := r.NAT()
+		b = append(b, e.nats[nat]...)
+		b = e.appendNATCommunity(b, r, nat)
 	}
 	if r.Has&flow.HasOrig != 0 {
 		b = e.appendIDs(b, r)
@@ -188,7 +189,7 @@ func (e *ocsf) appendEnds(b []byte, r *flow.Record) []byte {
 		}
 	}
 	if e.has(kCommunityID) && !expectation(r) {
-		b = append(communityID(append(b, `,"community_uid":"`...), r), '"')
+		b = append(e.ids.flow(append(b, `,"community_uid":"`...), r), '"')
 	}
 	return append(b, '}')
 }

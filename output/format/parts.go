@@ -11,6 +11,7 @@ type parts struct {
 
 	clock    Clock
 	observer ObserverKey
+	ids      *hasher
 	nats     [len(flow.NATNames)]string
 	tcp      [256]string // tcp_state, by flow.Record.State
 	status   [64]statusText
@@ -29,7 +30,7 @@ func newParts(keep set, o Options) parts {
 	if o.Host == "" {
 		keep &^= 1 << kHost
 	}
-	e := parts{set: keep, Options: o, observer: NewObserverKey(o.Observer)}
+	e := parts{set: keep, Options: o, observer: NewObserverKey(o.Observer), ids: newHasher()}
 	for i := range e.tcp {
 		if r := (flow.Record{Has: flow.HasTCP, State: uint8(i)}); e.has(kTCPState) {
 			e.tcp[i] = `,"tcp_state":"` + r.StateName() + `"`
