@@ -100,6 +100,27 @@ func TestManagerIsTold(t *testing.T) {
 	}
 }
 
+// A socket that the manager has kept is not handed to it again.
+func TestKeptSocketIsNotStoredAgain(t *testing.T) {
+	receive := managerSocket(t)
+	m := findManager()
+	kept, err := os.Open("notify_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kept.Close()
+	m.kept = kept
+	if m.take() != kept || m.take() != nil {
+		t.Error("what is kept is not taken once")
+	}
+	m.kept = kept
+	m.take()
+	m.ready(int(kept.Fd()))
+	if text, fds := receive(); text != "READY=1\nSTATUS=logging flows" || len(fds) > 0 {
+		t.Errorf("told %q with %d descriptors", text, len(fds))
+	}
+}
+
 // A start that fails gives up what is kept, whether or not there was something.
 func TestFailedStartAbandons(t *testing.T) {
 	receive := managerSocket(t)

@@ -291,9 +291,9 @@ func TestSettle(t *testing.T) {
 
 func TestWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		told := 0
-		var still bool
-		w := newWatch(func(out func() bool) { told++; still = out() })
+		var told atomic.Int32
+		var still atomic.Bool
+		w := newWatch(func(out func() bool) { told.Add(1); still.Store(out()) })
 		defer w.timer.Stop()
 		for range 100 { // calls, none of which lasts
 			w.enter()
@@ -301,20 +301,20 @@ func TestWatch(t *testing.T) {
 			w.leave()
 			time.Sleep(time.Millisecond)
 		}
-		if told != 0 {
-			t.Fatalf("told %d times of calls that returned", told)
+		if told.Load() != 0 {
+			t.Fatalf("told %d times of calls that returned", told.Load())
 		}
-		for i := range 3 {
+		for i := range int32(3) {
 			w.enter()
 			time.Sleep(hangAfter - time.Millisecond)
 			synctest.Wait()
-			if told != i || w.stuck() {
+			if told.Load() != i || w.stuck() {
 				t.Errorf("told too early")
 			}
 			time.Sleep(hangAfter)
 			synctest.Wait()
-			if told != i+1 || !still || !w.stuck() {
-				t.Errorf("call %d: told %d times, out %v, stuck %v", i, told, still, w.stuck())
+			if told.Load() != i+1 || !still.Load() || !w.stuck() {
+				t.Errorf("call %d: told %d times, out %v, stuck %v", i, told.Load(), still.Load(), w.stuck())
 			}
 			time.Sleep(10 * hangAfter)
 			w.leave()
@@ -322,8 +322,8 @@ func TestWatch(t *testing.T) {
 				t.Error("stuck, and it has returned")
 			}
 		}
-		if told != 3 {
-			t.Errorf("told %d times of 3", told)
+		if told.Load() != 3 {
+			t.Errorf("told %d times of 3", told.Load())
 		}
 		w.enter()
 		w.leave()

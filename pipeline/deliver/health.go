@@ -145,7 +145,7 @@ func (w *watch) out() time.Duration {
 // stuck reports whether the call under way hangs.
 func (w *watch) stuck() bool { return w.out() >= hangAfter }
 
-// look is the timer's. It does not run twice at a time, since only the end of one sets the timer again.
+// look is the timer's. It does not run twice at a time, since the timer is set again only when it is about to end.
 func (w *watch) look() {
 	began := w.began.Load()
 	switch out := w.out(); {
@@ -157,8 +157,9 @@ func (w *watch) look() {
 		w.told = began
 		w.hangs(func() bool { return w.began.Load() == began })
 	}
-	w.armed.Store(false)
-	if now := w.began.Load(); now != 0 && now != w.told && !w.armed.Swap(true) {
+	told := w.told
+	w.armed.Store(false) // from here on, the next call may set the timer
+	if now := w.began.Load(); now != 0 && now != told && !w.armed.Swap(true) {
 		w.timer.Reset(hangAfter) // a call that began meanwhile
 	}
 }

@@ -316,7 +316,9 @@ func (w *worker) deliver(d *delivery) {
 		}
 		if refused := refusalIn(err); refused != nil {
 			q.Stats.Errors.Add(1)
-			w.reject(d, refused)
+			if d.spooled || !w.taken(d) { // else they are refused again when they come from the spool
+				w.reject(d, refused)
+			}
 		} else if w.keep(d, err) {
 			return
 		} else {
@@ -346,8 +348,13 @@ func (w *worker) keep(d *delivery, err error) bool {
 	}
 	buffer.offerHand(d.hand)
 	w.failed(err, func() bool { return w.replaced() || buffer.gone(d.hand) })
+	return w.taken(d) || w.ctx.Err() != nil
+}
+
+// taken reports whether the spool has taken the hand over. If it is about to, that is waited for, unless its disk hangs.
+func (w *worker) taken(d *delivery) bool {
 	for w.ctx.Err() == nil {
-		moving, gone := buffer.reclaimHand(d.hand)
+		moving, gone := w.q.buffer.reclaimHand(d.hand)
 		if gone {
 			d.recs = nil
 			return true
@@ -357,7 +364,7 @@ func (w *worker) keep(d *delivery, err error) bool {
 		}
 		w.await(0)
 	}
-	return true
+	return false
 }
 
 // write has the output write recs, and builds it first if need be.
