@@ -36,6 +36,7 @@ type Options struct {
 	Drop        []string
 	Compression string // one of Compressions; "" is the first
 	Sync        string
+	Key         string // file of the private keys that sign checkpoints; "": they are not signed
 	Retention   Retention
 
 	// Seal makes a segment of a row log. Nil: Child, a process of this binary.
@@ -83,6 +84,7 @@ type Stats struct {
 	KeepErrors   atomic.Uint64 // removals and catalog lines that failed
 	Stopped      atomic.Bool   // nothing is written, for the sake of min_age or the reserve
 	Damaged      atomic.Uint64 // files put aside
+	Checkpointed atomic.Int64  // when the last note was written, ns since 1970; 0: none yet
 }
 
 // Writer appends records to an archive. Append and Close are for one goroutine.
@@ -479,9 +481,10 @@ func (w *Writer) openLogs(logs map[uint64]string) error {
 
 // keeper is what the goroutine that keeps the archive knows. Nothing else touches it after Open.
 type keeper struct {
-	chain chain
-	days  map[string]*day
-	bytes int64
+	chain  chain
+	days   map[string]*day
+	bytes  int64
+	hashes map[uint64]*rowHash // of row logs, by sequence
 }
 
 // day is what a date's folder holds.
@@ -537,6 +540,7 @@ const (
 	retainEvery   = time.Minute
 	sealRetry     = time.Second
 	sealRetryMost = 5 * time.Minute
+	firstNote     = time.Minute // after the start
 )
 
 // keep syncs, seals, and removes what is due, until ctx ends.
@@ -546,6 +550,7 @@ func (w *Writer) keep(ctx context.Context) {
 	defer tick.Stop()
 	var waiting []*rowLog // to be sealed, oldest first
 	var nextSeal, nextRetain time.Time
+	nextNote := time.Now().Add(min(w.o.Interval, firstNote))
 	retry := sealRetry
 	for {
 		w.mu.Lock()
@@ -571,6 +576,7 @@ func (w *Writer) keep(ctx context.Context) {
 				w.Stats.SealNanos.Add(uint64(time.Since(began)))
 				w.Stats.Sealing.Store(0)
 				waiting, retry, nextSeal, nextRetain = waiting[1:], sealRetry, time.Time{}, time.Time{}
+				nextNote = time.Time{}
 				continue
 			case ctx.Err() != nil:
 				continue
@@ -581,6 +587,13 @@ func (w *Writer) keep(ctx context.Context) {
 					"see that the disk has room and is writable")
 				nextSeal = time.Now().Add(retry)
 				retry = min(retry*2, sealRetryMost)
+			}
+		}
+		if now := time.Now(); !now.Before(nextNote) {
+			nextNote = now.Add(w.o.Interval)
+			if err := w.note(waiting); err != nil {
+				w.Stats.KeepErrors.Add(1)
+				w.o.Log(Error, "a checkpoint's note cannot be written; the next one comes after checkpoint", w.dir, err, "look after the disk")
 			}
 		}
 		select {

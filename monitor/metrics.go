@@ -146,6 +146,7 @@ var (
 		"seal_failing":       gauge("ctlogd_output_seal_failing_seconds", "For how long making a segment has failed; 0: it does not.", labelOutput),
 		"segments":           gauge("ctlogd_output_segments", "Segments that an archive holds.", labelOutput),
 		"segment_bytes":      gauge("ctlogd_output_segment_bytes", "Their size.", labelOutput),
+		"checkpoint_age":     gauge("ctlogd_output_checkpoint_age_seconds", "How long ago an archive wrote the note of its last checkpoint; 0 before the first.", labelOutput),
 		"overdue":            gauge("ctlogd_output_removal_overdue_seconds", "For how long a segment has been there that max_age wants removed; 0: none is.", labelOutput),
 		"writing_stopped":    gauge("ctlogd_output_writing_stopped", "1 while an archive takes no records, so that what min_age keeps and the reserve stay.", labelOutput),
 		"removed_segments":   counter("ctlogd_output_removed_segments_total", "Segments removed, by reason: max_age, max_size or reserve.", labelOutput, labelReason),

@@ -57,7 +57,7 @@ func full() Snapshot {
 		{Name: "archive:/var/lib/ctlogd/archive", Kind: "archive", Since: now,
 			Counters: []Counter{{"unsealed_records", "", 90}, {"unsealed_files", "", 91}, {"seals", "success", 92}, {"seals", "failure", 93},
 				{"seal_seconds", "", 94}, {"seal_failing", "", 95}, {"segments", "", 96}, {"segment_bytes", "", 97},
-				{"overdue", "", 98}, {"writing_stopped", "", 1}, {"removed_segments", "max_age", 99}, {"keep_errors", "", 100},
+				{"checkpoint_age", "", 102}, {"overdue", "", 98}, {"writing_stopped", "", 1}, {"removed_segments", "max_age", 99}, {"keep_errors", "", 100},
 				{"damaged_files", "", 101}},
 			Lag: Histogram{Bounds: []float64{0.1, 1, 10}, Counts: []uint64{0, 0, 0, 0}}},
 	}

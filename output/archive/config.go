@@ -34,6 +34,9 @@ type Config struct {
 	MaxSize unit.Size     `yaml:"max_size"`
 	Reserve unit.Size     `yaml:"reserve"`
 
+	// Key is the file with the private key that signs checkpoints; "": they are not signed.
+	Key string `yaml:"key"`
+
 	Fsync       string `yaml:"fsync"`
 	Compression string `yaml:"compression"`
 	Fields      Fields `yaml:"fields"`
@@ -70,6 +73,9 @@ func (c *Config) Validate(report func(field, msg string)) {
 	case !filepath.IsAbs(c.Path):
 		report("path", fmt.Sprintf("%q is no absolute path; write one such as /var/lib/ctlogd/archive", c.Path))
 	}
+	if c.Key != "" && !filepath.IsAbs(c.Key) {
+		report("key", fmt.Sprintf("%q is no absolute path; write one such as /etc/ctlogd/archive.key", c.Key))
+	}
 	if c.Checkpoint < minCheckpoint || c.Checkpoint > maxCheckpoint {
 		report("checkpoint", fmt.Sprintf("%s is out of range; write %s to %s", c.Checkpoint, minCheckpoint, maxCheckpoint))
 	}
@@ -105,6 +111,11 @@ func (c *Config) Name() string { return "archive:" + c.Path }
 
 // Check tells whether the archive could be opened, as far as that can be said without touching it.
 func (c *Config) Check() error {
+	if c.Key != "" {
+		if _, err := archive.ReadKeys(c.Key); err != nil {
+			return err
+		}
+	}
 	dir := c.Path
 	if _, err := os.Stat(dir); os.IsNotExist(err) {
 		if dir = filepath.Dir(dir); dir == c.Path {

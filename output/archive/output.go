@@ -25,7 +25,7 @@ func New(cfg Config, host, observer string, log *zap.Logger) (*Output, error) {
 	w, err := archive.Open(archive.Options{
 		Dir: cfg.Path, Host: host, Observer: observer,
 		Interval: cfg.Checkpoint, Records: uint64(cfg.SegmentRecords), Drop: cfg.Fields.Drop,
-		Compression: cfg.Compression, Sync: cfg.Fsync,
+		Compression: cfg.Compression, Sync: cfg.Fsync, Key: cfg.Key,
 		Retention: archive.Retention{MaxAge: cfg.MaxAge, MinAge: cfg.MinAge, MaxSize: int64(cfg.MaxSize), Reserve: int64(cfg.Reserve)},
 		Log: func(level archive.Level, msg, file string, err error, remedy string) {
 			fields := []zap.Field{zap.String("file", file)}
@@ -79,6 +79,7 @@ func (o *Output) Counters(emit func(name, label string, n uint64)) {
 	emit("seal_failing", "", since(s.Sealing.Load()))
 	emit("segments", "", count(s.Segments.Load()))
 	emit("segment_bytes", "", count(s.SegmentBytes.Load()))
+	emit("checkpoint_age", "", since(s.Checkpointed.Load()))
 	emit("overdue", "", since(s.NextRemoval.Load()))
 	stopped := uint64(0)
 	if s.Stopped.Load() {

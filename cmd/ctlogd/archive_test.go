@@ -1,0 +1,99 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ctlogd/ctlogd/archive"
+	"github.com/ctlogd/ctlogd/bench/trace"
+	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/output/format"
+)
+
+// What an archive was given, cat prints as the output jsonl would have written it, from row logs and segments.
+func TestCat(t *testing.T) {
+	dir := t.TempDir()
+	w, err := archive.Open(archive.Options{Dir: dir, Host: "gw1", Observer: "obs", Interval: time.Hour, Records: 20,
+		Seal: func(_ context.Context, path string) (archive.Sealed, error) {
+			seg, date, err := archive.Seal(path)
+			return archive.Sealed{Segment: seg, Date: date}, err
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	enc, err := format.New("flat", format.Options{Host: "gw1", Observer: "obs", Fields: format.Fields{Drop: []string{"ct_id"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]bool{}
+	tr, b := trace.New(trace.Default()), flow.NewBatch(30, nil)
+	for range 30 {
+		r := b.Next()
+		tr.Next(r)
+		want[string(enc.Append(nil, r))] = true
+		if _, err := w.Append([]*flow.Record{r}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for end := time.Now().Add(time.Minute); w.Stats.Seals.Load() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("nothing is sealed")
+		}
+	}
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	segments, _ := filepath.Glob(dir + "/host=gw1/date=*/*.parquet")
+	logs, _ := filepath.Glob(dir + "/host=gw1/*.rows")
+	var stdout, stderr bytes.Buffer
+	if code := run(append([]string{"cat"}, append(segments, logs...)...), &stdout, &stderr); code != 0 {
+		t.Fatalf("exit status %d: %s", code, stderr.String())
+	}
+	lines := strings.Split(strings.TrimSpace(stdout.String()), "\n")
+	for _, line := range lines {
+		if !want[line] {
+			t.Errorf("unexpected: %s", line)
+		}
+		delete(want, line)
+	}
+	if len(want) > 0 || len(segments) != 1 || len(logs) != 1 {
+		t.Errorf("%d records are missing; segments %v, row logs %v", len(want), segments, logs)
+	}
+
+	foreign := filepath.Join(dir, "foreign")
+	if err := os.WriteFile(foreign, []byte("hello"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{foreign, filepath.Join(dir, "missing"), dir} {
+		stderr.Reset()
+		if code := run([]string{"cat", path}, &stdout, &stderr); code != 1 || !strings.Contains(stderr.String(), path) {
+			t.Errorf("cat %s: exit status %d: %s", path, code, stderr.String())
+		}
+	}
+}
+
+func TestKeyNew(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "archive.key")
+	var stdout, stderr bytes.Buffer
+	if code := run([]string{"key", "new", path, "--host", "gw 1"}, &stdout, &stderr); code != 0 {
+		t.Fatal(stderr.String())
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+	if signers, err := archive.ReadKeys(path); err != nil || len(signers) != 1 || signers[0].Name() != "gw%201" {
+		t.Errorf("%v, %v", signers, err)
+	}
+	if !strings.HasPrefix(stdout.String(), "gw%201+") {
+		t.Errorf("no public key: %s", stdout.String())
+	}
+	if code := run([]string{"key", "new", path}, &stdout, &stderr); code != 1 || !strings.Contains(stderr.String(), "there already") {
+		t.Errorf("a second time: exit status %d: %s", code, stderr.String())
+	}
+}
