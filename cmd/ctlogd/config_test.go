@@ -198,6 +198,38 @@ func TestGoodConfigs(t *testing.T) {
 }
 
 // What is valid and hardly meant, with its line.
+// TestFormatWarnings wants to be told what a format leaves out of what the configuration asks for.
+func TestFormatWarnings(t *testing.T) {
+	c, err := parseConfig("f", []byte(`input: {conntrack: {expectations: true, labels: true}}
+outputs:
+  jsonl:
+    - path: /x
+      format: ulogd2
+      spool: {path: /s}
+    - {path: /y}
+  syslog:
+    - address: tcp://192.0.2.1
+      format: ocsf
+      fields: {drop: [dst_ip]}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"f:5: outputs.jsonl[0].format: ulogd2 knows no expectations, which input.conntrack.expectations has made records of: they " +
+			"have a key event, which other records lack; drop them with a filter, or use another format",
+		"f:5: outputs.jsonl[0].format: ulogd2 has no place for labels, which input.conntrack.labels gathers; leave labels out, or use " +
+			"another format",
+		"f:5: outputs.jsonl[0].format: ulogd2 has no place for flow_id, so that records that were delivered twice are not told from " +
+			"flows; use another format where that matters",
+		"f:11: outputs.syslog[0].fields.drop: without dst_ip OCSF has no place for nat_dst_ip either, as it is a part of the endpoint; " +
+			"drop both, or keep both",
+	}
+	if diff := cmp.Diff(want, c.warnings); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func TestWarnings(t *testing.T) {
 	const text = `filter:
   - {action: drop, match: {proto: tcp}, not: {proto: tcp}}

@@ -9,6 +9,8 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/ctlogd/ctlogd/output/format"
+	"github.com/ctlogd/ctlogd/pipeline/spool"
 	"github.com/ctlogd/ctlogd/preflight"
 )
 
@@ -18,6 +20,22 @@ func (c *Config) Warnings(report func(path, msg string)) {
 	c.Outputs.each(func(path string, o *OutputConfig) {
 		o.Filter.Warnings(func(field, msg string) { report(path+".filter"+field, msg) })
 	})
+	in := &c.Input.Conntrack
+	asked := format.Asked{Expectations: in.Expectations, Labels: in.Labels}
+	formats := func(kind string, i int, name string, f format.Fields, spool *spool.Config) {
+		a := asked
+		a.FlowID = spool != nil
+		format.Warnings(name, f, a, func(field, msg string) { report(fmt.Sprintf("outputs.%s[%d].%s", kind, i, field), msg) })
+	}
+	for i, o := range c.Outputs.JSONL {
+		formats("jsonl", i, o.Format, o.Fields, o.Spool)
+	}
+	for i, o := range c.Outputs.Kafka {
+		formats("kafka", i, o.Format, o.Fields, o.Spool)
+	}
+	for i, o := range c.Outputs.Syslog {
+		formats("syslog", i, o.Format, o.Fields, o.Spool)
+	}
 	if m := &c.Metrics; m.Listen != "" && m.WebConfig == "" && everyAddress(m.Listen) {
 		report("metrics.listen", fmt.Sprintf("%s is every address of this host, and whoever reaches one may look, without a "+
 			"password; listen on 127.0.0.1 or on an inner address, or set web_config", m.Listen))

@@ -156,6 +156,43 @@ func Lacks(name string) []string {
 	return (allOfThem &^ k.carries).names()
 }
 
+// Asked is what a configuration has gathered at a price, so that it is told where a format leaves it out.
+type Asked struct{ Expectations, Labels, FlowID bool }
+
+// Warnings reports what is asked for and has no place in the format called name. The format and its fields are valid.
+func Warnings(name string, f Fields, a Asked, report func(field, msg string)) {
+	k, err := lookup(name)
+	if err != nil {
+		return
+	}
+	if a.Expectations && !k.carries.has(kMaskSrcIP) {
+		report("format", fmt.Sprintf("%s knows no expectations, which input.conntrack.expectations has made records of: they "+
+			"have a key event, which other records lack; drop them with a filter, or use another format", k.name))
+	}
+	if a.Labels && !k.carries.has(kLabels) {
+		report("format", fmt.Sprintf("%s has no place for labels, which input.conntrack.labels gathers; leave labels out, or use "+
+			"another format", k.name))
+	}
+	if a.FlowID && !k.carries.has(kFlowID) {
+		report("format", fmt.Sprintf("%s has no place for flow_id, so that records that were delivered twice are not told from "+
+			"flows; use another format where that matters", k.name))
+	}
+	var dropped set
+	for _, name := range f.Drop {
+		if key, ok := allOfThem.lookup(name); ok {
+			dropped |= 1 << key
+		}
+	}
+	if k.name == "ocsf" {
+		for end, nat := range map[key]key{kSrcIP: kNATSrcIP, kDstIP: kNATDstIP} {
+			if dropped.has(end) && !dropped.has(nat) {
+				report("fields.drop", fmt.Sprintf("without %s OCSF has no place for %s either, as it is a part of the endpoint; drop "+
+					"both, or keep both", keyNames[end], keyNames[nat]))
+			}
+		}
+	}
+}
+
 // Begins returns how each record of the format called name begins: with another beginning, a line is of another format.
 func Begins(name string) string {
 	k, err := lookup(name)
