@@ -99,8 +99,10 @@ func (f *Files) size() (sum int64) {
 		return nil
 	})
 	for i := 1; i <= f.Keep; i++ {
-		if info, err := os.Stat(fmt.Sprintf("%s.%d", f.Path, i)); err == nil {
-			sum += info.Size()
+		for _, ext := range []string{"", ".gz", ".zst"} {
+			if info, err := os.Stat(fmt.Sprintf("%s.%d%s", f.Path, i, ext)); err == nil {
+				sum += info.Size()
+			}
 		}
 	}
 	return sum

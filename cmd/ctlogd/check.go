@@ -222,7 +222,11 @@ func hostChecks(cfg *Config) preflight.Options {
 		name := add("jsonl", i, out.Path, &out.OutputConfig, func(context.Context) error { return out.Check() }, out.Reach)
 		o.Outputs[len(o.Outputs)-1].Tell = out.Tell
 		if out.Path != jsonl.Stdout {
-			files(name, out.Path, out.MaxSize*unit.Size(out.Keep+1), out.Keep, out.Reserve)
+			bound := out.MaxSize * unit.Size(out.Keep+1)
+			if out.Keep == 0 { // by max_age: as much as comes in that time
+				bound = 0
+			}
+			files(name, out.Path, bound, out.Keep, out.Reserve)
 		}
 	}
 	for i, out := range cfg.Outputs.IPFIX {

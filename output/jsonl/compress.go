@@ -89,11 +89,11 @@ func (h *housekeeper) compress(path string, r rotated) (err error) {
 		os.Remove(tmp) // in vain when all went well
 		err = errors.Join(err, out.Close())
 	}()
-	lines, err := h.pour(out, in)
+	lines, err := h.compressInto(out, in)
 	if err != nil {
 		return fmt.Errorf("compress %s: %w", in.Name(), err)
 	}
-	if err := dress(out, r.info); err != nil {
+	if err := copyAttributes(out, r.info); err != nil {
 		return err
 	}
 	info, err := out.Stat()
@@ -139,8 +139,8 @@ func (h *housekeeper) openRotated(path string, r rotated) (*os.File, error) {
 	return nil, nil
 }
 
-// pour compresses in to out, bit by bit, has it written to the disk, and returns how many lines it was.
-func (h *housekeeper) pour(out, in *os.File) (lines int64, err error) {
+// compressInto compresses in to out, bit by bit, has it written to the disk, and returns how many lines it was.
+func (h *housekeeper) compressInto(out, in *os.File) (lines int64, err error) {
 	w, err := newCompressor(h.cfg.Compress, out)
 	if err != nil {
 		return 0, err
@@ -196,9 +196,9 @@ func (h *housekeeper) room() error {
 	return nil
 }
 
-// dress gives file the times, the mode and, as far as that is allowed, the owner of another one: whoever may read
+// copyAttributes gives file the times, the mode and, as far as that is allowed, the owner of another one: whoever may read
 // that one shall read this.
-func dress(file *os.File, like os.FileInfo) error {
+func copyAttributes(file *os.File, like os.FileInfo) error {
 	if st, ok := like.Sys().(*syscall.Stat_t); ok {
 		_ = file.Chown(int(st.Uid), int(st.Gid)) // not ours to give away, as a rule, and ours already
 	}

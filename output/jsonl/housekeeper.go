@@ -19,15 +19,15 @@ const (
 	// lookEvery is how often the housekeeper looks when nothing is rotated: max_age and rotate are kept this closely.
 	lookEvery = time.Minute
 
-	// tellEvery is how often it is logged at most that files were removed, and that something fails.
-	tellEvery = time.Hour
+	// logEvery is how often it is logged at most that files were removed, and that something fails.
+	logEvery = time.Hour
 
 	// chunk is how much of a file is read, counted and compressed at once; some hundred microseconds' worth.
 	chunk = 64 << 10
 
-	// The housekeeper works for a stint and then rests restFor times as long: the processors are those of the reader and
+	// The housekeeper works for workFor and then rests restFor times as long: the processors are those of the reader and
 	// of the outputs.
-	stint   = time.Millisecond
+	workFor = time.Millisecond
 	restFor = 3
 )
 
@@ -50,9 +50,9 @@ type housekeeper struct {
 
 	keptSince atomic.Int64 // when the oldest record was made that there is, in Unix seconds; 0: not known
 
-	began  time.Time // of the stint
-	told   time.Time // when removals were logged
-	failed time.Time // when a failure was
+	began          time.Time // of the current spell of work
+	removalsLogged time.Time // when removals were logged last
+	failureLogged  time.Time // when a failure was
 }
 
 // removal sums up what was removed.
@@ -98,7 +98,7 @@ func (h *housekeeper) run() {
 		h.look()
 		select {
 		case <-h.stop:
-			h.tell(true)
+			h.logRemovals(true)
 			return
 		case <-h.kick:
 		case <-tick.C:
@@ -139,14 +139,14 @@ func (h *housekeeper) look() {
 			break
 		}
 	}
-	h.tell(false)
-	h.lookBack(path)
+	h.logRemovals(false)
+	h.findOldest(path)
 }
 
 // rest lets others have the processor. It removes what has become too much meanwhile.
 func (h *housekeeper) rest() error {
 	worked := time.Since(h.began)
-	if worked < stint {
+	if worked < workFor {
 		return nil
 	}
 	defer func() { h.began = time.Now() }()
@@ -237,9 +237,9 @@ func find(path string, r rotated) (rotated, bool) {
 	return r, false
 }
 
-// tell logs what was removed, now and then or at the end.
-func (h *housekeeper) tell(end bool) {
-	if !end && time.Since(h.told) < tellEvery {
+// logRemovals logs what was removed, now and then or at the end.
+func (h *housekeeper) logRemovals(end bool) {
+	if !end && time.Since(h.removalsLogged) < logEvery {
 		return
 	}
 	h.mu.Lock()
@@ -249,20 +249,20 @@ func (h *housekeeper) tell(end bool) {
 	if s.files == 0 {
 		return
 	}
-	h.told = time.Now()
+	h.removalsLogged = time.Now()
 	h.f.log.Info("rotated files were removed, as max_size, keep and max_age have it", zap.Int("files", s.files),
 		zap.Int64("records", s.records), zap.Stringer("size", unit.Size(s.bytes)), zap.Time("from", s.from), zap.Time("to", s.to))
 }
 
 func (h *housekeeper) fail(what string, err error) {
-	if time.Since(h.failed) >= tellEvery {
-		h.failed = time.Now()
+	if time.Since(h.failureLogged) >= logEvery {
+		h.failureLogged = time.Now()
 		h.f.log.Error(what+"; it is tried again", zap.Error(withRemedy(err)), zap.Duration("next_try", lookEvery))
 	}
 }
 
-// lookBack finds out how far back the files reach.
-func (h *housekeeper) lookBack(path string) {
+// findOldest finds out how far back the files reach.
+func (h *housekeeper) findOldest(path string) {
 	files, err := listRotated(path)
 	if err != nil {
 		return

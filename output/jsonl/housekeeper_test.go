@@ -8,8 +8,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -399,37 +399,27 @@ func TestListRotated(t *testing.T) {
 	}
 }
 
-// TestCompressGently: a large file takes no more than a part of a processor.
-func TestCompressGently(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "f")
-	f := newFile(t, Config{Path: path, MaxSize: 1 << 40, Keep: 9}, nil)
-	for i := range 40 {
-		write(t, f, records(1000*i, 1000))
-	}
-	f.cfg.MaxSize = 1
-	write(t, f, records(40000, 1))
-	h := idle(f)
-	h.cfg.Compress = "zstd"
-	var before, after syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &before); err != nil {
-		t.Fatal(err)
-	}
-	start := time.Now()
-	h.look()
-	took := time.Since(start)
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &after); err != nil {
-		t.Fatal(err)
-	}
-	info, err := os.Stat(path + ".1.zst")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cpu := time.Duration(after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano())
-	t.Logf("%d bytes, %v of CPU in %v", info.Size(), cpu, took)
-	if cpu > took/2 {
-		t.Errorf("%v of CPU in %v", cpu, took)
-	}
+// TestRest: after a spell of work the housekeeper leaves the processor to others for three times as long, unless it is
+// told to end.
+func TestRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &housekeeper{stop: make(chan struct{}), began: time.Now()}
+		for _, tt := range []struct{ worked, rested time.Duration }{
+			{workFor / 2, 0}, {workFor / 2, 3 * workFor}, {10 * workFor, 30 * workFor}, {0, 0},
+		} {
+			time.Sleep(tt.worked)
+			start := time.Now()
+			if err := h.rest(); err != nil || time.Since(start) != tt.rested {
+				t.Errorf("after %v: rested for %v, want %v (%v)", tt.worked, time.Since(start), tt.rested, err)
+			}
+		}
+		time.Sleep(workFor)
+		close(h.stop)
+		start := time.Now()
+		if err := h.rest(); err != errStopped || time.Since(start) != 0 {
+			t.Errorf("at the end: rested for %v (%v)", time.Since(start), err)
+		}
+	})
 }
 
 // TestHousekeeperHangs: files that nobody removes do not become more and more.

@@ -32,11 +32,11 @@ func (w *Writer) answered(p *partition, recs []*flow.Record) {
 	}
 
 	failed := w.fail(int(p.id), err)
-	accused := p.accused()
+	named := p.named()
 	switch class := failed.Class; {
-	case class.final() && len(accused) > 0:
-		w.reject(p, accused, recs, failed)
-		w.Stats.Retries.Add(uint64(len(batch) - len(accused)))
+	case class.final() && len(named) > 0:
+		w.reject(p, named, recs, failed)
+		w.Stats.Retries.Add(uint64(len(batch) - len(named)))
 		return
 	case class.final():
 		// It is one of them, or all together are too many: halves will tell.
@@ -48,36 +48,36 @@ func (w *Writer) answered(p *partition, recs []*flow.Record) {
 			}
 			w.limit = max(p.raw/2, minBatchBytes)
 		}
-	case class == ClassTimestamp && w.restamp(accused, batch):
+	case class == ClassTimestamp && w.restamp(named, batch):
 	default:
 		p.err = failed
 	}
 	w.Stats.Retries.Add(uint64(len(batch)))
 }
 
-// accused returns the records of p's batch that the broker's answer names, or all of it if that is a single one.
-func (p *partition) accused() []int32 {
+// named returns the records of p's batch that the broker's answer names, or all of it if that is a single one.
+func (p *partition) named() []int32 {
 	batch := p.pending()[:p.sent]
 	if len(batch) == 1 {
 		return slices.Clone(batch)
 	}
-	var accused []int32
+	var named []int32
 	for _, e := range p.answer.RecordErrors {
-		if i := int(e.BatchIndex); i >= 0 && i < len(batch) && !slices.Contains(accused, batch[i]) {
-			accused = append(accused, batch[i])
+		if i := int(e.BatchIndex); i >= 0 && i < len(batch) && !slices.Contains(named, batch[i]) {
+			named = append(named, batch[i])
 		}
 	}
-	return accused
+	return named
 }
 
-// restamp changes how the accused records are stamped, or all of the batch if none is accused, and reports whether
+// restamp changes how the named records are stamped, or all of the batch if none is named, and reports whether
 // there was anything left to change.
-func (w *Writer) restamp(accused, batch []int32) bool {
-	if len(accused) == 0 {
-		accused = batch
+func (w *Writer) restamp(named, batch []int32) bool {
+	if len(named) == 0 {
+		named = batch
 	}
 	changed := false
-	for _, i := range accused {
+	for _, i := range named {
 		switch {
 		case w.state[i]&stampNow == 0:
 			w.state[i] |= stampNow

@@ -20,11 +20,11 @@ type refusals struct {
 	logged  time.Time // when that was logged
 }
 
-// reject gives the accused records up: they go to the dead-letter file, and the rest of the partition's can be sent.
-func (w *Writer) reject(p *partition, accused []int32, recs []*flow.Record, reason *Error) {
-	letters := make([]deadLetter, 0, len(accused))
+// reject gives the named records up: they go to the dead-letter file, and the rest of the partition's can be sent.
+func (w *Writer) reject(p *partition, named []int32, recs []*flow.Record, reason *Error) {
+	letters := make([]deadLetter, 0, len(named))
 	now := time.Now().UTC()
-	for _, i := range accused {
+	for _, i := range named {
 		w.state[i] |= refused
 		if w.refusals.letters.path == "" {
 			continue
@@ -42,7 +42,7 @@ func (w *Writer) reject(p *partition, accused []int32, recs []*flow.Record, reas
 	w.refusals.last = reason
 
 	n, err := w.refusals.letters.append(letters)
-	w.Stats.Rejected.Add(uint64(len(accused)))
+	w.Stats.Rejected.Add(uint64(len(named)))
 	w.Stats.DeadLetters.Add(uint64(n))
 	if now.Sub(w.refusals.logged) >= refusalsEvery {
 		w.refusals.logged = now

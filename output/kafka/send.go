@@ -26,21 +26,21 @@ type sender struct {
 // round sends one batch to every partition that has records left and no error, waits for all answers, and reports
 // whether it sent anything.
 func (w *Writer) round(ctx context.Context, recs []*flow.Record) bool {
-	var under []*partition
+	var busy []*partition
 	now := time.Now().UnixMilli()
 	for i := range w.parts {
 		p := &w.parts[i]
 		if p.err == nil && len(p.pending()) > 0 {
 			w.encode(p, recs, now)
-			under = append(under, p)
+			busy = append(busy, p)
 		}
 	}
-	if len(under) == 0 {
+	if len(busy) == 0 {
 		return false
 	}
-	slices.SortFunc(under, func(a, b *partition) int { return cmp.Compare(a.leader, b.leader) })
+	slices.SortFunc(busy, func(a, b *partition) int { return cmp.Compare(a.leader, b.leader) })
 	var wg sync.WaitGroup
-	for rest := under; len(rest) > 0; {
+	for rest := busy; len(rest) > 0; {
 		end := 1
 		for end < len(rest) && rest[end].leader == rest[0].leader {
 			end++
@@ -54,7 +54,7 @@ func (w *Writer) round(ctx context.Context, recs []*flow.Record) bool {
 		wg.Go(func() { w.sender.send(ctx, group) })
 	}
 	wg.Wait()
-	for _, p := range under {
+	for _, p := range busy {
 		w.answered(p, recs)
 	}
 	return true
