@@ -7,8 +7,8 @@ import (
 )
 
 // giveUpRights leaves the process, all of its threads, no capability but CAP_NET_ADMIN, for the case that root has
-// started it by hand; under its unit it has no other. It comes when all is open. What is opened later (at rotations and
-// reloads) is opened with the permissions that root has as the owner of its files. It reports whether there was more.
+// started it by hand; under its unit it has no other. It comes when the netlink socket is open. What is opened later, the
+// outputs, is opened with the permissions that root has as the owner of its files. It reports whether there was more.
 func giveUpRights() (given bool, err error) {
 	has := cap.GetProc()
 	keep := cap.NewSet()
