@@ -10,7 +10,7 @@ STATICCHECK  = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # command:package, for what the integration tests, the demo and the benchmark call
 DEMO_NEEDS   = ip:iproute2 nft:nftables
-TEST_NEEDS   = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack unshare:util-linux fsfreeze:util-linux mkfs.ext4:e2fsprogs vsftpd:vsftpd in.tftpd:tftpd-hpa \
+TEST_NEEDS   = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack qemu-mips:qemu-user unshare:util-linux fsfreeze:util-linux mkfs.ext4:e2fsprogs vsftpd:vsftpd in.tftpd:tftpd-hpa \
     java:default-jre-headless mvn:maven kcat:kcat chromium:chromium \
     nfcapd:nfdump nfacctd:pmacct tshark:tshark dumpcap:wireshark-common ipfixDump:libfixbuf-tools socat:socat \
     openssl:openssl promtool:prometheus jq:jq systemd-analyze:systemd rpm:rpm lintian:lintian man:man-db file:file \
@@ -30,13 +30,13 @@ RACE         = $(if $(shell command -v gcc),-race)
 # Where users other than root do not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: all build test setup unit integration fuzz lint bench bench-live demo packages clean
+.PHONY: all build test setup unit cross cross-all integration fuzz lint bench bench-live demo packages clean
 all: build
 
 build:
 	$(GO) build -ldflags "$(LDFLAGS)" -o bin/ctlogd ./cmd/ctlogd
 
-test: unit integration
+test: unit cross integration
 
 # On a fresh machine the packages are fetched while what the integration tests are made of is compiled.
 setup:
@@ -51,6 +51,24 @@ unit: setup
 
 integration: setup
 	$(GO) test -tags integration -count=1 -v -timeout 15m -p 1 $(INTEGRATION)
+
+# The processors that routers have. Of two the whole program is built: 32 bits, and 32 bits the other way round. The tests
+# of what reads and writes bytes run as well, on 386 as it is and on big-endian mips under qemu.
+CROSS        = arm64 arm riscv64 mipsle
+BYTES        = -run 'Decode|Datagrams|Delivery|Threshold|Binary|Reopen|TornTail|Order|GapsInPlace' ./flow ./input/ctnetlink ./pipeline/spool
+cross: export CGO_ENABLED = 0
+cross: export GOMIPS = softfloat
+cross: setup
+	@set -e; for arch in 386 mips; do echo "$$arch"; GOARCH=$$arch $(GO) build -o /dev/null ./cmd/ctlogd; done
+	@set -e; for arch in $(CROSS); do echo "$$arch"; GOARCH=$$arch $(GO) build ./flow ./input/... ./pipeline/...; done
+	GOARCH=386 $(GO) test $(BYTES)
+	GOARCH=mips $(GO) test -exec qemu-mips $(BYTES)
+
+# The whole program for every one of them.
+cross-all: export CGO_ENABLED = 0
+cross-all: export GOMIPS = softfloat
+cross-all:
+	@set -e; for arch in 386 mips $(CROSS); do echo "$$arch"; GOARCH=$$arch $(GO) build -o /dev/null ./cmd/ctlogd; done
 
 # Each fuzz test for FUZZTIME.
 fuzz:

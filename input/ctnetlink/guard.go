@@ -224,18 +224,24 @@ func (g *guard) look(now time.Time) time.Duration {
 	}
 	before := g.entries
 	g.entries = entries
-	over := entries - room*int64(g.mark)/100
+	limit, until := g.limit(room)
+	over := entries - limit
 	// A reader that catches up needs no help, as long as there is room for what comes meanwhile.
 	catchingUp := entries < before && over < room*int64(100-g.mark)/200
 	behind := rising || !g.heldSince.IsZero() && mem.Queued > mem.Buffer/8*7
 	if !behind || !wasBusy || over < 0 || catchingUp {
 		return guardBusy
 	}
-	if err := g.shed(room * int64(max(g.mark-shedPoints, 0)) / 100); err != nil {
+	if err := g.shed(until); err != nil {
 		g.log.Error("guard of the table: cannot shed ended flows", zap.Error(err))
 		return guardIdle
 	}
 	return guardBusy
+}
+
+// limit returns from how many entries on the guard sheds, and down to how many.
+func (g *guard) limit(room int64) (from, until int64) {
+	return room * int64(g.mark) / 100, room * int64(max(g.mark-shedPoints, 0)) / 100
 }
 
 // openTable opens what tells of the table. The files stay those of the network namespace in which they were opened.

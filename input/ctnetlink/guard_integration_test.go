@@ -48,13 +48,16 @@ func must(t *testing.T, err error) {
 
 // guarded is a reader that is stuck from its first batch on until it is released.
 type guarded struct {
+	t *testing.T
 	*Source
 	reader  *input.Reader
 	ns      *lab.NS
 	flood   *lab.Flood
 	stuck   chan struct{} // closed when it is
 	release chan struct{} // to be closed
-	stop    func()        // ends the reader, and returns when it has ended
+	stop    func()        // ends the reader, and closes its source
+	cancel  func()
+	ended   chan error
 
 	// Valid when the reader has ended.
 	ends map[int]int // how often each flow's end was read
@@ -62,14 +65,16 @@ type guarded struct {
 	lost []flow.Gap
 }
 
-func newGuarded(t *testing.T, mark int) *guarded {
+func newGuarded(t *testing.T, mark int) *guarded { return newGuardedWith(t, mark, Options{}) }
+
+func newGuardedWith(t *testing.T, mark int, o Options) *guarded {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: network namespaces and conntrack events")
 	}
 	smallTable(t)
 	ns := newFloodNS(t)
-	g := &guarded{ns: ns, stuck: make(chan struct{}), release: make(chan struct{}), ends: map[int]int{}}
+	g := &guarded{t: t, ns: ns, stuck: make(chan struct{}), release: make(chan struct{}), ends: map[int]int{}}
 	var err error
 	g.flood, err = ns.NewFlood()
 	must(t, err)
@@ -78,16 +83,15 @@ func newGuarded(t *testing.T, mark int) *guarded {
 	cfg := Config{TableGuard: &mark, ReceiveBuffer: minBuffer}
 	cfg.Defaults()
 	must(t, ns.Do(func() error {
-		g.Source, err = Open(cfg, Options{})
+		g.Source, err = Open(cfg, o)
 		return err
 	}))
 	g.reader = input.New(g.Source, input.Options{})
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error)
-	go func() { ended <- g.reader.Run(ctx, flow.NewBatch(256, nil), g.emit) }()
+	g.cancel, g.ended = cancel, make(chan error)
+	go func() { g.ended <- g.reader.Run(ctx, flow.NewBatch(256, nil), g.emit) }()
 	g.stop = func() {
-		cancel()
-		must(t, <-ended)
+		g.end()
 		must(t, g.Close())
 	}
 	return g

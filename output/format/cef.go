@@ -130,7 +130,7 @@ func (e *cef) Append(dst []byte, r *flow.Record) []byte {
 
 func (e *cef) appendEnds(b []byte, r *flow.Record) []byte {
 	t, p, nat := &r.Orig, &r.Reply, r.NAT()
-	ports := t.Proto.HasPorts()
+	ports := r.HasPorts()
 	b = append(b, e.protos[t.Proto]...)
 	if e.has(kSrcIP) {
 		b = appendAddr(append(b, " src="...), &t.Src, t.V6)

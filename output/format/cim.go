@@ -105,7 +105,7 @@ func appendSeconds(b []byte, ns int64) []byte {
 
 func (e *cim) appendEnds(b []byte, r *flow.Record) []byte {
 	t, p, nat := &r.Orig, &r.Reply, r.NAT()
-	ports := t.Proto.HasPorts()
+	ports := r.HasPorts()
 	family := 0
 	if t.V6 {
 		family = 1

@@ -149,7 +149,7 @@ func (e *ecs) Append(dst []byte, r *flow.Record) []byte {
 // appendEnds appends source, destination, and all their addresses once more as related.ip.
 func (e *ecs) appendEnds(b []byte, r *flow.Record) []byte {
 	t, p, nat := &r.Orig, &r.Reply, r.NAT()
-	ports := t.Proto.HasPorts()
+	ports := r.HasPorts()
 	counted := r.Has&flow.HasCounters != 0
 	var addrs [4][2]int // where they stand in b
 	n := 0

@@ -396,6 +396,15 @@ func TestFlatCases(t *testing.T) {
 				`"status":[],"end_reason":"timeout"}`,
 		},
 		{
+			name: "a protocol whose ports the kernel does not tell",
+			rec: flow.Record{
+				Event: flow.EventDestroy, Has: flow.HasOrig | flow.HasReply | flow.HasStatus | flow.NoPorts, Received: at,
+				Orig: tuple(flow.DCCP, "10.0.0.1", 0, "10.0.0.2", 0), Reply: tuple(flow.DCCP, "10.0.0.2", 0, "192.0.2.1", 0),
+			},
+			want: `"proto":"dccp","proto_num":33,"src_ip":"10.0.0.1","dst_ip":"10.0.0.2","nat":"snat","nat_src_ip":"192.0.2.1",` +
+				`"status":[],"end_reason":"timeout"}`,
+		},
+		{
 			name: "a stop that is not an end",
 			rec: flow.Record{
 				Event: flow.EventOpen, Has: flow.HasOrig, Received: at, Stop: at, Orig: tuple(50, "10.0.0.1", 0, "10.0.0.2", 0),

@@ -148,7 +148,7 @@ func appendMillis(b []byte, ns int64) []byte {
 // appendEnds appends the endpoints and connection_info. An endpoint without its address is none to the schema.
 func (e *ocsf) appendEnds(b []byte, r *flow.Record) []byte {
 	t, p, nat := &r.Orig, &r.Reply, r.NAT()
-	ports := t.Proto.HasPorts()
+	ports := r.HasPorts()
 	if e.has(kSrcIP) {
 		b = append(appendAddr(append(b, `,"src_endpoint":{"ip":"`...), &t.Src, t.V6), '"')
 		if ports && e.has(kSrcPort) {

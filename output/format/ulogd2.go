@@ -54,7 +54,7 @@ func (e *ulogd2) Append(dst []byte, r *flow.Record) []byte {
 	}
 
 	o, p := &r.Orig, &r.Reply
-	ports := r.Has&flow.HasOrig != 0 && o.Proto.HasPorts()
+	ports := r.Has&flow.HasOrig != 0 && r.HasPorts()
 	if r.Has&flow.HasOrig != 0 {
 		b = append(b, e.protos[0][o.Proto]...)
 		if ports && e.has(kSrcPort) {

@@ -1,0 +1,225 @@
+package ctnetlink
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+// record is a Sink that keeps gaps.
+type gaps []flow.Gap
+
+func (*gaps) Put(*flow.Record)                   {}
+func (g *gaps) Gap(_, _ time.Time, gap flow.Gap) { *g = append(*g, gap) }
+func (s *Source) load(datagrams ...datagram)     { s.messages.load(datagrams) }
+func (m *messages) load(datagrams []datagram) {
+	m.n, m.at, m.rest = len(datagrams), 0, nil
+	m.put(datagrams)
+}
+func (d datagram) from(pid uint32) datagram { d.pid = pid; return d }
+func (d datagram) cut() datagram            { d.truncated = true; return d }
+func of(msgs ...[]byte) (d datagram) {
+	for _, m := range msgs {
+		d.data = append(d.data, m...)
+	}
+	return d
+}
+
+// datagram is what one slot of a block holds.
+type datagram struct {
+	data      []byte
+	pid       uint32
+	truncated bool
+}
+
+// put stands in for recvmmsg.
+func (m *messages) put(datagrams []datagram) {
+	for i, d := range datagrams {
+		copy(m.block.data[i*slotStride:], d.data)
+		m.block.msgs[i].len = uint32(len(d.data))
+		m.block.msgs[i].hdr.Namelen = unix.SizeofSockaddrNetlink
+		m.block.msgs[i].hdr.Flags = 0
+		if d.truncated {
+			m.block.msgs[i].hdr.Flags = unix.MSG_TRUNC
+		}
+		m.block.names[i].Pid = d.pid
+	}
+}
+
+func newSource(events ...string) *Source {
+	cfg := Config{Events: events}
+	cfg.Defaults()
+	s := &Source{cfg: cfg, opts: Options{Log: zap.NewNop()}, messages: messages{block: newBlock()}}
+	s.table = &table{cfg: &s.cfg, opts: &s.opts, stats: &s.Stats}
+	return s
+}
+
+// TestDatagrams has blocks of all kinds: what can be read of them becomes records, and what cannot be is in a gap.
+func TestDatagrams(t *testing.T) {
+	end := func(id uint64) []byte {
+		return message(subsysCT<<8|msgDelete, 0, 0, v4Tuple(ctaTupleOrig, 1, 2, flow.UDP), attribute(ctaID, be(id, 4)))
+	}
+	odd := message(subsysCT<<8|msgDelete, 0, 0, v4Tuple(ctaTupleOrig, 1, 2, flow.UDP), attribute(ctaMark, be(1, 8)), attribute(ctaID, be(9, 4)))
+	none := message(subsysCT<<8|msgDelete, 0, 0, attribute(ctaID, be(1, 4)))
+	begin := message(subsysCT<<8|msgNew, flagsNew, 0, attribute(ctaID, be(1, 4)))
+	for _, tt := range []struct {
+		name                                   string
+		block                                  []datagram
+		ids                                    []uint32
+		malformed, skipped, refused, truncated uint64
+		gap                                    *flow.Gap
+	}{
+		{"one each", []datagram{of(end(1)), of(end(2))}, []uint32{1, 2}, 0, 0, 0, 0, nil},
+		{"several in one", []datagram{of(end(1), end(2), end(3)), of(end(4))}, []uint32{1, 2, 3, 4}, 0, 0, 0, 0, nil},
+		{"an odd attribute", []datagram{of(odd, end(2))}, []uint32{9, 2}, 0, 1, 0, 0, nil},
+		{"no tuple", []datagram{of(end(1), none, end(3))}, []uint32{1, 3}, 1, 0, 0, 0, &flow.Gap{Lost: 1, LostKnown: true}},
+		{"a message that would be no record", []datagram{of(begin), of(end(3))}, []uint32{3}, 1, 0, 0, 0, nil},
+		{"no event", []datagram{of(message(3, 0, 0)), of(end(3))}, []uint32{3}, 1, 0, 0, 0, nil},
+		{"a length past the end", []datagram{of(end(1), end(2)[:40]), of(end(3))}, []uint32{1, 3}, 1, 0, 0, 0, &flow.Gap{Lost: 1}},
+		{"a few bytes behind", []datagram{of(end(1), []byte{1, 2, 3, 4}), of(end(3))}, []uint32{1, 3}, 1, 0, 0, 0, &flow.Gap{Lost: 1}},
+		{"nothing", []datagram{of(), of(end(3))}, []uint32{3}, 1, 0, 0, 0, &flow.Gap{Lost: 1}},
+		{"cut off in an attribute", []datagram{of(odd[:len(odd)-2]).cut(), of(end(3))}, []uint32{0, 3}, 0, 2, 0, 1, nil},
+		{"somebody else's", []datagram{of(end(1)).from(4711), of(end(2))}, []uint32{2}, 0, 0, 1, 0, nil},
+	} {
+		for _, room := range []int{1, 2, 256} {
+			t.Run(fmt.Sprintf("%s, room for %d", tt.name, room), func(t *testing.T) {
+				s := newSource("destroy")
+				s.load(tt.block...)
+				var ids []uint32
+				for s.messages.at < s.messages.n {
+					b := flow.NewBatch(room, nil)
+					s.decode(b)
+					for _, r := range b.Records {
+						ids = append(ids, r.ID)
+					}
+				}
+				if diff := cmp.Diff(tt.ids, ids); diff != "" {
+					t.Errorf("records by id (-want +got):\n%s", diff)
+				}
+				st := &s.Stats
+				got := []uint64{st.Malformed.Load(), st.Skipped.Load(), st.Refused.Load(), st.Truncated.Load()}
+				if diff := cmp.Diff([]uint64{tt.malformed, tt.skipped, tt.refused, tt.truncated}, got); diff != "" {
+					t.Errorf("malformed, skipped, refused, truncated (-want +got):\n%s", diff)
+				}
+				switch {
+				case tt.gap == nil && s.lost.n > 0:
+					t.Errorf("%d messages are lost, want none", s.lost.n)
+				case tt.gap != nil && (s.lost.n != tt.gap.Lost || s.lost.unknown == tt.gap.LostKnown):
+					t.Errorf("lost: %+v, want %+v", s.lost, tt.gap)
+				}
+			})
+		}
+	}
+}
+
+// TestFillAllocs: neither walking a block nor decoding it leaves garbage.
+func TestFillAllocs(t *testing.T) {
+	s := newSource("destroy")
+	msg := message(subsysCT<<8|msgDelete, 0, 0, v4Tuple(ctaTupleOrig, 1, 2, flow.UDP), attribute(ctaID, be(7, 4)))
+	block := make([]datagram, blockSlots)
+	for i := range block {
+		block[i] = of(msg)
+	}
+	s.load(block...)
+	b := flow.NewBatch(256, nil)
+	if n := testing.AllocsPerRun(100, func() {
+		b.Reset()
+		s.messages.at, s.messages.rest = 0, nil
+		if n := s.decode(b); n != blockSlots {
+			t.Fatalf("%d messages", n)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations, want 0", n)
+	}
+}
+
+// TestDelivery: drops are losses under best effort, and delay under reliable delivery; the counter wraps.
+func TestDelivery(t *testing.T) {
+	base := time.Unix(1_800_000_000, 0)
+	at := func(ms int) time.Time { return base.Add(time.Duration(ms) * time.Millisecond) }
+	for _, reliable := range []bool{true, false} {
+		d := delivery{reliable: reliable, drops: 0xffff_fffe, lookedAt: at(0), caught: at(0)}
+		d.emptied = at(10)
+		d.count(0xffff_fffe, at(10))
+		d.catchUp(at(10))
+		if !d.caught.Equal(at(10)) {
+			t.Errorf("reliable %v: caught up to %v, want 10 ms", reliable, d.caught.Sub(base))
+		}
+		if from, grown := d.count(3, at(20)); grown != 5 || !from.Equal(at(10)) {
+			t.Errorf("reliable %v: %d more since %v, want 5 since 10 ms", reliable, grown, from.Sub(base))
+		}
+		d.emptied = at(20)
+		d.catchUp(at(20))
+		if want := map[bool]time.Time{true: at(10), false: at(20)}[reliable]; !d.caught.Equal(want) || d.withheld(at(20)) != reliable {
+			t.Errorf("reliable %v: caught up to %v, withheld %v", reliable, d.caught.Sub(base), d.withheld(at(20)))
+		}
+		later := 20 + int(sliceWait/time.Millisecond)
+		d.emptied = at(later)
+		d.catchUp(at(later)) // nobody has looked at the count since
+		if want := at(20); !d.caught.Equal(want) {
+			t.Errorf("reliable %v: caught up to %v, want 20 ms", reliable, d.caught.Sub(base))
+		}
+		d.catchUp(at(later + 10)) // the socket was not read empty
+		if want := at(20); !d.caught.Equal(want) {
+			t.Errorf("reliable %v: caught up to %v, want 20 ms", reliable, d.caught.Sub(base))
+		}
+	}
+}
+
+// TestDumpBehindAFlush: what a dump remembers while it waits is bounded, and what it cannot know it does not guess: it is
+// asked for again.
+func TestDumpBehindAFlush(t *testing.T) {
+	s := newSource("destroy")
+	s.opts.Room = func() bool { return true }
+	asked := make(chan error, 1)
+	first := &dump{purpose: forOpen, fd: -1, asked: asked, ended: map[uint64]struct{}{}}
+	s.table.dump = first
+	for i := range 3 * maxEnded {
+		r := flow.Record{Event: flow.EventDestroy, ID: uint32(i), Start: int64(i)}
+		s.table.ended(&r)
+		if n := len(first.ended); n > maxEnded {
+			t.Fatalf("%d flows are remembered, at most %d are meant to be", n, maxEnded)
+		}
+	}
+	var sink gaps
+	if s.table.turn(time.Now(), &sink) || s.table.dump != first {
+		t.Error("the dump has begun before the kernel took the request")
+	}
+	asked <- nil
+	if !s.table.turn(time.Now(), &sink) || s.table.dump == first {
+		t.Error("a dump that has lost count goes on")
+	}
+	if s.table.unfinished() == false {
+		t.Error("the dump is not asked for again")
+	}
+	// Once begun, a chunk is read before too many are remembered, whoever has room for it.
+	d := &dump{ended: map[uint64]struct{}{}}
+	for i := range maxEnded {
+		d.end(uint64(i))
+	}
+	if !d.crowded() {
+		t.Error("nothing makes the dump go on")
+	}
+}
+
+// TestGuardThresholds: tables of tens of millions of entries, where the machine's int has 32 bits too.
+func TestGuardThresholds(t *testing.T) {
+	for _, tt := range []struct {
+		room         int64
+		mark         int
+		limit, until int64
+	}{
+		{65536, 90, 58982, 52428}, {23_900_000, 90, 21_510_000, 19_120_000}, {1 << 31, 99, 2126008811, 1911260446},
+	} {
+		g := &guard{mark: tt.mark}
+		if limit, until := g.limit(tt.room); limit != tt.limit || until != tt.until {
+			t.Errorf("room %d, mark %d: from %d on to %d, want %d and %d", tt.room, tt.mark, limit, until, tt.limit, tt.until)
+		}
+	}
+}
