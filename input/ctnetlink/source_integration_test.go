@@ -34,8 +34,8 @@ func TestGuardOfAnIdleReader(t *testing.T) {
 		})
 	}()
 	<-stuck
-	from := time.Now()
 	must(t, g.flood.Create(0, dead))
+	from := time.Now()
 	must(t, g.flood.Delete(0, dead))
 	g.settle(t, guardTable*90/100)
 	close(release)
