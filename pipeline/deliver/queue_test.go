@@ -350,3 +350,22 @@ func TestSince(t *testing.T) {
 		p.Close(t.Context())
 	})
 }
+
+// The smallest queue delivers, and what it has no room for is in gaps.
+func TestSmallQueueDelivers(t *testing.T) {
+	for _, max := range []int{1, 200} {
+		out := new(stub)
+		q := queueOf(out, nil, max, zap.NewNop())
+		p := start(q)
+		next := uint32(0)
+		for range 20 {
+			before := out.count()
+			next = send(p, next, BatchRecords)
+			eventually(t, "something is delivered", func() bool { return out.count() > before })
+		}
+		p.Close(t.Context())
+		if got, lost := out.count(), out.lost(); got < 20*max || got+lost != int(next) {
+			t.Errorf("a queue of %d: %d delivered, %d in gaps, want %d in all", max, got, lost, next)
+		}
+	}
+}

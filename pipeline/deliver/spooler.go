@@ -30,22 +30,31 @@ type spooler struct {
 	ready   chan struct{} // holds a token when there is something to do
 	stopped chan struct{} // closed when the goroutine has ended
 
-	mu     sync.Mutex
-	spool  *spool.Spool // nil as long as it could not be opened
-	err    error        // of opening it, or the last Append; nil once one succeeds
-	again  time.Time    // when to try again behind err, or an error of reading
-	asked  bool         // the worker wants records
-	batch  *flow.Batch  // what was read for it; nil if nothing was
-	commit int          // records to be removed
-	rewind bool         // what was read and is not committed is to be read again
-	ending bool         // the worker has ended: what is in memory goes to the disk, and the spool is closed
+	mu    sync.Mutex
+	spool *spool.Spool // nil as long as it could not be opened
+	err   error        // of opening it, or the last Append; nil once one succeeds
+	again time.Time    // when to try again behind err, or an error of reading
+	batch *flow.Batch  // what was read for the worker; nil if nothing was
+	asked requests
 
-	// The goroutine's own.
+	damaged uint64 // of the spool's damaged records, those that are counted
+
+	scratch spoolerScratch // the goroutine's own
+}
+
+// requests are what the spooler has been asked for and has not done yet.
+type requests struct {
+	read   bool // the worker wants records
+	commit int  // so many are to be removed
+	rewind bool // what was read and is not committed is to be read again
+	end    bool // the worker has ended: what is in memory goes to the disk, and the spool is closed
+}
+
+type spoolerScratch struct {
 	room    *flow.Batch    // for what is read
 	recs    []*flow.Record // on their way to the disk
 	fullLog throttle
 	readLog throttle
-	damaged uint64 // of the spool's damaged records, those that are counted
 }
 
 func newSpooler(q *Queue, open func() (*spool.Spool, error)) *spooler {
@@ -92,10 +101,10 @@ func (s *spooler) next() (b *flow.Batch, first bool) {
 		return s.batch, true
 	case s.stuck():
 		return nil, false
-	case s.asked:
+	case s.asked.read:
 		return nil, true
 	case s.q.buffer.older():
-		s.asked = true
+		s.asked.read = true
 		s.wakeUp()
 		return nil, true
 	}
@@ -115,7 +124,7 @@ func (s *spooler) remove(n int) {
 		return
 	}
 	s.mu.Lock()
-	s.commit += n
+	s.asked.commit += n
 	s.mu.Unlock()
 	s.wakeUp()
 }
@@ -124,7 +133,7 @@ func (s *spooler) remove(n int) {
 func (s *spooler) readAgain() {
 	s.q.buffer.setOnDisk(true)
 	s.mu.Lock()
-	s.rewind, s.batch, s.asked = true, nil, false
+	s.asked.rewind, s.asked.read, s.batch = true, false, nil
 	s.mu.Unlock()
 	s.wakeUp()
 }
@@ -162,45 +171,40 @@ func (s *spooler) run() {
 // turn does what is next, waiting for it if need be, and reports whether that was the end.
 func (s *spooler) turn() (end bool) {
 	s.mu.Lock()
-	sp, again, ending := s.spool, s.again, s.ending
-	commit, rewind := s.commit, s.rewind
-	s.commit, s.rewind = 0, false
-	read := s.asked && s.batch == nil
+	sp, again, asked := s.spool, s.again, s.asked
+	asked.read = asked.read && s.batch == nil
+	s.asked.commit = 0
+	s.asked.rewind = asked.rewind && asked.commit > 0 // in its turn
 	s.mu.Unlock()
 	late := !time.Now().Before(again)
 
 	switch {
 	case sp == nil:
-		if late || ending {
+		if late || asked.end {
 			s.openSpool()
-			return ending && s.get() == nil
+			return asked.end && s.get() == nil
 		}
-	case commit > 0:
-		if err := s.call(func() error { return sp.Commit(commit) }); err != nil {
+	case asked.commit > 0:
+		if err := s.call(func() error { return sp.Commit(asked.commit) }); err != nil {
 			s.log.Error("spool: what is delivered may be delivered again", zap.Error(err))
 		}
-		if rewind {
-			s.mu.Lock()
-			s.rewind = true
-			s.mu.Unlock()
-		}
 		return false
-	case rewind:
+	case asked.rewind:
 		_ = s.call(func() error { sp.Rewind(); return nil })
 		s.q.buffer.setOnDisk(sp.Unread())
 		s.q.worker.wakeUp()
 		return false
-	case ending:
+	case asked.end:
 		s.finish()
 		return true
-	case read && late:
+	case asked.read && late:
 		s.read()
 		return false
 	case late && s.moveHand(), late && s.moveOne(false):
 		return false
 	}
 	var timer <-chan time.Time
-	if wait := time.Until(again); wait > 0 && !ending {
+	if wait := time.Until(again); wait > 0 && !asked.end {
 		timer = time.After(wait)
 	}
 	select {
@@ -240,7 +244,7 @@ func (s *spooler) openSpool() {
 		s.log.Error("the spool cannot be opened; records wait in memory, and it is tried again", zap.Error(err))
 	}
 	if err == nil {
-		s.room = flow.NewBatch(writeRecords, nil)
+		s.scratch.room = flow.NewBatch(writeRecords, nil)
 		s.q.buffer.setOnDisk(sp.Unread())
 		s.mu.Lock()
 		s.spool = sp
@@ -251,14 +255,15 @@ func (s *spooler) openSpool() {
 
 // read reads for the worker what one Write takes.
 func (s *spooler) read() {
-	s.room.Reset()
+	room := s.scratch.room
+	room.Reset()
 	var n int
 	err := s.call(func() (err error) {
-		n, err = s.spool.Read(s.room)
+		n, err = s.spool.Read(room)
 		return err
 	})
 	if err != nil {
-		if times, ok := s.readLog.add(1); ok {
+		if times, ok := s.scratch.readLog.add(1); ok {
 			s.log.Error("read spool; it is tried again, and what waits in memory stays behind it",
 				zap.Error(err), zap.Uint64("errors", times))
 		}
@@ -266,14 +271,14 @@ func (s *spooler) read() {
 	more := err != nil || s.spool.Unread()
 	s.mu.Lock()
 	switch {
-	case s.rewind: // the worker does not want them any more
+	case s.asked.rewind: // the worker does not want them any more
 		more = true
 	case n > 0:
-		s.batch, s.asked = s.room, false
+		s.batch, s.asked.read = room, false
 	case err != nil:
 		s.again = time.Now().Add(spoolAgain)
 	default:
-		s.asked = false
+		s.asked.read = false
 	}
 	s.mu.Unlock()
 	if !more {
@@ -308,9 +313,9 @@ func (s *spooler) moveOne(anyway bool) bool {
 	if waiting == 0 || !anyway && !s.q.health.failing.Load() && held <= room/2 {
 		return false
 	}
-	s.recs = s.q.buffer.lend(s.recs[:0])
-	s.q.buffer.moved(s.append(s.recs))
-	clear(s.recs)
+	s.scratch.recs = s.q.buffer.lend(s.scratch.recs[:0])
+	s.q.buffer.moved(s.append(s.scratch.recs))
+	clear(s.scratch.recs)
 	s.q.worker.wakeUp()
 	return true
 }
@@ -328,7 +333,7 @@ func (s *spooler) append(recs []*flow.Record) bool {
 		now := time.Now()
 		more := now.UnixNano()-stats.Lost[lost.Cause].Last.Load() < int64(gapPause)
 		stats.Lost.Add(flow.Gap{Cause: lost.Cause, Lost: lost.Lost, LostKnown: lost.Known}, more, now)
-		if n, ok := s.fullLog.add(lost.Lost); ok {
+		if n, ok := s.scratch.fullLog.add(lost.Lost); ok {
 			s.log.Warn(recordsLost, zap.Uint64("records", n), zap.Stringer("cause", lost.Cause))
 		}
 	}
@@ -341,7 +346,7 @@ func (s *spooler) append(recs []*flow.Record) bool {
 // end has what is left in memory be put on the disk, and the spool be closed. The worker has ended, or hangs.
 func (s *spooler) end() {
 	s.mu.Lock()
-	s.ending = true
+	s.asked.end = true
 	s.mu.Unlock()
 	s.wakeUp()
 }
@@ -376,11 +381,11 @@ func (s *spooler) closeSpool() {
 		_ = s.call(func() (err error) {
 			s.spool.Rewind()
 			for n = 1; n > 0 && err == nil; {
-				s.room.Reset()
+				s.scratch.room.Reset()
 				var read int
-				read, err = s.spool.Read(s.room)
+				read, err = s.spool.Read(s.scratch.room)
 				n = uint64(read)
-				lost += s.q.ledger.addRecords(flow.CauseCrash, each(pointers(nil, s.room)))
+				lost += s.q.ledger.addRecords(flow.CauseCrash, each(pointers(nil, s.scratch.room)))
 			}
 			return err
 		})
