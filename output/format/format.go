@@ -37,9 +37,6 @@ type Options struct {
 	Fields
 }
 
-// FlatOptions is what Options was called when there was one format.
-type FlatOptions = Options
-
 // kind is a format.
 type kind struct {
 	name    string

@@ -17,7 +17,7 @@ import (
 func (c Config) Check(ctx context.Context) error {
 	c.Defaults()
 	return c.each(ctx, "write a name that resolves, an address, or the path of a socket", func(ctx context.Context, a address) error {
-		if a.scheme == "unix" {
+		if a.local() {
 			if err := unix.Access(a.host, unix.W_OK); err != nil {
 				return fmt.Errorf("%w; let user %d write to it", err, os.Geteuid())
 			}

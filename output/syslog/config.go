@@ -1,6 +1,7 @@
 package syslog
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -45,8 +46,8 @@ const (
 
 // Config is one entry of outputs.syslog in the configuration.
 type Config struct {
-	// Address is the receiver: udp://HOST:PORT, tcp://HOST:PORT, tls://HOST:PORT or unix:///PATH. Ports default to 514, and
-	// to 6514 for tls.
+	// Address is the receiver: udp://HOST:PORT, tcp://HOST:PORT, tls://HOST:PORT, unix:///PATH, or journal://, the journal of
+	// this host. Ports default to 514, and to 6514 for tls.
 	Address string `yaml:"address"`
 
 	// Failover lists receivers that stand in for Address, in this order, while it and those before cannot be reached.
@@ -109,9 +110,15 @@ type address struct {
 	scheme, host, port string // host is the path of a unix socket
 }
 
+// journalSocket is where the journal takes fields (systemd.io/JOURNAL_NATIVE_PROTOCOL).
+const journalSocket = "/run/systemd/journal/socket"
+
+// local reports whether the receiver is a unix socket of this host.
+func (a address) local() bool { return a.scheme == "unix" || a.scheme == "journal" }
+
 func (a address) String() string {
-	if a.scheme == "unix" {
-		return "unix://" + a.host
+	if a.local() {
+		return a.scheme + "://" + a.host
 	}
 	return a.scheme + "://" + net.JoinHostPort(a.host, a.port)
 }
@@ -119,7 +126,7 @@ func (a address) String() string {
 // stream reports whether messages go there in a stream.
 func (a address) stream() bool { return a.scheme == "tcp" || a.scheme == "tls" }
 
-const addressHelp = "write udp://HOST:PORT, tcp://HOST:PORT, tls://HOST:PORT or unix:///PATH"
+const addressHelp = "write udp://HOST:PORT, tcp://HOST:PORT, tls://HOST:PORT, unix:///PATH or journal://"
 
 func parseAddress(s string) (a address, err error) {
 	if s == "" {
@@ -139,6 +146,11 @@ func parseAddress(s string) (a address, err error) {
 			return a, fmt.Errorf("%q has no absolute path; write unix:///dev/log", s)
 		}
 		return address{scheme: scheme, host: rest}, nil
+	case "journal":
+		if rest != "" && !strings.HasPrefix(rest, "/") {
+			return a, fmt.Errorf("nothing but the path of another socket may stand in %q; write journal://", s)
+		}
+		return address{scheme: scheme, host: cmp.Or(rest, journalSocket)}, nil
 	default:
 		return a, fmt.Errorf("unknown scheme %q; %s", scheme, addressHelp)
 	}
@@ -199,6 +211,9 @@ func (c *Config) Validate(report func(field, msg string)) {
 			report(fmt.Sprintf("failover[%d]", i), err.Error())
 		case slices.Contains(list, a):
 			report(fmt.Sprintf("failover[%d]", i), fmt.Sprintf("%q stands here twice", s))
+		case first.scheme != "" && (a.stream() != first.stream() || a.scheme == "journal" != (first.scheme == "journal")):
+			report(fmt.Sprintf("failover[%d]", i), fmt.Sprintf("what was written to %s:// cannot be sent again to %s://; use tcp:// "+
+				"and tls://, or udp:// and unix://", first.scheme, a.scheme))
 		}
 		list = append(list, a)
 	}

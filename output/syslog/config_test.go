@@ -21,7 +21,12 @@ func TestConfigValidate(t *testing.T) {
 		{Config{Address: "tcp://[2001:db8::1]:601", Failover: []string{"tcp://syslog.example.net"}, Framing: "lf"}, nil},
 		{Config{Address: "unix:///dev/log", SDID: "none"}, nil},
 		{Config{Address: "tls://192.0.2.1", SDID: "ct@1.3.6"}, nil},
-		{Config{}, []string{"address: missing; write udp://HOST:PORT, tcp://HOST:PORT, tls://HOST:PORT or unix:///PATH"}},
+		{Config{}, []string{"address: missing; write udp://HOST:PORT, tcp://HOST:PORT, tls://HOST:PORT, unix:///PATH or journal://"}},
+		{Config{Address: "journal://"}, nil},
+		{Config{Address: "journal://local"}, []string{
+			`address: nothing but the path of another socket may stand in "journal://local"; write journal://`}},
+		{Config{Address: "tcp://a", Failover: []string{"udp://b"}}, []string{
+			"failover[0]: what was written to tcp:// cannot be sent again to udp://; use tcp:// and tls://, or udp:// and unix://"}},
 		{Config{Address: "192.0.2.1:514"}, []string{`address: missing scheme in "192.0.2.1:514"; ` + addressHelp}},
 		{Config{Address: "relp://a"}, []string{`address: unknown scheme "relp"; ` + addressHelp}},
 		{Config{Address: "unix://dev/log"}, []string{`address: "unix://dev/log" has no absolute path; write unix:///dev/log`}},

@@ -35,7 +35,7 @@ type mmsghdr struct {
 
 func dialDatagrams(ctx context.Context, dial Dial, a address) (*datagrams, error) {
 	network, to := "udp", net.JoinHostPort(a.host, a.port)
-	if a.scheme == "unix" {
+	if a.local() {
 		network, to = "unixgram", a.host
 	}
 	c, err := dial.dial(ctx, network, to)

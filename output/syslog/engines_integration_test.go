@@ -528,3 +528,64 @@ func (e *engine) checkParsed(t *testing.T, file string, n int) {
 		t.Errorf("%s: %d records are missing", file, len(want))
 	}
 }
+
+// TestJournald sends records to a real systemd-journald, of a mount namespace of its own, and reads them with journalctl.
+func TestJournald(t *testing.T) {
+	const daemon = "/lib/systemd/systemd-journald"
+	if _, err := os.Stat(daemon); err != nil || os.Geteuid() != 0 {
+		t.Skip("needs root and systemd-journald")
+	}
+	e := newEngine(t)
+	script := fmt.Sprintf(`set -e
+mount -t tmpfs tmpfs /run
+mkdir -p /run/systemd/journal /run/log/journal %[1]s/log
+mount --bind %[1]s /run/systemd/journal
+mount --bind %[1]s/log /run/log/journal
+mkdir -p %[1]s/conf && mount --bind %[1]s/conf /etc/systemd
+printf '[Journal]\nStorage=volatile\nRateLimitIntervalSec=0\nReadKMsg=no\nAudit=no\nForwardToSyslog=no\n' >/etc/systemd/journald.conf
+exec %[2]s`, e.dir, daemon)
+	e.command = func() *exec.Cmd { return exec.Command("unshare", "-m", "sh", "-c", script) }
+	e.begin(t)
+	socket := filepath.Join(e.dir, "socket")
+	eventually(t, "the journal listens", func() bool { _, err := os.Stat(socket); return err == nil })
+	const n = 1000
+	w := newWriter(t, Config{Address: "journal://" + socket, AppName: "nat"})
+	send(t, w, 0, n)
+	read := func() (entries []map[string]any) {
+		out, err := exec.Command("journalctl", "-D", filepath.Join(e.dir, "log"), "-o", "json", "SYSLOG_IDENTIFIER=nat").Output()
+		if err != nil {
+			return nil
+		}
+		for line := range bytes.Lines(out) {
+			var m map[string]any
+			if err := json.Unmarshal(line, &m); err != nil {
+				t.Fatalf("%v: %s", err, line)
+			}
+			entries = append(entries, m)
+		}
+		return entries
+	}
+	eventually(t, "all entries are there", func() bool { return len(read()) >= n })
+	seen := make([]int, n)
+	for _, m := range read() {
+		var r struct {
+			ID   int    `json:"ct_id"`
+			Flow string `json:"flow_id"`
+		}
+		if err := json.Unmarshal([]byte(m["MESSAGE"].(string)), &r); err != nil {
+			t.Fatal(err)
+		}
+		if m["CTLOGD_FLOW_ID"] != r.Flow || m["CTLOGD_EVENT"] != "destroy" || m["PRIORITY"] != "6" || m["SYSLOG_FACILITY"] != "16" {
+			t.Fatalf("fields of %v", m)
+		}
+		seen[r.ID]++
+	}
+	for i, times := range seen {
+		if times != 1 {
+			t.Fatalf("record %d came %d times", i, times)
+		}
+	}
+	if err := w.Close(context.Background()); err != nil {
+		t.Error(err)
+	}
+}

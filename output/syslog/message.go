@@ -23,6 +23,8 @@ type composer struct {
 	pri    [2]string // up to the time: of records, and of gaps
 	middle [len(flow.EventNames)]string
 	sd     string // what begins the structured data; "" for none
+
+	fields [2][len(flow.EventNames)]string // what the journal gets before the message: of records, and of gaps
 }
 
 func newComposer(c *Config, enc format.Encoder, host, observer string) composer {
@@ -31,6 +33,10 @@ func newComposer(c *Config, enc format.Encoder, host, observer string) composer 
 	warning := min(severity, slices.Index(Severities, "warning"))
 	for i, severity := range []int{severity, warning} {
 		m.pri[i] = "<" + strconv.Itoa(facility*8+severity) + ">1 "
+		for event, name := range flow.EventNames {
+			m.fields[i][event] = "PRIORITY=" + strconv.Itoa(severity) + "\nSYSLOG_FACILITY=" + strconv.Itoa(facility) +
+				"\nSYSLOG_IDENTIFIER=" + printable(c.AppName, 48) + "\nCTLOGD_EVENT=" + name + "\n"
+		}
 	}
 	name := "-"
 	if host != "" {
@@ -67,4 +73,17 @@ func (m *composer) append(b []byte, r *flow.Record) []byte {
 		b = append(b, "- "...)
 	}
 	return m.enc.Append(b, r)
+}
+
+// appendFields appends r as the journal's native protocol has it: KEY=VALUE and a newline, for values without one.
+func (m *composer) appendFields(b []byte, r *flow.Record) []byte {
+	pri := 0
+	if r.Event == flow.EventGap {
+		pri = 1
+	}
+	b = append(b, m.fields[pri][r.Event%flow.Event(len(flow.EventNames))]...)
+	if id, ok := format.FlowID(m.observer, r); ok && m.sd != "" {
+		b = append(hex.AppendEncode(append(b, "CTLOGD_FLOW_ID="...), id[:]), '\n')
+	}
+	return append(m.enc.Append(append(b, "MESSAGE="...), r), '\n')
 }

@@ -125,7 +125,7 @@ func TestMessageAllocs(t *testing.T) {
 	add := func() {
 		w.buf, w.ends = w.buf[:0], w.ends[:0]
 		for _, r := range recs {
-			w.add(r, true)
+			w.add(r, address{scheme: "tcp"})
 		}
 		w.backlog.add(w.buf, w.ends, 0, 1)
 		w.backlog.ack(1)
@@ -154,7 +154,12 @@ func FuzzFraming(f *testing.F) {
 					t.Fatal(err)
 				}
 				for _, r := range []*flow.Record{r, &gap, record(4)} {
-					w.add(r, true)
+					w.add(r, address{scheme: "tcp"})
+				}
+				for line := range bytes.Lines(w.composer.appendFields(nil, r)) {
+					if !regexp.MustCompile("^(PRIORITY|SYSLOG_FACILITY|SYSLOG_IDENTIFIER|CTLOGD_EVENT|CTLOGD_FLOW_ID|MESSAGE)=.*\n$").Match(line) {
+						t.Fatalf("%s: no field of the journal's: %q", name, line)
+					}
 				}
 				list := unframe(t, w.buf, framing == framingOctets)
 				if len(list) != 3 {

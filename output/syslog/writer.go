@@ -123,10 +123,10 @@ func (w *Writer) Write(ctx context.Context, recs []*flow.Record) (n int, err err
 	if err := w.begin(ctx); err != nil {
 		return 0, err
 	}
-	stream := w.session.reliable()
+	to := w.addresses[w.active]
 	w.buf, w.ends = w.buf[:0], w.ends[:0]
 	for i, r := range recs {
-		w.add(r, stream)
+		w.add(r, to)
 		if len(w.buf) < maxSend && i+1 < len(recs) {
 			continue
 		}
@@ -146,10 +146,12 @@ func (w *Writer) Write(ctx context.Context, recs []*flow.Record) (n int, err err
 	return n, nil
 }
 
-// add appends the message of r to those that are to be sent.
-func (w *Writer) add(r *flow.Record, stream bool) {
+// add appends the message of r to those that are to be sent to a receiver.
+func (w *Writer) add(r *flow.Record, to address) {
 	switch {
-	case !stream:
+	case to.scheme == "journal":
+		w.buf = w.composer.appendFields(w.buf, r)
+	case !to.stream():
 		w.buf = w.composer.append(w.buf, r)
 	case w.octets:
 		w.msg = w.composer.append(w.msg[:0], r)
