@@ -22,7 +22,17 @@ import (
 	"github.com/ctlogd/ctlogd/integration/lab"
 )
 
-const guardTable = 50_000
+// guardTable is how large the table is. With CTLOGD_LONG=1 it is larger, and so is all that is measured by it.
+var guardTable = 20_000
+
+func init() {
+	if os.Getenv("CTLOGD_LONG") != "" {
+		guardTable = 50_000
+	}
+}
+
+// scaled returns n of a table of 50,000 entries as it is of guardTable.
+func scaled(n int) int { return n * guardTable / 50_000 }
 
 // smallTable makes the connection tracking table one of guardTable entries, which concerns the whole machine, and puts
 // it back. It waits for others who change it.
@@ -173,7 +183,7 @@ func (g *guarded) fill(t *testing.T, n int) (from time.Time) {
 // The rate is what the room above the mark bears: the kernel may take a second, and the guard some time more, until it
 // lets go of what it holds back.
 func TestGuardKeepsTheTableOpen(t *testing.T) {
-	const dead, fresh, rate = 49_000, 12_000, 4_000
+	dead, fresh, rate := scaled(49_000), scaled(6_000), scaled(4_000)
 	g := newGuarded(t, 90)
 	from := g.fill(t, dead)
 	g.settle(t, guardTable*90/100)
@@ -193,14 +203,15 @@ func TestGuardKeepsTheTableOpen(t *testing.T) {
 
 // Ends go on to come, at 20,000 a second, while the guard sheds: what it counts is exact all the same.
 func TestGuardCountsExactlyUnderChurn(t *testing.T) {
-	const dead, churn, step = 46_000, 60_000, 100
+	const step = 100
+	dead, churn, rate := scaled(46_000), scaled(30_000), scaled(20_000)
 	g := newGuarded(t, 60)
 	from := g.fill(t, dead)
 	g.settle(t, guardTable*60/100)
 	next := time.Now()
 	for i := dead; i < dead+churn; i += step {
 		must(t, g.flood.Churn(i, i+step))
-		next = next.Add(step * time.Second / 20_000)
+		next = next.Add(step * time.Second / time.Duration(rate))
 		time.Sleep(time.Until(next))
 	}
 	t.Logf("slices: %d; ends given up: %d; table: %d", g.Stats.GuardSheds.Load(), g.Stats.GuardLost.Load(),
@@ -214,7 +225,7 @@ func TestGuardCountsExactlyUnderChurn(t *testing.T) {
 
 // A process that gets next to no CPU guards the table nevertheless.
 func TestGuardStarvedOfCPU(t *testing.T) {
-	const dead, fresh, rate = 49_000, 8_000, 2_000
+	dead, fresh, rate := scaled(49_000), scaled(4_000), scaled(2_000)
 	if os.Getenv("CTLOGD_TEST_STARVED") != "" {
 		runStarved(dead)
 		return
@@ -330,11 +341,11 @@ func starve(t *testing.T, pid int) (feed func()) {
 
 // Without the guard new connections fail: the test of the guard tests something.
 func TestTableFillsWithoutGuard(t *testing.T) {
-	const dead, fresh = 49_000, 20_000
+	dead, fresh := scaled(49_000), scaled(20_000)
 	g := newGuarded(t, 0)
 	g.fill(t, dead)
-	in := g.connect(t, 100_000, 100_000+fresh, 20_000)
-	if in > guardTable-dead+5000 {
+	in := g.connect(t, 100_000, 100_000+fresh, scaled(20_000))
+	if in > guardTable-dead+scaled(5000) {
 		t.Errorf("of %d new connections %d got in, although the table was full", fresh, in)
 	}
 	t.Logf("new connections: %d of %d", in, fresh)

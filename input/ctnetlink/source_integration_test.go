@@ -20,7 +20,7 @@ import (
 
 // TestGuardOfAnIdleReader has the reader wake up and get stuck before it reads anything: nobody tells the guard.
 func TestGuardOfAnIdleReader(t *testing.T) {
-	const dead = 49_000
+	dead := scaled(49_000)
 	g := newGuarded(t, 90)
 	close(g.release)
 	time.Sleep(1200 * time.Millisecond) // it waits for events, and has for long
@@ -49,7 +49,7 @@ func TestGuardOfAnIdleReader(t *testing.T) {
 // TestGuardAfterTheReader: the guard goes on when the reader has ended, until the socket is closed. What it throws away is
 // told then.
 func TestGuardAfterTheReader(t *testing.T) {
-	const dead = 49_000
+	dead := scaled(49_000)
 	g := newGuardedWith(t, 90, Options{Handover: true})
 	close(g.release)
 	g.end()

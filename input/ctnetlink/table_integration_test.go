@@ -211,7 +211,7 @@ func TestDumpsUnderChurn(t *testing.T) {
 	f := newFloodIn(t, ns)
 	must(t, f.Create(0, 20_000)) // they stay, so that a dump takes its time
 	w := watch(t, ns, Config{}, Options{Log: zap.NewNop()})
-	const n = 120_000
+	const n = 80_000
 	for i := 20_000; i < n; i += 2000 { // each lives for some milliseconds
 		w.RequestOpen()
 		must(t, f.Create(i, i+2000))
@@ -384,7 +384,7 @@ func (d *daemon) look(what string) {
 // TestDumpMany shows what reading a large table costs: with CTLOGD_LONG=1 a million flows, whose figures stand in
 // docs/reliability-open.md.
 func TestDumpMany(t *testing.T) {
-	n := 100_000
+	n := 30_000
 	if os.Getenv("CTLOGD_LONG") != "" {
 		n = 1_000_000
 	}
