@@ -12,7 +12,7 @@ import (
 	"github.com/ctlogd/ctlogd/flow"
 )
 
-// record is a Sink that keeps gaps.
+// gaps is a Sink that keeps them.
 type gaps []flow.Gap
 
 func (*gaps) Put(*flow.Record)                   {}
@@ -116,6 +116,30 @@ func TestDatagrams(t *testing.T) {
 			})
 		}
 	}
+}
+
+// FuzzDatagram has anything at all in a datagram: it is walked to its end, and what becomes a record has a tuple.
+func FuzzDatagram(f *testing.F) {
+	for _, msg := range corpus(f) {
+		f.Add(append(append([]byte(nil), msg...), msg...), false)
+		f.Add(msg[:len(msg)-3], true)
+	}
+	f.Fuzz(func(t *testing.T, data []byte, truncated bool) {
+		s := newSource("destroy")
+		s.load(datagram{data: data[:min(len(data), slotSize)], truncated: truncated}, of(message(3, 0, 0)))
+		for range len(data) + 3 {
+			b := flow.NewBatch(3, nil)
+			if s.decode(b); s.messages.at == s.messages.n {
+				return
+			}
+			for _, r := range b.Records {
+				if r.Has&flow.HasOrig == 0 || r.Event == 0 {
+					t.Fatalf("record without a tuple, or of no event: %+v", r)
+				}
+			}
+		}
+		t.Fatal("the block does not come to its end")
+	})
 }
 
 // TestFillAllocs: neither walking a block nor decoding it leaves garbage.
