@@ -40,7 +40,7 @@ func (s *Snapshot) Judge() {
 		say(StateDown, "reader: no progress for %s", s.Time.Sub(s.Reader.Round).Round(time.Second))
 	}
 	if s.Stopping {
-		say(StateDown, "ending: no more events are read")
+		say(StateDown, "ending: what is left is delivered")
 	}
 	gaps := func(prefix string, gaps []Gap) {
 		for _, g := range gaps {

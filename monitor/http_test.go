@@ -40,7 +40,7 @@ func TestHealth(t *testing.T) {
 			s.Kernel.Error = "operation not permitted"
 		}, 503, 503, "down\nreader: no progress for 1m0s\nkernel: operation not permitted\n"},
 		{"ending", func(s *Snapshot) { s.Stopping, s.Reader.Round = true, now.Add(-time.Minute) }, 200, 503,
-			"down\nending: no more events are read\n"},
+			"down\nending: what is left is delivered\n"},
 		{"failing", func(s *Snapshot) {
 			o := &s.Outputs[0]
 			o.Failing, o.Since, o.Error, o.OldestAge = true, now.Add(-90*time.Second), "refused\xff", 90

@@ -57,7 +57,7 @@ func TestStatus(t *testing.T) {
 		},
 			monitor.StateDegraded, statusDegraded, "  jsonl:/f: failing for "},
 		{func(s *monitor.Snapshot) { s.Reader.Round = now.Add(-time.Minute) }, monitor.StateDown, statusDown, "  reader: no progress for 1m0s\n"},
-		{func(s *monitor.Snapshot) { s.Stopping = true }, monitor.StateDown, statusDown, "  ending: no more events are read\n"},
+		{func(s *monitor.Snapshot) { s.Stopping = true }, monitor.StateDown, statusDown, "  ending: what is left is delivered\n"},
 	} {
 		s := monitor.Snapshot{Version: "1.2.3", Host: "gw1", Time: now, Reader: monitor.Reader{Round: now},
 			Outputs: []monitor.Output{{Name: "jsonl:/f", Since: now.Add(-time.Hour), Max: 1}}}

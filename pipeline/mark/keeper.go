@@ -129,7 +129,7 @@ func (k *Keeper) turn(last bool) {
 	defer hung.Stop()
 	err := k.open()
 	if !k.restored && !errors.Is(err, errTaken) {
-		k.restore()
+		err = errors.Join(err, k.restore()) // a mark that was not read is not written over
 	}
 	if err == nil {
 		m := k.mark(last)
@@ -186,18 +186,19 @@ func (k *Keeper) open() error {
 	return nil
 }
 
-// restore puts on record, in each queue, what the time since the last process has cost its output.
-func (k *Keeper) restore() {
+// restore puts on record, in each queue, what the time since the last process has cost its output. The error is that of a
+// mark that may be readable later.
+func (k *Keeper) restore() error {
 	m, err := Load(k.o.Dir)
 	if err != nil && m == nil {
-		return // it may be readable later
+		return err
 	}
 	k.restored = true
 	if err != nil {
 		k.log.Error("the last process's mark is of no use; the gap begins at its file's time", zap.Error(err))
 	}
 	if m == nil {
-		return
+		return nil
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -212,6 +213,7 @@ func (k *Keeper) restore() {
 	for _, o := range m.Orphans(names) {
 		k.orphan(o)
 	}
+	return nil
 }
 
 // orphan keeps the gaps of an output that is no more. The lock is held.
