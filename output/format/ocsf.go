@@ -54,8 +54,12 @@ func newOCSF(p parts) Encoder {
 		default:
 			code = flow.EventNames[i]
 		}
+		name := ""
+		if a.id == 99 { // of which the schema has no name
+			name = `,"activity_name":"` + a.name + `"`
+		}
 		e.heads[i] = `{"class_uid":` + strconv.Itoa(class) + `,"category_uid":` + strconv.Itoa(category) + `,"activity_id":` +
-			strconv.Itoa(a.id) + `,"activity_name":"` + a.name + `","type_uid":` + strconv.Itoa(class*100+a.id) +
+			strconv.Itoa(a.id) + name + `,"type_uid":` + strconv.Itoa(class*100+a.id) +
 			`,"severity_id":` + strconv.Itoa(severity) + `,"metadata":{"version":"` + ocsfVersion +
 			`","profiles":["datetime","host"],"event_code":"` + code + `","product":` + product + `}}` + host + `,"time":`
 	}
@@ -91,10 +95,11 @@ func (e *ocsf) Append(dst []byte, r *flow.Record) []byte {
 	if reason == flow.EndTCPRst {
 		head = ocsfReset
 	}
-	b = appendMillis(append(b, e.heads[head]...), now)
-	b = append(b, `,"time_dt":"`...)
+	b = append(b, e.heads[head]...)
 	nowAt := len(b)
-	b = append(e.clock.Append(b, now), '"')
+	b = appendMillis(b, now)
+	nowEnd := len(b)
+	b = append(e.clock.Append(append(b, `,"time_dt":"`...), now), '"')
 	if r.Event == flow.EventGap {
 		return e.appendGap(b, r)
 	}
@@ -105,10 +110,8 @@ func (e *ocsf) Append(dst []byte, r *flow.Record) []byte {
 	}
 	end, duration := ended(r)
 	if end != 0 && e.has(kEnd) {
-		b = appendMillis(append(b, `,"end_time":`...), end)
-		b = append(b, `,"end_time_dt":"`...)
-		b = append(b, b[nowAt:nowAt+timeLen]...)
-		b = append(b, '"')
+		b = append(b, `,"end_time":`...) // the time of a DESTROY, so that time_dt has it whole
+		b = append(b, b[nowAt:nowEnd]...)
 	}
 	if duration >= 0 && e.has(kDurationMS) {
 		b = appendUint(append(b, `,"duration":`...), uint64(duration)/1e6)
