@@ -140,6 +140,11 @@ func TestMessageAllocs(t *testing.T) {
 func FuzzFraming(f *testing.F) {
 	f.Add("ftp", "a\nb\r\x00 <13>1 - - - - - -", "gw1\n", "ctlogd")
 	f.Add("]\"\\", "12 <14>1", "h\xff", "[x]")
+	encoders := map[string]format.Encoder{}
+	for _, name := range format.Names {
+		encoders[name] = encoder(f, name)
+	}
+	field := regexp.MustCompile("^(PRIORITY|SYSLOG_FACILITY|SYSLOG_IDENTIFIER|CTLOGD_EVENT|CTLOGD_FLOW_ID|MESSAGE)=.*\n$")
 	f.Fuzz(func(t *testing.T, helper, secctx, host, app string) {
 		r := record(3)
 		r.Extra = &flow.Extra{Helper: flow.NameFrom(helper), SecCtx: secctx}
@@ -148,8 +153,8 @@ func FuzzFraming(f *testing.F) {
 		gap.Event = flow.EventGap
 		for _, name := range format.Names {
 			for _, framing := range Framings {
-				c := Config{Address: "tcp://127.0.0.1:1", Framing: framing, Format: name}
-				w, err := New(c, Options{Encoder: encoder(t, name), Observer: observer, Host: host})
+				c := Config{Address: "tcp://127.0.0.1:1", Framing: framing, Format: name, AppName: printable(app, 48)}
+				w, err := New(c, Options{Encoder: encoders[name], Observer: observer, Host: host})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -157,7 +162,7 @@ func FuzzFraming(f *testing.F) {
 					w.add(r, address{scheme: "tcp"})
 				}
 				for line := range bytes.Lines(w.composer.appendFields(nil, r)) {
-					if !regexp.MustCompile("^(PRIORITY|SYSLOG_FACILITY|SYSLOG_IDENTIFIER|CTLOGD_EVENT|CTLOGD_FLOW_ID|MESSAGE)=.*\n$").Match(line) {
+					if !field.Match(line) {
 						t.Fatalf("%s: no field of the journal's: %q", name, line)
 					}
 				}
