@@ -381,13 +381,13 @@ func (d *daemon) look(what string) {
 	d.spent = cpu
 }
 
-// TestDumpMany shows what reading a large table costs: with CTLOGD_LONG=1 a million flows, whose figures stand in
+// TestDumpMany shows what reading a table of a million flows costs, with CTLOGD_LONG=1. The figures stand in
 // docs/reliability-open.md.
 func TestDumpMany(t *testing.T) {
-	n := 30_000
-	if os.Getenv("CTLOGD_LONG") != "" {
-		n = 1_000_000
+	if os.Getenv("CTLOGD_LONG") == "" {
+		t.Skip("measures, with CTLOGD_LONG=1; TestOpenRecords and TestDumpsUnderChurn have the cases")
 	}
+	const n = 1_000_000
 	ns := newNamespace(t, "events=1")
 	binary := filepath.Join(t.TempDir(), "ctlogd")
 	if out, err := exec.Command("go", "build", "-o", binary, "../../cmd/ctlogd").CombinedOutput(); err != nil {
