@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
@@ -15,8 +16,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/mod/sumdb/note"
+
+	"github.com/ctlogd/ctlogd/flow"
 )
 
 // Checkpoint is a reading of the table of live flows, as the catalog has it: the flows that were older than MinAge then
@@ -26,6 +30,28 @@ type Checkpoint struct {
 	Ended  Time     `json:"ended"`
 	MinAge Duration `json:"min_age"`
 	Whole  bool     `json:"whole"`
+}
+
+// checkpointOf returns what a record says of a reading that is over.
+func checkpointOf(r *flow.Record) Checkpoint {
+	return Checkpoint{Began: Time(r.Start), Ended: Time(r.Stop), MinAge: Duration(time.Duration(r.Timeout) * time.Second),
+		Whole: r.Checkpoint() == flow.CheckpointWhole}
+}
+
+// AppendCheckpoint appends the JSON object of a record that says that a reading is over.
+func AppendCheckpoint(dst []byte, o *Origin, r *flow.Record) []byte {
+	c := checkpointOf(r)
+	text, _ := json.Marshal(struct { // of these types nothing fails
+		V     int    `json:"v"`
+		Time  Time   `json:"time"`
+		Event string `json:"event"`
+		Host  string `json:"host"`
+		From  Time   `json:"from"`
+		To    Time   `json:"to"`
+		Age   uint32 `json:"min_age_s"`
+		Whole bool   `json:"whole"`
+	}{1, Time(r.Received), checkpointEvent, o.Host, c.Began, c.Ended, r.Timeout, c.Whole})
+	return append(dst, text...)
 }
 
 // A note says what an archive held at a time: the number of catalog lines and the hash of the last one, which covers all

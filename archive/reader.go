@@ -197,8 +197,8 @@ func PublicSource(r *flow.Record) (netip.Addr, uint16) {
 // not: it may be anything up to end.
 func Lifetime(r *flow.Record) (start, end int64, known bool) {
 	end, _ = r.Time()
-	if r.Start == 0 || r.Event >= flow.EventGap {
-		return end, end, r.Event != flow.EventDestroy && r.Event != flow.EventOpen
+	if r.Start == 0 || r.Event >= flow.EventGap || isCheckpoint(r) {
+		return end, end, r.Event != flow.EventDestroy && r.Event != flow.EventOpen || isCheckpoint(r)
 	}
 	return r.Start, end, true
 }
@@ -391,7 +391,8 @@ func scanRowLog(f File, q *Query, do func(Row) bool) error {
 	return nil
 }
 
-// Checkpoints returns the checkpoints of a host that are on record, oldest first.
+// Checkpoints returns the checkpoints of a host that are on record in its catalogs, oldest first. Those in row logs bound
+// nothing: row logs are read in any case.
 func (h *Host) Checkpoints() []Checkpoint {
 	var all []Checkpoint
 	for i := range h.Lines {

@@ -66,6 +66,14 @@ func (w *row) addr(c int) (a flow.Addr, v6 bool) {
 func (w *row) record(b *flow.Batch) *flow.Record {
 	r := b.Next()
 	r.Event = flow.Event(w.index(cEvent, flow.EventNames[:]))
+	if w.text(cEvent) == checkpointEvent {
+		r.Event, r.Start, r.Stop, r.Received, r.Timeout = flow.EventOpen, w.ns(cFrom), w.ns(cTo), w.ns(cTime), uint32(w.ns32(cTimeoutS))
+		x := b.Extra(r)
+		if x.Checkpoint = flow.CheckpointPartial; w.has(cWhole) && w.v[cWhole].Boolean() {
+			x.Checkpoint = flow.CheckpointWhole
+		}
+		return r
+	}
 	kernel := w.text(cTimeSource) == "kernel"
 	if w.bits[cClock]&1 != 0 {
 		r.Has |= flow.Unsynchronized

@@ -79,6 +79,7 @@ const (
 	cTo
 	cLost
 	cOutput
+	cWhole
 	columnCount
 )
 
@@ -271,7 +272,7 @@ func featuresOf(recs []flow.Record) (f feature) {
 		if isExpect(r) {
 			f |= ofExpectation
 		}
-		if r.Event >= flow.EventGap {
+		if r.Event >= flow.EventGap || isCheckpoint(r) {
 			f |= ofGap
 		}
 		if r.Has&(flow.HasSCTP|flow.HasDCCP) != 0 {
@@ -321,6 +322,14 @@ func master(r *flow.Record) *flow.Tuple {
 	}
 	return &r.Extra.Master
 }
+
+// isCheckpoint reports whether the record is of no flow, but of a reading of the table that is over.
+func isCheckpoint(r *flow.Record) bool { return r.Checkpoint() >= flow.CheckpointWhole }
+
+// checkpointEvent is what the column event calls it.
+const checkpointEvent = "checkpoint"
+
+var checkpointValue = parquet.ByteArrayValue([]byte(checkpointEvent))
 
 // ended says that the record's time is the end of a flow, which has a column of its own.
 func ended(r *flow.Record) bool { return r.Event == flow.EventDestroy && r.Stop != 0 }
@@ -418,7 +427,12 @@ func extra(r *flow.Record) bool { return r.Extra != nil && r.Event < flow.EventG
 
 // columns describes each column, by its number.
 var columns = [columnCount]column{
-	cEvent: {name: "event", node: textNode, scalar: func(_ *cell, r *flow.Record) parquet.Value { return eventValues[r.Event] }},
+	cEvent: {name: "event", node: textNode, scalar: func(_ *cell, r *flow.Record) parquet.Value {
+		if isCheckpoint(r) {
+			return checkpointValue
+		}
+		return eventValues[r.Event]
+	}},
 	cTime: {name: "time", needs: ofOther, node: timeNode, scalar: func(_ *cell, r *flow.Record) parquet.Value {
 		if ended(r) {
 			return null
@@ -433,7 +447,7 @@ var columns = [columnCount]column{
 		return sourceValues[0]
 	}},
 	cClock: {name: "clock", needs: ofClock, list: listOf(clockSets, func(r *flow.Record) bool { return clockBits(r) != 0 }, clockBits)},
-	cStart: {name: "start", node: timeNode, scalar: stamp(func(r *flow.Record) bool { return r.Start != 0 && r.Event < flow.EventGap },
+	cStart: {name: "start", node: timeNode, scalar: stamp(func(r *flow.Record) bool { return r.Start != 0 && r.Event < flow.EventGap && !isCheckpoint(r) },
 		func(r *flow.Record) int64 { return r.Start })},
 	cEnd: {name: "end", node: timeNode, scalar: stamp(ended,
 		func(r *flow.Record) int64 { return r.Stop })},
@@ -525,7 +539,7 @@ var columns = [columnCount]column{
 		func(r *flow.Record) uint32 { return r.Extra.Flags })},
 	cTimeoutS: {name: "timeout_s", needs: ofOther, node: rareNode(32),
 		scalar: when(func(r *flow.Record) bool {
-			return r.Has&flow.HasTimeout != 0 && r.Event != flow.EventDestroy && r.Event < flow.EventGap
+			return (r.Has&flow.HasTimeout != 0 || isCheckpoint(r)) && r.Event != flow.EventDestroy && r.Event < flow.EventGap
 		},
 			func(_ *cell, r *flow.Record) parquet.Value { return small(r.Timeout) })},
 	cWildcard: {name: "wildcard", needs: ofExpectation, node: parquet.Leaf(parquet.BooleanType), scalar: yes(func(r *flow.Record) bool { return hasMask(r) && r.Wildcard() })},
@@ -533,12 +547,18 @@ var columns = [columnCount]column{
 		func(_ *cell, r *flow.Record) parquet.Value {
 			return causeValues[min(int(gap(r).Cause), len(causeValues)-1)]
 		})},
-	cFrom: {name: "from", needs: ofGap, node: timeNode, scalar: stamp(func(r *flow.Record) bool { return r.Event >= flow.EventGap && r.Start != 0 },
+	cFrom: {name: "from", needs: ofGap, node: timeNode, scalar: stamp(func(r *flow.Record) bool { return (r.Event >= flow.EventGap || isCheckpoint(r)) && r.Start != 0 },
 		func(r *flow.Record) int64 { return r.Start })},
-	cTo: {name: "to", needs: ofGap, node: timeNode, scalar: stamp(func(r *flow.Record) bool { return r.Event >= flow.EventGap && r.Stop != 0 },
+	cTo: {name: "to", needs: ofGap, node: timeNode, scalar: stamp(func(r *flow.Record) bool { return (r.Event >= flow.EventGap || isCheckpoint(r)) && r.Stop != 0 },
 		func(r *flow.Record) int64 { return r.Stop })},
 	cLost: {name: "lost", needs: ofGap, node: rareNode(64), scalar: when(func(r *flow.Record) bool { return gap(r) != nil && gap(r).LostKnown },
 		func(_ *cell, r *flow.Record) parquet.Value { return number(gap(r).Lost) })},
+	cWhole: {name: "whole", needs: ofOther, node: parquet.Leaf(parquet.BooleanType), scalar: func(_ *cell, r *flow.Record) parquet.Value {
+		if !isCheckpoint(r) {
+			return null
+		}
+		return parquet.BooleanValue(r.Checkpoint() == flow.CheckpointWhole)
+	}},
 	cOutput: {name: "output", needs: ofGap, node: textNode, scalar: when(func(r *flow.Record) bool { return gap(r) != nil && gap(r).Output != "" },
 		func(_ *cell, r *flow.Record) parquet.Value { return foreign([]byte(gap(r).Output)) })},
 }
@@ -553,7 +573,7 @@ var droppable = func() []string {
 	for i := range columns {
 		switch i {
 		case cEvent, cTime, cTimeSource, cClock, cStart, cEnd, cProto, cProtoNum, cSrcIP, cSrcPort, cNAT,
-			cNATSrcIP, cNATSrcPort, cICMPID, cNATICMPID, cGREKey, cNATGREKey, cCause, cFrom, cTo, cLost, cOutput, cEndReason:
+			cNATSrcIP, cNATSrcPort, cICMPID, cNATICMPID, cGREKey, cNATGREKey, cCause, cFrom, cTo, cLost, cOutput, cWhole, cTimeoutS, cEndReason:
 		default:
 			keys = append(keys, columns[i].name)
 		}

@@ -105,6 +105,9 @@ func (f *Facts) add(r *flow.Record, interval int64) (long bool) {
 	case r.Event == flow.EventGap:
 		f.gap(r)
 		start, known = t, true
+	case isCheckpoint(r):
+		f.Checkpoints = append(f.Checkpoints, checkpointOf(r))
+		start, known = t, true
 	case r.Event == flow.EventDestroy || r.Event == flow.EventOpen:
 		if long = !known || t-start > interval; !known {
 			start = t
@@ -377,7 +380,9 @@ func (h *columnHash) add(values []parquet.Value) {
 		case parquet.ByteArray:
 			y = maphash.Bytes(hashSeed, v.ByteArray())
 		case parquet.Boolean:
-			y = 1
+			if v.Boolean() {
+				y = 1
+			}
 		default:
 			if v.DefinitionLevel() == 0 {
 				h.nulls++

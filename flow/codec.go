@@ -67,8 +67,9 @@ const (
 	exLost
 	exLostKnown // is true
 	exOutput
+	exCheckpoint
 
-	exAll = exOutput<<1 - 1
+	exAll = exCheckpoint<<1 - 1
 )
 
 // AppendBinary appends r, its Extra included, to dst in a compact form that DecodeBinary reads. It is for the disk:
@@ -237,6 +238,10 @@ func appendExtra(dst []byte, x *Extra) []byte {
 		mask |= exOutput
 		dst = append(binary.AppendUvarint(dst, uint64(len(x.Gap.Output))), x.Gap.Output...)
 	}
+	if x.Checkpoint != 0 {
+		mask |= exCheckpoint
+		dst = append(dst, byte(x.Checkpoint))
+	}
 	binary.LittleEndian.PutUint16(dst[start:], uint16(mask))
 	return dst
 }
@@ -386,6 +391,9 @@ func (d *decoder) extra(x *Extra) {
 	x.Gap.LostKnown = mask&exLostKnown != 0
 	if mask&exOutput != 0 {
 		x.Gap.Output = d.string()
+	}
+	if mask&exCheckpoint != 0 {
+		x.Checkpoint = Checkpoint(d.uint8())
 	}
 }
 

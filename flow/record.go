@@ -85,6 +85,27 @@ type Extra struct {
 	Flags uint32 // CTA_EXPECT_FLAGS, see ExpectFlagNames
 
 	Gap Gap
+
+	Checkpoint Checkpoint
+}
+
+// Checkpoint marks the records of a reading of the table that is made for archives: other outputs do not get them.
+type Checkpoint uint8
+
+// The marks. A record with one of the latter two is of no flow: it says that a reading, from Start to Stop, is over, and
+// that flows that were Timeout seconds old or older then have an open record.
+const (
+	CheckpointOpen    Checkpoint = iota + 1 // an open record
+	CheckpointWhole                         // the reading was whole
+	CheckpointPartial                       // it was not
+)
+
+// Checkpoint returns the record's mark, 0 if it has none.
+func (r *Record) Checkpoint() Checkpoint {
+	if r.Extra == nil || r.Event != EventOpen {
+		return 0
+	}
+	return r.Extra.Checkpoint
 }
 
 // ExpectFlagNames are the names of an expectation's flags from bit 0 up (NF_CT_EXPECT_PERMANENT, ...).

@@ -67,7 +67,7 @@ func (h *Helpers) Process(b *flow.Batch) {
 		r := &b.Records[i]
 		switch r.Event {
 		case flow.EventNew, flow.EventUpdate, flow.EventOpen:
-			if r.Extra != nil {
+			if r.Extra != nil && r.Checkpoint() == 0 { // else the table has told all there is
 				h.Remember(r)
 			}
 		case flow.EventDestroy:

@@ -135,7 +135,7 @@ func (s *Select) Process(b *flow.Batch) {
 	kept, dropped := 0, 0
 	for i := range b.Records {
 		r := &b.Records[i]
-		if r.Event != flow.EventGap {
+		if r.Event != flow.EventGap && r.Checkpoint() < flow.CheckpointWhole {
 			if !s.Events[r.Event] {
 				continue
 			}

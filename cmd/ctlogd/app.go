@@ -147,6 +147,7 @@ func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 	if a.source, err = ctnetlink.Open(in, opts); err != nil {
 		return nil, err
 	}
+	a.source.Checkpoints(cfg.Outputs.checkpoints())
 	reading := input.Options{Log: log.Named("input"), FinishUntil: func() time.Time {
 		until, _ := a.end.Deadline()
 		return until
@@ -190,6 +191,9 @@ func (a *app) choose(cfg *Config) {
 	a.helpers.SetLabels(in.Labels)
 	a.sockets.Log.Store(!cfg.SkipOwnFlows)
 	a.selected.Filter = cfg.Filter.Compile()
+	if a.source != nil {
+		a.source.Checkpoints(cfg.Outputs.checkpoints())
+	}
 	a.selected.Events = [flow.EventGap]bool{
 		flow.EventOpen:      true, // there are those that were asked for
 		flow.EventExpectNew: in.Expectations, flow.EventExpectDestroy: in.Expectations,

@@ -47,7 +47,12 @@ func cat(path string, stdout io.Writer) error {
 			}
 			of = o
 		}
-		line = append(enc.Append(line[:0], r), '\n')
+		if line = line[:0]; r.Checkpoint() >= flow.CheckpointWhole {
+			line = archive.AppendCheckpoint(line, o, r)
+		} else {
+			line = enc.Append(line, r)
+		}
+		line = append(line, '\n')
 		_, err = out.Write(line)
 		return err
 	})

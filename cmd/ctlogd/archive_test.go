@@ -97,3 +97,37 @@ func TestKeyNew(t *testing.T) {
 		t.Errorf("a second time: exit status %d: %s", code, stderr.String())
 	}
 }
+
+// What the table is read for at a checkpoint goes to archives and to no other output; what says that the reading is over
+// passes the archive's filter as a gap does.
+func TestCheckpointsAreForArchives(t *testing.T) {
+	cfg, outputs := plan(t, "outputs: {jsonl: [{path: FILE}], archive: [{path: FILE.archive, checkpoint: 5m, "+
+		"filter: [{action: drop, match: {proto: udp}}]}]}", filepath.Join(t.TempDir(), "flows.jsonl"))
+	if got := cfg.Outputs.checkpoints(); got != 5*time.Minute {
+		t.Errorf("checkpoints each %s", got)
+	}
+	record := func(mark flow.Checkpoint, proto flow.Proto) *flow.Record {
+		return &flow.Record{Event: flow.EventOpen, Has: flow.HasOrig, Orig: flow.Tuple{Proto: proto}, Extra: &flow.Extra{Checkpoint: mark}}
+	}
+	for _, c := range []struct {
+		r              *flow.Record
+		jsonl, archive bool
+	}{
+		{record(0, flow.TCP), true, true},
+		{record(0, flow.UDP), true, false},
+		{record(flow.CheckpointOpen, flow.TCP), false, true},
+		{record(flow.CheckpointOpen, flow.UDP), false, false},
+		{record(flow.CheckpointWhole, flow.UDP), false, true},
+		{record(flow.CheckpointPartial, 0), false, true},
+	} {
+		for _, o := range outputs {
+			want := c.jsonl
+			if strings.HasPrefix(o.name, "archive:") {
+				want = c.archive
+			}
+			if got := o.wants()(c.r); got != want {
+				t.Errorf("%s takes a record of mark %d, protocol %v: %v", o.name, c.r.Checkpoint(), c.r.Orig.Proto, got)
+			}
+		}
+	}
+}

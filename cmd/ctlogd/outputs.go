@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -51,6 +52,8 @@ type plannedOutput struct {
 	filter filter.Config
 
 	build func() (deliver.Output, error)
+
+	archive bool // takes what the table is read for at each checkpoint
 }
 
 // planOutputs returns all outputs of the configuration, which tell sockets of their own. It touches nothing.
@@ -101,7 +104,7 @@ func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets) (output
 	for i, c := range cfg.Outputs.Archive {
 		add(plannedOutput{
 			name: c.Name(), path: fmt.Sprintf("outputs.archive[%d]", i), common: c.OutputConfig,
-			config: []any{c.Config, cfg.Host, cfg.Observer},
+			config: []any{c.Config, cfg.Host, cfg.Observer}, archive: true,
 			build: func() (deliver.Output, error) {
 				return archive.New(c.Config, cfg.Host, cfg.Observer, log.Named("archive"))
 			},
@@ -125,10 +128,35 @@ func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets) (output
 	return outputs
 }
 
+// wants returns what the output takes. Records that were made for archives are for them alone.
+func (o *plannedOutput) wants() func(*flow.Record) bool {
+	own := o.filter.Compile()
+	return func(r *flow.Record) bool {
+		switch c := r.Checkpoint(); {
+		case c == 0:
+		case !o.archive:
+			return false
+		case c >= flow.CheckpointWhole:
+			return true
+		}
+		return own == nil || own(r)
+	}
+}
+
+// checkpoints returns how often the table is read for archives, 0 if there are none.
+func (c *OutputsConfig) checkpoints() (every time.Duration) {
+	for _, o := range c.Archive {
+		if every == 0 || o.Checkpoint < every {
+			every = o.Checkpoint
+		}
+	}
+	return every
+}
+
 // queue returns a queue of the output. It touches nothing: the queue's goroutines open output and spool when it is started,
 // at the start of the daemon and at a reload alike.
 func (o *plannedOutput) queue(log *zap.Logger) *deliver.Queue {
-	c := deliver.Config{Name: o.name, Build: o.build, Filter: o.filter.Compile(), Max: o.common.Queue, Log: log}
+	c := deliver.Config{Name: o.name, Build: o.build, Filter: o.wants(), Max: o.common.Queue, Log: log}
 	if o.common.Spool != nil {
 		cfg, name := *o.common.Spool, o.name
 		c.Spool = func() (*spool.Spool, error) { return spool.Open(cfg, name, log.Named("spool")) }

@@ -285,6 +285,14 @@ func (s *Source) RequestOpen() {
 	s.Wake()
 }
 
+// Checkpoints asks for a reading of the table each time so much has passed: flows that are older than that get an open
+// record for archives. 0 ends that. Any goroutine may call it.
+func (s *Source) Checkpoints(every time.Duration) {
+	if s.table.checkpoints.Swap(int64(every)) != int64(every) {
+		s.Wake()
+	}
+}
+
 // Wait implements input.Source.
 func (s *Source) Wait(d time.Duration) error {
 	fds := [...]unix.PollFd{{Fd: int32(s.sock.fd), Events: unix.POLLIN}, {Fd: int32(s.wake), Events: unix.POLLIN}}

@@ -34,11 +34,12 @@ const (
 	forUnreporting                     // flows that may never report their end get an open record, and are counted
 	forInterim                         // flows older than Config.Interim get an open record
 	forOpen                            // all flows do
+	forCheckpoint                      // flows older than the checkpoints' distance do, for archives alone
 )
 
 func (p purpose) String() string {
 	var names []string
-	for i, name := range []string{"helpers", "flows that may report no end", "interim records", "open records"} {
+	for i, name := range []string{"helpers", "flows that may report no end", "interim records", "open records", "checkpoint"} {
 		if p>>i&1 != 0 {
 			names = append(names, name)
 		}
@@ -61,6 +62,9 @@ type table struct {
 	interimAt   time.Time // when the next open records are due
 
 	requested atomic.Bool // by Source.RequestOpen
+
+	checkpoints  atomic.Int64 // ns between them, by Source.Checkpoints; 0: none
+	checkpointAt time.Time    // when the next one is due
 }
 
 // newTable decides what the table is read for at the start.
@@ -94,6 +98,14 @@ func (t *table) turn(now time.Time, sink input.Sink) (busy bool) {
 	if !t.interimAt.IsZero() && !now.Before(t.interimAt) {
 		t.want |= forInterim
 		t.interimAt = now.Add(t.cfg.Interim)
+	}
+	if every := time.Duration(t.checkpoints.Load()); every == 0 {
+		t.checkpointAt = time.Time{}
+	} else if t.checkpointAt.IsZero() {
+		t.checkpointAt = now.Add(every)
+	} else if !now.Before(t.checkpointAt) {
+		t.want |= forCheckpoint
+		t.checkpointAt = now.Add(every)
 	}
 	if t.dump == nil && t.want != 0 {
 		t.begin(now, sink)
@@ -135,6 +147,9 @@ func (t *table) due(now time.Time) time.Duration {
 	if !t.interimAt.IsZero() {
 		wait = min(wait, max(t.interimAt.Sub(now), 0))
 	}
+	if !t.checkpointAt.IsZero() {
+		wait = min(wait, max(t.checkpointAt.Sub(now), 0))
+	}
 	return wait
 }
 
@@ -163,13 +178,22 @@ func (t *table) stop(now time.Time, err error, sink input.Sink) {
 	t.stats.Dumped.Add(d.flows)
 	if err == nil {
 		level := zap.InfoLevel
-		if d.purpose&^forInterim == 0 { // one of many
+		if d.purpose&^(forInterim|forCheckpoint) == 0 { // one of many
 			level = zap.DebugLevel
 		}
 		t.opts.Log.Log(level, "read the connection tracking table", zap.Stringer("for", d.purpose),
 			zap.Uint64("flows", d.flows), zap.Duration("took", now.Sub(d.opened)))
 	}
 	t.ends(d.purpose, err, sink)
+	if d.purpose&forCheckpoint != 0 {
+		over := flow.Extra{Checkpoint: flow.CheckpointWhole}
+		if err != nil {
+			over.Checkpoint = flow.CheckpointPartial
+		}
+		age := time.Duration(t.checkpoints.Load())
+		sink.Put(&flow.Record{Event: flow.EventOpen, Start: d.opened.UnixNano(), Stop: now.UnixNano(), Received: now.UnixNano(),
+			Timeout: uint32((age + time.Second - 1) / time.Second), Extra: &over})
+	}
 }
 
 // ends says what is to say when a dump is over.
@@ -204,7 +228,13 @@ func (t *table) visit(r *flow.Record, sink input.Sink) {
 	if unreporting {
 		t.unreporting++
 	}
-	if unreporting || p&forOpen != 0 || p&forInterim != 0 && (r.Start == 0 || r.Received-r.Start >= int64(t.cfg.Interim)) {
+	older := func(than int64) bool { return r.Start == 0 || r.Received-r.Start >= than }
+	wanted := unreporting || p&forOpen != 0 || p&forInterim != 0 && older(int64(t.cfg.Interim))
+	if !wanted && p&forCheckpoint != 0 && older(t.checkpoints.Load()) {
+		t.dump.batch.Extra(r).Checkpoint = flow.CheckpointOpen
+		wanted = true
+	}
+	if wanted {
 		t.stats.Open.Add(1)
 		sink.Put(r)
 	}
