@@ -85,6 +85,7 @@ func newFrozenDisk(t *testing.T) *frozenDisk {
 func (d *frozenDisk) freeze(t *testing.T) {
 	t.Helper()
 	must(t, exec.Command("fsfreeze", "-f", d.dir).Run())
+	t.Cleanup(func() { _ = exec.Command("fsfreeze", "-u", d.dir).Run() }) // before the daemon's end is awaited
 }
 
 func (d *frozenDisk) thaw(t *testing.T) {
