@@ -63,7 +63,7 @@ func OpenReader(dirs ...string) (*Reader, error) {
 			}
 		}
 		if len(r.Hosts) == n {
-			return nil, fmt.Errorf("%s is no archive: it has no folder host=...", dir)
+			return nil, fmt.Errorf("%s is no archive: it has no folder host=NAME", dir)
 		}
 	}
 	for _, h := range r.Hosts {

@@ -69,12 +69,10 @@ func rowLogName(sequence uint64) string { return fmt.Sprintf("rows-%020d.rows", 
 
 // rowLogSequence returns the sequence in a row log's name.
 func rowLogSequence(name string) (sequence uint64, ok bool) {
-	s, ok := strings.CutPrefix(name, "rows-")
-	if s, ok = strings.CutSuffix(s, ".rows"); !ok {
-		return 0, false
-	}
+	s, starts := strings.CutPrefix(name, "rows-")
+	s, ends := strings.CutSuffix(s, ".rows")
 	n, err := strconv.ParseUint(s, 10, 64)
-	return n, err == nil
+	return n, starts && ends && err == nil
 }
 
 func appendRowLogHeader(dst []byte, o *Origin) ([]byte, error) {

@@ -30,7 +30,7 @@ type block struct {
 	Entries []inner       `yaml:"entries"`
 	Inner   *inner        `yaml:"inner"`
 	inline  `yaml:",inline"`
-	hidden  string `yaml:"hidden"` //nolint:unused // no key
+	hidden  string `yaml:"hidden"` //lint:ignore U1000 an unexported field is no key
 	NoKey   string
 }
 

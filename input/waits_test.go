@@ -4,7 +4,6 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io/fs"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -34,12 +33,16 @@ var harmless = []string{"os.File", "os.ErrPermission", "unix.Errno"}
 func TestNothingWaits(t *testing.T) {
 	called := map[string][]string{}
 	for _, dir := range []string{".", "ctnetlink"} {
-		pkgs, err := parser.ParseDir(token.NewFileSet(), dir, func(f fs.FileInfo) bool { return !strings.HasSuffix(f.Name(), "_test.go") }, 0)
-		if err != nil {
-			t.Fatal(err)
+		names, err := filepath.Glob(filepath.Join(dir, "*.go"))
+		if err != nil || names == nil {
+			t.Fatalf("no files in %s: %v", dir, err)
 		}
-		for _, pkg := range pkgs {
-			for name, file := range pkg.Files {
+		for _, name := range names {
+			if !strings.HasSuffix(name, "_test.go") {
+				file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
 				for _, spec := range file.Imports {
 					switch path := strings.Trim(spec.Path.Value, `"`); path {
 					case "net", "io", "bufio", "net/http", "os/exec", "syscall", "log":

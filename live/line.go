@@ -128,7 +128,8 @@ func (p *Printer) Line(r *flow.Record) string {
 	if r.Event == flow.EventGap {
 		return p.gap(when, r)
 	}
-	src, dst, seenAs, sentTo := end(r.Orig.SrcAddr(), r.Orig.SrcPort, &r.Orig), end(r.Orig.DstAddr(), r.Orig.DstPort, &r.Orig), "", ""
+	ports := r.HasPorts()
+	src, dst, seenAs, sentTo := end(r.Orig.SrcAddr(), r.Orig.SrcPort, ports), end(r.Orig.DstAddr(), r.Orig.DstPort, ports), "", ""
 	if r.Has&flow.HasOrig == 0 {
 		src, dst = "?", "?"
 	}
@@ -138,13 +139,13 @@ func (p *Printer) Line(r *flow.Record) string {
 	}
 	nat := r.NAT()
 	if nat&flow.NATSrc != 0 {
-		seenAs = end(r.Reply.DstAddr(), r.Reply.DstPort, &r.Reply)
+		seenAs = end(r.Reply.DstAddr(), r.Reply.DstPort, ports)
 		if icmp {
 			seenAs += " id " + strconv.Itoa(int(r.Reply.ICMPID()))
 		}
 	}
 	if nat&flow.NATDst != 0 {
-		sentTo = end(r.Reply.SrcAddr(), r.Reply.SrcPort, &r.Reply)
+		sentTo = end(r.Reply.SrcAddr(), r.Reply.SrcPort, ports)
 	}
 	bytes := ""
 	if r.Has&flow.HasCounters != 0 {
@@ -157,7 +158,7 @@ func (p *Printer) Line(r *flow.Record) string {
 	if x := r.Extra; x != nil {
 		helper = printable.Word(x.Helper.String())
 		if x.HasMaster {
-			helper = strings.TrimPrefix(helper+", data of "+end(x.Master.SrcAddr(), x.Master.SrcPort, &x.Master), ", ")
+			helper = strings.TrimPrefix(helper+", data of "+end(x.Master.SrcAddr(), x.Master.SrcPort, x.Master.Proto.HasPorts()), ", ")
 		}
 	}
 	return p.row(protoColors[r.Orig.Proto], &[11]string{when, shortEvents[int(r.Event)%len(shortEvents)], r.Orig.Proto.String(),
@@ -189,9 +190,9 @@ func (p *Printer) gap(when string, r *flow.Record) string {
 	return p.paint(red, text)
 }
 
-// end writes an address, and its port if the protocol has them.
-func end(a netip.Addr, port uint16, t *flow.Tuple) string {
-	if !t.Proto.HasPorts() {
+// end writes an address, and its port if ports are known.
+func end(a netip.Addr, port uint16, ports bool) string {
+	if !ports {
 		return a.String()
 	}
 	return netip.AddrPortFrom(a, port).String()

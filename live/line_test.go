@@ -25,6 +25,11 @@ func TestLine(t *testing.T) {
 	for _, tuple := range []*flow.Tuple{&ping.Orig, &ping.Reply} {
 		tuple.Proto, tuple.V6, tuple.SrcPort, tuple.DstPort = flow.ICMPv6, true, 777, 128<<8
 	}
+	untracked := tcp
+	untracked.Has = untracked.Has&^flow.HasTCP | flow.NoPorts
+	for _, tuple := range []*flow.Tuple{&untracked.Orig, &untracked.Reply} {
+		tuple.Proto, tuple.SrcPort, tuple.DstPort = flow.DCCP, 0, 0
+	}
 	evil := tcp
 	evil.Extra = &flow.Extra{Helper: flow.NameFrom(hostile)}
 	missed := missedRecord(1234)
@@ -45,6 +50,8 @@ func TestLine(t *testing.T) {
 		{"both translations", &both, "12:03:07.412 destroy tcp    192.168.1.10:40000    -> 198.51.100.7:443      203.0.113.5:4123      " +
 			"10.0.0.80:8443          2310/0 tcp_fin"},
 		{"ICMPv6", &ping, "12:03:07.412 destroy icmpv6 2001:db8::1 id 777    -> 2001:db8::2                                                    64/0 timeout"},
+		{"ports that the kernel does not tell", &untracked,
+			"12:03:07.412 destroy dccp   192.168.1.10          -> 198.51.100.7          203.0.113.5                            2310/0 timeout"},
 		{"hostile helper", &evil, "12:03:07.412 destroy " + flowLine + `  \x1b]0;\x07<b>"\xff\x0a\\`},
 		{"missed", missed, "12:03:07.412 ... 1234 records not shown"},
 		{"gap", &gap, `12:03:07.412 gap: records are missing in the log, disk_full of jsonl:/a\x20b`},

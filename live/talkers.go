@@ -84,12 +84,18 @@ func (l List) First() []Talker { return l.Top[:min(len(l.Top), 10)] }
 func (t Talker) TCPUsed() string { return portsUsed(t.TCP) }
 func (t Talker) UDPUsed() string { return portsUsed(t.UDP) }
 
-// portKey is the key of a protocol's port.
-func portKey(p flow.Proto, port uint16) key { return key{byte(p), byte(port >> 8), byte(port)} }
+// portKey is the key of r's protocol and the port that it goes to, if ports are known.
+func portKey(r *flow.Record) key {
+	if !r.HasPorts() {
+		return key{byte(r.Orig.Proto)}
+	}
+	port := r.Orig.DstPort
+	return key{byte(r.Orig.Proto), byte(port >> 8), byte(port), 1}
+}
 
 func portName(k key) string {
 	p := flow.Proto(k[0])
-	if !p.HasPorts() {
+	if k[3] == 0 {
 		return p.String()
 	}
 	return p.String() + "/" + strconv.Itoa(int(k[1])<<8|int(k[2]))
@@ -126,10 +132,7 @@ func (s *sums) add(r *flow.Record) {
 	if r.NAT()&flow.NATSrc != 0 {
 		s[byPublic].add(&r.Reply.Dst, c)
 	}
-	port := portKey(r.Orig.Proto, 0)
-	if r.Orig.Proto.HasPorts() {
-		port = portKey(r.Orig.Proto, r.Orig.DstPort)
-	}
+	port := portKey(r)
 	s[byPort].add(&port, c)
 }
 

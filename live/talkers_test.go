@@ -74,6 +74,23 @@ func TestTalkersForget(t *testing.T) {
 	}
 }
 
+// A port that the kernel does not tell is not the port 0.
+func TestPortName(t *testing.T) {
+	r := ended("10.0.0.1", "203.0.113.1", "198.51.100.1", 443, 2000, 100)
+	for _, tt := range []struct {
+		proto flow.Proto
+		has   flow.Has
+		want  string
+	}{
+		{flow.TCP, 0, "tcp/443"}, {flow.DCCP, 0, "dccp/443"}, {flow.DCCP, flow.NoPorts, "dccp"}, {flow.GRE, 0, "gre"},
+	} {
+		r.Orig.Proto, r.Has = tt.proto, tt.has
+		if got := portName(portKey(&r)); got != tt.want {
+			t.Errorf("%s with %x: %q, want %q", tt.proto, tt.has, got, tt.want)
+		}
+	}
+}
+
 func TestTalkersAllocations(t *testing.T) {
 	s := newSums()
 	r := ended("10.0.0.1", "203.0.113.1", "198.51.100.1", 443, 2000, 100)

@@ -39,7 +39,7 @@ func (a *app) snapshot() monitor.Snapshot {
 
 	in, rd := &a.source.Stats, &a.reader.Stats
 	if a.keeper != nil {
-		if err, since := a.keeper.Failure(); err != nil {
+		if since, err := a.keeper.Failure(); err != nil {
 			s.Mark = monitor.Mark{Failing: true, Error: err.Error(), Since: since}
 		}
 	}

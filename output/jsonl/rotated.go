@@ -135,9 +135,9 @@ func countLines(path string, rest func() error) (n int64, err error) {
 	defer r.Close()
 	b := bufio.NewReaderSize(r, chunk)
 	for {
-		block, err := b.Peek(1)
+		_, err := b.Peek(1)
 		if err == nil {
-			block, _ = b.Peek(b.Buffered())
+			block, _ := b.Peek(b.Buffered())
 			n += int64(bytes.Count(block, newline))
 			_, _ = b.Discard(len(block))
 			err = rest()

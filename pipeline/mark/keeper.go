@@ -97,11 +97,11 @@ func (k *Keeper) Finish(socket *Socket) {
 	}
 }
 
-// Failure returns why the marks are in memory alone, and since when; nil if they are on disk.
-func (k *Keeper) Failure() (err error, since time.Time) {
+// Failure returns why the marks are in memory alone, nil if they are on disk, and since when that is so.
+func (k *Keeper) Failure() (since time.Time, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.failure, k.since
+	return k.since, k.failure
 }
 
 // run is the goroutine.

@@ -113,7 +113,7 @@ func TestDirectoryIsOnes(t *testing.T) {
 	saved(t, dir, "the first one's mark", func(m *Mark) bool { return len(m.Outputs[0].Gaps) == 1 })
 	second := run(dir, "a")
 	second.await(t, "the mark is in memory for now")
-	if err, since := second.Failure(); err == nil || since.IsZero() || !strings.Contains(err.Error(), "another ctlogd's") {
+	if since, err := second.Failure(); err == nil || since.IsZero() || !strings.Contains(err.Error(), "another ctlogd's") {
 		t.Errorf("the second one's failure: %v since %v", err, since)
 	}
 	if gaps := (*second.queues.Load())[0].Unrecorded(); len(gaps) > 0 {
@@ -124,7 +124,7 @@ func TestDirectoryIsOnes(t *testing.T) {
 	if diff := cmp.Diff([]deliver.Gap{gap}, (*second.queues.Load())[0].Unrecorded()); diff != "" {
 		t.Errorf("gaps of the first one (-want +got):\n%s", diff)
 	}
-	if err, _ := second.Failure(); err != nil {
+	if _, err := second.Failure(); err != nil {
 		t.Error(err)
 	}
 	second.Finish(nil)
@@ -182,7 +182,7 @@ func TestDirectoryHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := run(dir, "a") // the keeper hangs where it reads the last mark
-	if err, _ := p.Failure(); err != nil {
+	if _, err := p.Failure(); err != nil {
 		t.Errorf("at once: %v", err)
 	}
 	p.Retire(*p.queues.Load())
