@@ -22,6 +22,7 @@ import (
 const (
 	KindSegment = "segment" // a segment was sealed
 	KindRemoved = "removed" // a segment was removed, and why: a tombstone
+	KindKey     = "key"     // from here on, another key signs the checkpoints
 )
 
 // catalogVersion is of the lines. A line of a later version, or of an unknown kind, counts in the chain and says nothing
@@ -38,11 +39,13 @@ type Line struct {
 	Kind string `json:"kind"`
 	At   Time   `json:"at"` // when the line was written
 	*Segment
-	Removed *Removal `json:"removed,omitempty"`
-	Prev    string   `json:"prev"`
+	Removed *Removal   `json:"removed,omitempty"`
+	Key     *KeyChange `json:"key,omitempty"`
+	Prev    string     `json:"prev"`
 
-	Date string `json:"-"` // of the folder that it stands in
-	Hash string `json:"-"` // SHA-256 of the line without its newline
+	Date   string `json:"-"` // of the folder that it stands in
+	Number int    `json:"-"` // in its file, from 1
+	Hash   string `json:"-"` // SHA-256 of the line without its newline
 }
 
 // Removal is what a tombstone says.
@@ -96,7 +99,7 @@ func ReadCatalog(dir string) (lines []Line, whole int64, err error) {
 			return lines, whole, err
 		}
 		whole += int64(len(text)) + 1
-		l := Line{Date: date, Hash: hashOf(text)}
+		l := Line{Date: date, Number: n, Hash: hashOf(text)}
 		if err := json.Unmarshal(text, &l); err != nil {
 			errs = append(errs, &LineError{path, n, err})
 			continue
@@ -104,7 +107,8 @@ func ReadCatalog(dir string) (lines []Line, whole int64, err error) {
 		if l.V > catalogVersion {
 			l.Kind = ""
 		}
-		if l.Kind == KindSegment && (l.Segment == nil || !segmentName(l.File)) || l.Kind == KindRemoved && l.Removed == nil {
+		if l.Kind == KindSegment && (l.Segment == nil || !segmentName(l.File)) || l.Kind == KindRemoved && l.Removed == nil ||
+			l.Kind == KindKey && l.Key == nil {
 			errs = append(errs, &LineError{path, n, errors.New("is no line of a catalog")})
 			continue
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -88,4 +89,13 @@ func free(dir string) (int64, error) {
 		return 0, err
 	}
 	return int64(st.Bavail) * int64(st.Bsize), nil
+}
+
+// takeOver gives a file the owner and the mode of another, which it is to replace.
+func takeOver(f *os.File, of os.FileInfo) error {
+	var err error
+	if st, ok := of.Sys().(*syscall.Stat_t); ok && (int(st.Uid) != os.Geteuid() || int(st.Gid) != os.Getegid()) {
+		err = f.Chown(int(st.Uid), int(st.Gid))
+	}
+	return errors.Join(err, f.Chmod(of.Mode().Perm()))
 }

@@ -2,7 +2,6 @@ package archive
 
 import (
 	"bytes"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -63,10 +62,12 @@ func AppendCheckpoint(dst []byte, o *Origin, r *flow.Record) []byte {
 //	kQ8o...=
 //	rows 43 1048576 8b1a...=
 //	time 2026-11-27T12:00:00.000000000Z
+//	key gw1+0337a0ae+AdQ...=
 //
 //	— gw1 Az3grl...=
 //
-// A key on the machine proves only what was seen elsewhere: so each note goes into ctlogd's own log as well.
+// A key on the machine proves only what was seen elsewhere: so each note goes into ctlogd's own log as well. Lines of key
+// are the public keys of those who sign: they tell which key it was, and prove nothing.
 const (
 	noteName   = "checkpoint.note"
 	noteOrigin = "ctlogd archive "
@@ -79,7 +80,8 @@ type Note struct {
 	Hash  string // SHA-256 of the last line in hex; "" if there is none
 	Rows  []NoteRows
 	Time  Time
-	By    []string // names of the keys whose signatures were verified
+	Keys  []string // public, of those who are said to have signed
+	By    []string // public, of those whose signatures were verified
 }
 
 // NoteRows is what a note says of a row log that was not sealed.
@@ -97,6 +99,9 @@ func (n *Note) text() string {
 		fmt.Fprintf(&b, "rows %d %d %s\n", r.Sequence, r.Bytes, toBase64(r.SHA256))
 	}
 	fmt.Fprintf(&b, "time %s\n", n.Time)
+	for _, k := range n.Keys {
+		fmt.Fprintf(&b, "key %s\n", k)
+	}
 	return b.String()
 }
 
@@ -113,32 +118,6 @@ func fromBase64(s string) (string, error) {
 	return hex.EncodeToString(b), err
 }
 
-// NewKey makes a pair of keys for the notes of a host. private is the text of the file that Options.Key is read from;
-// public is what verifies.
-func NewKey(host string) (private, public string, err error) {
-	return note.GenerateKey(rand.Reader, printable(host))
-}
-
-// ReadKeys returns the signers in a file that has a private key in each line. Two lines are a change of keys: both sign.
-func ReadKeys(path string) ([]note.Signer, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	var signers []note.Signer
-	for line := range strings.FieldsSeq(string(text)) {
-		s, err := note.NewSigner(line)
-		if err != nil {
-			return nil, fmt.Errorf("%s: no private key of an archive; make one: ctlogd key new", path)
-		}
-		signers = append(signers, s)
-	}
-	if len(signers) == 0 {
-		return nil, fmt.Errorf("%s: no key in it; make one: ctlogd key new", path)
-	}
-	return signers, nil
-}
-
 // errNote is the error of a text that is no note of an archive.
 var errNote = errors.New("is no note of an archive's checkpoint")
 
@@ -148,21 +127,8 @@ func ReadNote(msg []byte, public ...string) (n *Note, err error) {
 	text := string(msg)
 	n = new(Note)
 	if len(public) > 0 {
-		var known []note.Verifier
-		for _, k := range public {
-			v, err := note.NewVerifier(k)
-			if err != nil {
-				return nil, fmt.Errorf("%q is no public key of an archive: %w", k, err)
-			}
-			known = append(known, v)
-		}
-		signed, err := note.Open(msg, note.VerifierList(known...))
-		if err != nil {
+		if text, n.By, err = openNote(msg, public); err != nil {
 			return nil, err
-		}
-		text = signed.Text
-		for _, s := range signed.Sigs {
-			n.By = append(n.By, s.Name)
 		}
 	} else if i := strings.Index(text, "\n\n"); i >= 0 {
 		text = text[:i+1]
@@ -194,6 +160,8 @@ func ReadNote(msg []byte, public ...string) (n *Note, err error) {
 			if err := n.Time.UnmarshalText([]byte(f[1])); err != nil {
 				return nil, errNote
 			}
+		case len(f) == 2 && f[0] == "key":
+			n.Keys = append(n.Keys, f[1])
 		default: // a later version says more
 		}
 	}
@@ -229,7 +197,20 @@ func (h *rowHash) upTo(path string, size int64) (string, error) {
 
 // note writes the note of this moment, and tells it to Options.Log. logs are the row logs that wait to be sealed.
 func (w *Writer) note(logs []*rowLog) error {
+	if w.o.Sync != SyncNever { // what a note has seen shall not be gone after a power failure
+		if err := w.Sync(); err != nil {
+			return err
+		}
+	}
+	signers, err := w.signers()
+	if err != nil {
+		w.o.Log(Error, "checkpoints are not signed", w.o.Key, err, "make a key with ctlogd key new, readable by this user")
+	}
 	n := Note{Host: w.o.Host, Lines: w.k.chain.n, Hash: w.k.chain.hash, Time: Time(w.now())}
+	var by []note.Signer
+	for _, k := range signers {
+		n.Keys, by = append(n.Keys, k.Public), append(by, k)
+	}
 	type part struct {
 		sequence uint64
 		path     string
@@ -260,14 +241,7 @@ func (w *Writer) note(logs []*rowLog) error {
 		n.Rows = append(n.Rows, NoteRows{p.sequence, p.size, sum})
 	}
 	w.k.hashes = hashes
-	var signers []note.Signer
-	if w.o.Key != "" {
-		var err error
-		if signers, err = ReadKeys(w.o.Key); err != nil {
-			w.o.Log(Error, "checkpoints are not signed", w.o.Key, err, "make a key with ctlogd key new, readable by this user")
-		}
-	}
-	msg, err := note.Sign(&note.Note{Text: n.text()}, signers...)
+	msg, err := note.Sign(&note.Note{Text: n.text()}, by...)
 	if err != nil {
 		return err
 	}

@@ -51,7 +51,7 @@ func TestNote(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%v:\n%s", err, msg)
 		}
-		if n.Host != "gw1" || n.Lines != 1 || n.Hash != h.Lines[0].Hash || n.Time != Time(testNow.UnixNano()) || len(n.Rows) != 1 {
+		if n.Host != "gw1" || n.Lines != 2 || n.Hash != h.Lines[1].Hash || n.Time != Time(testNow.UnixNano()) || len(n.Rows) != 1 {
 			t.Fatalf("%+v:\n%s", n, msg)
 		}
 		if sum, err := new(rowHash).upTo(h.RowLogs[0], n.Rows[0].Bytes); err != nil || sum != n.Rows[0].SHA256 || n.Rows[0].Sequence != 2 {
@@ -64,7 +64,7 @@ func TestNote(t *testing.T) {
 	if _, err := ReadNote(msg, stranger); err == nil {
 		t.Error("a key that did not sign verifies it")
 	}
-	if _, err := ReadNote([]byte(strings.Replace(string(msg), "\n1\n", "\n2\n", 1)), public); err == nil {
+	if _, err := ReadNote([]byte(strings.Replace(string(msg), "\n2\n", "\n3\n", 1)), public); err == nil {
 		t.Error("an altered note is verified")
 	}
 	for _, bad := range []string{"", "x", "ctlogd archive gw1\n", "ctlogd archive gw1\nx\n\n\n", "ctlogd archive gw1\n1\n*\ntime 2026-01-01T00:00:00Z\n"} {

@@ -297,6 +297,9 @@ func (w *Writer) recover() error {
 			if first || l.N >= w.k.chain.n {
 				w.k.chain.n, w.k.chain.hash, first = l.N+1, l.Hash, false
 			}
+			if l.Key != nil && (w.k.keyLine == nil || l.N > w.k.keyLine.N) {
+				w.k.keyLine = l
+			}
 			if l.Segment != nil {
 				for _, s := range l.RowLogs {
 					sealed[s], highest = true, max(highest, s)
@@ -485,6 +488,8 @@ type keeper struct {
 	days   map[string]*day
 	bytes  int64
 	hashes map[uint64]*rowHash // of row logs, by sequence
+
+	keyLine *Line // the catalog's last word on who signs; nil: it has none
 }
 
 // day is what a date's folder holds.

@@ -2,10 +2,8 @@ package main
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"slices"
 
@@ -87,58 +85,4 @@ func newSeal(stdout, stderr io.Writer) *cobra.Command {
 			os.Exit(archive.SealMain(args, stdout, stderr))
 		},
 	}
-}
-
-// newKey makes the command that makes the key with which an archive signs.
-func newKey(stdout io.Writer) *cobra.Command {
-	var host string
-	create := &cobra.Command{
-		Use:   "new FILE",
-		Short: "Make the private key that signs an archive's checkpoints, and print the public one",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			if err := makeKey(args[0], host, stdout); err != nil {
-				return &failure{err}
-			}
-			return nil
-		},
-	}
-	create.Flags().StringVar(&host, "host", "", "the `NAME` that the key signs for; without: the host name")
-	cmd := &cobra.Command{
-		Use:   "key",
-		Short: "Make keys that sign an archive's checkpoints",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())
-			}
-			return errors.New("no command given; use new")
-		},
-	}
-	cmd.AddCommand(create)
-	return cmd
-}
-
-func makeKey(path, host string, stdout io.Writer) (err error) {
-	if host == "" {
-		if host, err = os.Hostname(); err != nil {
-			return err
-		}
-	}
-	private, public, err := archive.NewKey(host)
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s is there already; to change the key, make another one and put both into one file, a line each", path)
-	}
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(f, private)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(path))
-	}
-	_, err = fmt.Fprintf(stdout, "%s\n\nThis is the public key: keep it on another machine, where it verifies the archive. ctlogd's user has to read %s;\nwrite key: %s under outputs.archive.\n", public, path, path)
-	return err
 }

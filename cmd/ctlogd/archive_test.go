@@ -77,27 +77,6 @@ func TestCat(t *testing.T) {
 	}
 }
 
-func TestKeyNew(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "archive.key")
-	var stdout, stderr bytes.Buffer
-	if code := run([]string{"key", "new", path, "--host", "gw 1"}, &stdout, &stderr); code != 0 {
-		t.Fatal(stderr.String())
-	}
-	info, err := os.Stat(path)
-	if err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("%v, %v", info, err)
-	}
-	if signers, err := archive.ReadKeys(path); err != nil || len(signers) != 1 || signers[0].Name() != "gw%201" {
-		t.Errorf("%v, %v", signers, err)
-	}
-	if !strings.HasPrefix(stdout.String(), "gw%201+") {
-		t.Errorf("no public key: %s", stdout.String())
-	}
-	if code := run([]string{"key", "new", path}, &stdout, &stderr); code != 1 || !strings.Contains(stderr.String(), "there already") {
-		t.Errorf("a second time: exit status %d: %s", code, stderr.String())
-	}
-}
-
 // What the table is read for at a checkpoint goes to archives and to no other output; what says that the reading is over
 // passes the archive's filter as a gap does.
 func TestCheckpointsAreForArchives(t *testing.T) {

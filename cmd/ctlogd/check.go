@@ -246,7 +246,8 @@ func hostChecks(cfg *Config) preflight.Options {
 		}
 	}
 	for i, out := range cfg.Outputs.Archive {
-		name := add("archive", i, out.Path, &out.OutputConfig, func(context.Context) error { return out.Check() }, nil)
+		name := add("archive", i, out.Path, &out.OutputConfig, func(context.Context) error { return out.Check() },
+			func(context.Context) (expires time.Time, err error) { return expires, loose(out.Key) })
 		files(name, out.Path, out.MaxSize, 0, out.Reserve)
 	}
 	for i, out := range cfg.Outputs.Syslog {
