@@ -1,0 +1,56 @@
+//go:build integration
+
+package integration
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// An archive beside a JSON-lines file: flows of the kernel go into row log and segments, the daemon's child seals, and what
+// cat prints is what the file holds.
+func TestArchive(t *testing.T) {
+	need(t)
+	ns, flood := newFloodNS(t)
+	const flows = 12000
+	room(t, 4*flows)
+	dir := t.TempDir()
+	file, store := filepath.Join(dir, "flows.jsonl"), filepath.Join(dir, "archive")
+	binary := buildDaemon(t, false)
+	conf := filepath.Join(dir, "ctlogd.yaml")
+	must(t, os.WriteFile(conf, []byte("host: gw1\nobserver: lab\noutputs: {jsonl: [{path: "+file+"}], archive: [{path: "+store+
+		", segment_records: 5000}]}\n"), 0o644))
+	d := start(t, ns, exec.Command(binary, "run", "-c", conf))
+	eventually(t, "the daemon runs", func() bool { return strings.Contains(d.stderr.String(), "logging flows") })
+	must(t, flood.Create(0, flows))
+	must(t, flood.Delete(0, flows))
+	var segments []string
+	eventually(t, "two segments are sealed", func() bool {
+		segments, _ = filepath.Glob(store + "/host=gw1/date=*/*.parquet")
+		catalog, _ := exec.Command("sh", "-c", "cat "+store+"/host=gw1/date=*/catalog.jsonl").Output()
+		return len(segments) == 2 && bytes.Count(catalog, []byte("\n")) == 2
+	})
+	d.stop(t)
+	logs, err := filepath.Glob(store + "/host=gw1/*.rows")
+	must(t, err)
+	out, err := exec.Command(binary, append([]string{"cat"}, append(segments, logs...)...)...).Output()
+	must(t, err)
+	text, err := os.ReadFile(file)
+	must(t, err)
+	text = regexp.MustCompile(`,"ct_id":\d+`).ReplaceAll(text, nil)
+	sorted := func(b []byte) []string {
+		lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+		slices.Sort(lines)
+		return lines
+	}
+	got, want := sorted(out), sorted(text)
+	if len(want) < flows || !slices.Equal(got, want) {
+		t.Errorf("the archive has %d records, the file %d, of %d flows; they are equal: %v", len(got), len(want), flows, slices.Equal(got, want))
+	}
+}
