@@ -16,6 +16,9 @@ import (
 // keptName is the name of the netlink socket in the file descriptor store.
 const keptName = "conntrack"
 
+// sendWithin is how many seconds a message to the manager may take.
+const sendWithin = 1
+
 // manager is the service manager that started the process, told what becomes of it as sd_notify(3) describes. Without
 // one nothing is told. Its methods may be called from any goroutine, but for petting, which one goroutine does.
 type manager struct {
@@ -48,6 +51,8 @@ func findManager() *manager {
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err == nil {
 			m.fd, m.addr = fd, &unix.SockaddrUnix{Name: path}
+			// A manager that does not listen any more must not keep the end from coming.
+			_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: sendWithin})
 		}
 	}
 	pid, usec := env("WATCHDOG_PID"), number("WATCHDOG_USEC")

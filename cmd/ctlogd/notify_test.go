@@ -165,6 +165,19 @@ func TestWatchdogIsPetted(t *testing.T) {
 	}
 }
 
+// A manager that reads nothing any more keeps neither a reload nor the end waiting.
+func TestManagerHangs(t *testing.T) {
+	managerSocket(t)
+	m := findManager()
+	for range 4096 {
+		if m.send("WATCHDOG=1", unix.MSG_DONTWAIT) != nil {
+			m.stopping()
+			return
+		}
+	}
+	t.Fatal("its queue never fills")
+}
+
 // Without a manager nothing is told, and nothing fails.
 func TestNoManager(t *testing.T) {
 	for _, socket := range []string{"", "vsock:2:1", "relative"} {

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"slices"
+	"time"
 
 	"github.com/ctlogd/ctlogd/input/ctnetlink"
 )
@@ -21,7 +22,7 @@ func openAtEnd(when string) bool {
 	case ctnetlink.OpenAlways:
 		return true
 	}
-	return goingDown(shutdownFiles)
+	return goingDown(shutdownFiles, exists)
 }
 
 // shutdownFiles are there when the system goes down, or is about to.
@@ -31,9 +32,22 @@ func openAtEnd(when string) bool {
 // that of a shutdown which was announced. PID 1 could be asked, but over a bus that ends earlier than ctlogd does.
 var shutdownFiles = []string{"/run/nologin", "/etc/nologin", "/run/systemd/shutdown/scheduled"}
 
-func goingDown(files []string) bool {
-	return slices.ContainsFunc(files, func(file string) bool {
-		_, err := os.Stat(file)
-		return err == nil
-	})
+// lookWithin bounds the look at the files: the disk of /etc may hang.
+const lookWithin = time.Second
+
+// goingDown reports whether one of the files exists.
+func goingDown(files []string, exists func(file string) bool) bool {
+	found := make(chan bool, 1)
+	go func() { found <- slices.ContainsFunc(files, exists) }()
+	select {
+	case is := <-found:
+		return is
+	case <-time.After(lookWithin):
+		return false
+	}
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
 }

@@ -81,6 +81,7 @@ type messages struct {
 	n     int    // slots that are filled
 	at    int    // the slot that is being read
 	rest  []byte // what is left of it; nil: it is not begun
+	cut   bool   // the slot was too small for it
 }
 
 // read reads the next block. full says that every slot is filled, so that more messages may wait.
@@ -91,24 +92,20 @@ func (m *messages) read(fd int) (full bool, err error) {
 }
 
 // next returns the next message of the kernel, and nil behind the last one of the block. An error says that what is left
-// of a datagram cannot be told apart; the next call goes on with the next one.
+// of a datagram cannot be told apart; the next call goes on with the next one. Of a message that was cut off it returns
+// what there is.
 func (m *messages) next(stats *Stats) (msg []byte, err error) {
 	for m.at < m.n {
 		rest := m.rest
 		if rest == nil {
-			var kernel, truncated bool
-			if rest, kernel, truncated = m.block.message(m.at); !kernel {
+			var kernel bool
+			if rest, kernel, m.cut = m.block.message(m.at); !kernel {
 				stats.Refused.Add(1)
 				m.at++
 				continue
 			}
-			if truncated { // the decoder reads what there is of it
+			if m.cut {
 				stats.Truncated.Add(1)
-				m.at++
-				if len(rest) < msgHeader {
-					return nil, errHeader
-				}
-				return rest, nil
 			}
 		}
 		size := 0
@@ -117,10 +114,13 @@ func (m *messages) next(stats *Stats) (msg []byte, err error) {
 		}
 		if size < nlHeader || size > len(rest) {
 			m.at, m.rest = m.at+1, nil
+			if m.cut && size > len(rest) && len(rest) >= msgHeader {
+				return rest, nil
+			}
 			return nil, errHeader
 		}
-		if next := (size + 3) &^ 3; next < len(rest) {
-			m.rest = rest[next:]
+		if next := (size + 3) &^ 3; next < len(rest) || m.cut { // behind the cut there was more
+			m.rest = rest[min(next, len(rest)):]
 		} else {
 			m.at, m.rest = m.at+1, nil
 		}

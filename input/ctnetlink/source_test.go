@@ -85,6 +85,9 @@ func TestDatagrams(t *testing.T) {
 		{"a few bytes behind", []datagram{of(end(1), []byte{1, 2, 3, 4}), of(end(3))}, []uint32{1, 3}, 1, 0, 0, 0, &flow.Gap{Lost: 1}},
 		{"nothing", []datagram{of(), of(end(3))}, []uint32{3}, 1, 0, 0, 0, &flow.Gap{Lost: 1}},
 		{"cut off in an attribute", []datagram{of(odd[:len(odd)-2]).cut(), of(end(3))}, []uint32{0, 3}, 0, 2, 0, 1, nil},
+		{"cut off in the second", []datagram{of(end(1), odd[:len(odd)-2]).cut(), of(end(3))}, []uint32{1, 0, 3}, 0, 2, 0, 1, nil},
+		{"cut off behind the first", []datagram{of(end(1)).cut(), of(end(3))}, []uint32{1, 3}, 1, 0, 0, 1, &flow.Gap{Lost: 1}},
+		{"cut off in the header", []datagram{of(end(1)[:18]).cut(), of(end(3))}, []uint32{3}, 1, 0, 0, 1, &flow.Gap{Lost: 1}},
 		{"somebody else's", []datagram{of(end(1)).from(4711), of(end(2))}, []uint32{2}, 0, 0, 1, 0, nil},
 	} {
 		for _, room := range []int{1, 2, 256} {

@@ -10,11 +10,10 @@ import (
 // flight is what the output has taken and the destination has not acknowledged. It is empty unless the output is an
 // Acknowledger.
 type flight struct {
-	mu     sync.Mutex
-	acks   Acknowledger // nil: what is taken has arrived
-	sent   uint64       // records that the output has taken since it was built
-	parts  []part       // in their order
-	closed bool
+	mu    sync.Mutex
+	acks  Acknowledger // nil: what is taken has arrived
+	sent  uint64       // records that the output has taken since it was built
+	parts []part       // in their order
 }
 
 // part is what one Write has taken.
@@ -37,9 +36,6 @@ func (f *flight) begin(out Output) {
 func (f *flight) add(n int, p part) (landed part) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.closed {
-		return part{}
-	}
 	if f.acks == nil {
 		return p
 	}
