@@ -10,7 +10,7 @@ import (
 	"github.com/ctlogd/ctlogd/flow"
 )
 
-const msgGet = 1 // IPCTNL_MSG_CT_GET
+const msgGet = 1 // IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET
 
 // dump reads the whole table through a socket of its own, a chunk at a time: it holds one chunk, whatever the size of
 // the table. A dump is no snapshot; a flow that moves while the kernel walks its hash table may be missed.
@@ -50,14 +50,17 @@ func (d *dump) crowded() bool { return len(d.ended) >= maxEnded }
 
 // newDump asks for the table on a goroutine of its own: the kernel starts no dump while somebody has it delete flows
 // (nfnl_lock in net/netfilter/nfnetlink.c), and to flush a million takes seconds, in which the reader has their ends to read.
-func newDump(p purpose, now time.Time) (*dump, error) {
+func newDump(p purpose, now time.Time) (*dump, error) { return newDumpOf(subsysCT, p, now) }
+
+// newDumpOf does so for flows (subsysCT) or expectations (subsysExp); to get either is the same message.
+func newDumpOf(subsystem uint16, p purpose, now time.Time) (*dump, error) {
 	fd, err := newSocket()
 	if err != nil {
 		return nil, err
 	}
 	req := make([]byte, msgHeader)
 	binary.NativeEndian.PutUint32(req, msgHeader)
-	binary.NativeEndian.PutUint16(req[4:], subsysCT<<8|msgGet)
+	binary.NativeEndian.PutUint16(req[4:], subsystem<<8|msgGet)
 	binary.NativeEndian.PutUint16(req[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 	req[familyOffset] = unix.AF_UNSPEC
 	asked := make(chan error, 1)
@@ -136,7 +139,9 @@ func (d *dump) step(stats *Stats, now time.Time, visit func(*flow.Record)) (more
 		}
 		stats.Skipped.Add(uint64(skipped))
 		d.flows++
-		r.Event, r.Received = flow.EventOpen, received
+		if r.Received = received; r.Event < flow.EventExpectNew {
+			r.Event = flow.EventOpen
+		}
 		r.Has &^= flow.ByRequest // the request was the dump
 		visit(r)
 	}

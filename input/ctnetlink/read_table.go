@@ -14,7 +14,17 @@ import (
 // on the caller's goroutine; the record is visit's until it returns. A dump is no snapshot: flows that come and go
 // meanwhile may be in it or not.
 func ReadTable(ctx context.Context, visit func(*flow.Record)) error {
-	d, err := newDump(0, time.Now())
+	return read(ctx, subsysCT, visit)
+}
+
+// ReadExpectations does the same for each expectation, as a record of one that is new: Timeout is what is left of it, and
+// Reply the mask of its tuple.
+func ReadExpectations(ctx context.Context, visit func(*flow.Record)) error {
+	return read(ctx, subsysExp, visit)
+}
+
+func read(ctx context.Context, subsystem uint16, visit func(*flow.Record)) error {
+	d, err := newDumpOf(subsystem, 0, time.Now())
 	if err != nil {
 		return err
 	}
