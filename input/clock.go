@@ -20,20 +20,20 @@ const (
 	stepMin = 100 * time.Millisecond
 )
 
-// clock watches the machine's clock, of which every time in the records is a reading: an auditor has to know which of
-// them to trust. It is the reader's.
+// clock watches the machine's clock. Every time in the records is a reading of it, and an auditor has to know which
+// readings to trust. It is the reader's.
 type clock struct {
-	// read returns the clock's time and that of one which nobody can set, in nanoseconds.
+	// read returns the time of the machine's clock, and of one that nobody can set, in nanoseconds.
 	read func() (wall, steady int64)
 	// ask returns whether the clock is not synchronised.
 	ask func() (bool, error)
 
 	log            *zap.Logger
-	refused        bool // there is nobody to ask: a seccomp filter, as ProtectClock= of systemd makes it, keeps the kernel from it
+	unknown        bool // ask fails: a seccomp filter, such as that of systemd's ProtectClock=, forbids the question
 	unsynchronized bool
 	askedAt        int64 // by the steady clock
-	offset         int64 // of the clock against the steady one
-	before         int64 // the latest time that it showed before it was last set, the latest of them all; 0: it was not
+	offset         int64 // of the machine's clock against the steady one
+	steppedFrom    int64 // the latest time that the clock showed just before somebody set it; 0: nobody has
 }
 
 func newClock(log *zap.Logger) clock {
@@ -47,13 +47,13 @@ func newClock(log *zap.Logger) clock {
 	return c
 }
 
-// begin looks for the first time. What there is to say of the clock at the start the checks say.
+// begin looks for the first time. It logs nothing: the checks at the start report the clock's state.
 func (c *clock) begin() {
 	wall, steady := c.read()
 	c.offset, c.askedAt = wall-steady, steady
 	var err error
 	c.unsynchronized, err = c.ask()
-	c.refused = err != nil
+	c.unknown = err != nil
 }
 
 // look notices what has become of the clock since the last look.
@@ -62,12 +62,12 @@ func (c *clock) look() {
 	if step := wall - steady - c.offset; step >= int64(stepMin) || step <= -int64(stepMin) {
 		c.stepped(step)
 	}
-	if steady-c.askedAt >= int64(clockEvery) && !c.refused {
+	if steady-c.askedAt >= int64(clockEvery) && !c.unknown {
 		c.askedAt = steady
 		unsynchronized, err := c.ask()
 		switch {
 		case err != nil:
-			c.refused = true
+			c.unknown = true
 		case unsynchronized != c.unsynchronized:
 			c.unsynchronized = unsynchronized
 			c.log.Info("the machine's clock has changed its state; the records say so while it is not synchronised",
@@ -76,22 +76,22 @@ func (c *clock) look() {
 	}
 }
 
-// stepped takes note that the clock seems to have been set. Both times are read one after the other, and the process
-// may have been stopped in between: it was set only if it seems so again.
+// stepped notes that the clock seems to have been set by step. The two clocks are read one after the other, and the process
+// may have been stopped in between. So the clock was set only if a second reading shows the same step.
 func (c *clock) stepped(step int64) {
 	wall, steady := c.read()
 	if again := wall - steady - c.offset; again-step >= int64(stepMin) || again-step <= -int64(stepMin) {
-		return // the next look will tell
+		return // the next look will decide
 	}
-	c.before = max(c.before, steady+c.offset)
+	c.steppedFrom = max(c.steppedFrom, steady+c.offset)
 	c.offset = wall - steady
-	c.log.Warn("the machine's clock was set; the records that it matters to say so", zap.Duration("by", time.Duration(step)))
+	c.log.Warn("the machine's clock was set; records of flows that began before say so", zap.Duration("by", time.Duration(step)))
 }
 
-// mark looks, and has the records say what there is to say of the times in them.
+// mark looks at the clock, and marks the records whose times it casts doubt on.
 func (c *clock) mark(recs []flow.Record) {
 	c.look()
-	if !c.unsynchronized && c.before == 0 {
+	if !c.unsynchronized && c.steppedFrom == 0 {
 		return
 	}
 	for i := range recs {
@@ -103,18 +103,18 @@ func (c *clock) mark(recs []flow.Record) {
 		if first == 0 {
 			first, _ = r.Time()
 		}
-		if first <= c.before {
+		if first <= c.steppedFrom {
 			r.Has |= flow.Stepped
 		}
 	}
 }
 
-// timesync is the directory of systemd-timesyncd(8), there while it runs. Its file says that it has synchronised the
-// clock since the machine started.
+// timesync is the directory of systemd-timesyncd(8). It exists while the service runs. A file in it says that the service
+// has synchronised the clock since the machine started.
 const timesync = "/run/systemd/timesync"
 
-// unsynchronised asks the kernel whether its clock is unsynchronised: nobody has set it, or not for long (adjtimex(2)).
-// Where the kernel may not be asked, as under ProtectClock= of systemd, systemd-timesyncd tells, if it runs in dir.
+// unsynchronised asks the kernel whether its clock is unsynchronised: nobody has disciplined it, or not for a long time
+// (adjtimex(2)). Where that is forbidden, as under systemd's ProtectClock=, it asks systemd-timesyncd, whose directory is dir.
 func unsynchronised(ask func(*unix.Timex) (int, error), dir string) (bool, error) {
 	var t unix.Timex
 	state, err := ask(&t)

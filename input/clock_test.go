@@ -138,7 +138,7 @@ func TestClockUnsynchronized(t *testing.T) {
 func TestClockAllocs(t *testing.T) {
 	w := newClock(zap.NewNop())
 	recs := make([]flow.Record, 256)
-	w.before = time.Now().UnixNano()
+	w.steppedFrom = time.Now().UnixNano()
 	if n := testing.AllocsPerRun(100, func() { w.mark(recs) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
@@ -150,7 +150,7 @@ func BenchmarkClockMark(b *testing.B) {
 			w := newClock(zap.NewNop())
 			w.ask = func() (bool, error) { return false, nil }
 			w.unsynchronized = false
-			w.before = stepped
+			w.steppedFrom = stepped
 			recs := make([]flow.Record, 256)
 			for b.Loop() {
 				w.mark(recs)

@@ -15,14 +15,14 @@ type interest struct {
 	updates bool // every UPDATE
 	labels  bool // every NEW and UPDATE with labels
 
-	// drop, if not nil, tells the records that every output drops for certain, whatever else is in them. It never
-	// keeps back the message that tells of a flow's helper, master or labels, which another flow's record may need,
-	// nor the end of such a flow, at which it is forgotten.
+	// drop reports whether every output drops the record for certain, whatever else is in it; nil: none is dropped. A
+	// message with a flow's helper, master or labels passes all the same, because another flow's record may need them. So
+	// does the end of such a flow, which makes Helpers forget it.
 	drop func(event flow.Event, v6 bool, proto flow.Proto) bool
 }
 
-// Offsets in a message of ctnetlink, see decode.go. Type and flags are in host order, and a filter loads big-endian:
-// it looks at single bytes.
+// Offsets in a message of ctnetlink, see decode.go. Type and flags are in host order, but a filter loads in big-endian
+// order. So it loads single bytes.
 const (
 	familyOffset = 16
 	attrOffset   = msgHeader
@@ -40,11 +40,11 @@ const (
 	flagNew = flagsNew >> 8 // in the high byte of nlmsg_flags
 )
 
-// filterProgram assembles the classic BPF program of the socket. A message that it drops costs the reader nothing.
-// nil means that everything passes.
+// filterProgram assembles the classic BPF program of the socket; nil means that everything passes. A message that the
+// program drops costs the reader nothing.
 //
-// The extensions that search attributes (SKF_AD_NLATTR, SKF_AD_NLATTR_NEST in net/core/filter.c) take an offset in A
-// and a type in X, and return the attribute's offset, or 0.
+// The extensions that search attributes (SKF_AD_NLATTR, SKF_AD_NLATTR_NEST in net/core/filter.c) take an offset in A and a
+// type in X. They return the attribute's offset, or 0.
 func filterProgram(in interest) []bpf.Instruction {
 	var p program
 	if in.news && in.updates && in.drop == nil {
@@ -56,7 +56,7 @@ func filterProgram(in interest) []bpf.Instruction {
 	p.add(bpf.LoadAbsolute{Off: typeOffset, Size: 1})
 	p.when(bpf.JumpEqual, msgDelete, func(p *program) {
 		if in.labels || in.drop == nil {
-			pass(p) // any flow may have labels to be forgotten
+			pass(p) // any flow may have labels, which are forgotten at its end
 			return
 		}
 		p.passHelped()
@@ -87,14 +87,14 @@ func filterProgram(in interest) []bpf.Instruction {
 	return p.ins
 }
 
-// program is a list of instructions under construction; every path through it ends in a return.
+// program is a list of instructions under construction. Every path through it ends in a return.
 type program struct{ ins []bpf.Instruction }
 
 func (p *program) add(ins ...bpf.Instruction) { p.ins = append(p.ins, ins...) }
 
 func pass(p *program) { p.add(bpf.RetConstant{Val: passAll}) }
 
-// when runs body, which must return, if A fulfils the test, and skips it otherwise.
+// when runs body if A fulfils the test. body must return.
 func (p *program) when(test bpf.JumpTest, val uint32, body func(*program)) {
 	var in program
 	body(&in)
@@ -121,7 +121,7 @@ func (p *program) passWith(attr uint32) {
 	p.unless(bpf.JumpEqual, 0, pass)
 }
 
-// passHelped lets the message pass if its status tells of a helper or a master.
+// passHelped lets the message pass if its status says that the flow has a helper or a master.
 func (p *program) passHelped() {
 	p.add(
 		bpf.LoadConstant{Dst: bpf.RegX, Val: ctaStatus},
@@ -134,7 +134,7 @@ func (p *program) passHelped() {
 	pass(p)
 }
 
-// records drops what no output wants of the event, and passes the rest.
+// records drops the event's records that no output wants, and passes the rest.
 func (p *program) records(in interest, event flow.Event) {
 	if in.drop == nil {
 		pass(p)
@@ -159,7 +159,7 @@ func (p *program) records(in interest, event flow.Event) {
 				return
 			}
 			p.loadProto()
-			rare, verdict := true, uint32(0) // list whichever are fewer: those to drop, or those to pass
+			rare, verdict := true, uint32(0) // the shorter list: protocols to drop, or protocols to pass
 			if n > len(drops)/2 {
 				rare, verdict = false, passAll
 			}

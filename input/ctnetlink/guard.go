@@ -9,13 +9,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
-
-	"github.com/ctlogd/ctlogd/flow"
 )
 
 const (
@@ -23,42 +19,42 @@ const (
 	guardIdle = 500 * time.Millisecond
 	guardBusy = 10 * time.Millisecond
 
-	// sliceMax is how long ends are thrown away at a time, from the first on: some ten thousand. It may take the kernel
-	// up to a second (nf_conntrack_ecache_work) to try again to deliver what it holds back, unless another flow ends,
-	// at which it tries at once; if there is nothing within sliceWait, nothing is held back.
+	// sliceMax is how long ends are thrown away at a time, counted from the first: some ten thousand of them. The kernel
+	// tries to deliver again what it holds back when another flow ends, or within a second (nf_conntrack_ecache_work). So
+	// nothing is held back if no end comes within sliceWait.
 	sliceMax  = 20 * time.Millisecond
 	sliceWait = 1200 * time.Millisecond
 	sliceStep = time.Millisecond
 
-	// shedPoints is how far below its mark the table is shed, in percent of its room: it may take the kernel a second to
-	// let go of more, and new connections come meanwhile.
+	// shedPoints is how far below the threshold the table is shed, in percent of its room. The kernel may take a second to
+	// give up more, and new connections come meanwhile.
 	shedPoints = 10
 
-	// calmAfter is how long no attempt has failed, or nothing was thrown away, when that is said to be over. While the
-	// kernel holds something back it tries once a second at least.
+	// calmAfter is after how long without a failed attempt nothing is held back any more, and after how long without a
+	// slice shedding is over. While the kernel holds something back it tries once a second at least.
 	calmAfter = 2 * time.Second
 
-	// gapEvery is when the gap of a shedding that does not end is handed over all the same.
+	// gapEvery is after how long the gap is handed over while shedding goes on.
 	gapEvery = 10 * time.Second
 
-	// quietFor is how long a moment is sought in which no event is under way.
+	// quietFor is how long witnesses.difference looks for a moment in which no event is under way.
 	quietFor = 20 * time.Millisecond
 
-	// guardQuiet is how long a warning that comes again is held back, to be summed up.
+	// guardQuiet is the least time between two warnings; each has the sum since the last one.
 	guardQuiet = 10 * time.Second
 )
 
 // guard keeps ended flows from filling the connection tracking table. Under reliable delivery the kernel keeps an ended
-// flow until its end has been delivered, and counts it as an entry of the table; a reader that does not keep up could
-// so fill the table, and new connections would fail. When the table passes its mark while the kernel holds ends back,
-// the guard has them thrown away, in slices of 20 ms, until the table is well below the mark, and counts them.
+// flow until its end has been delivered, and counts it as an entry of the table. So a reader that does not keep up could
+// fill the table, and new connections would fail. When the table passes the threshold while the kernel holds ends back,
+// the guard has them thrown away, in slices of 20 ms, until the table is well below the threshold, and counts them.
 //
-// How they are counted. The counter of drops that a socket has cannot tell an attempt that will be repeated from one
-// that was the last: between reading the counter and turning NETLINK_BROADCAST_ERROR off, attempts go on. So the
-// socket of the events leaves the group of the ends for a slice, and two others, the witnesses, take its place. Both
-// are full for good, so each fails at every event, and counts it; they differ in that the frozen one wants reliable
-// delivery. While it is a member, every end is held back, whoever else is a member; while the other is alone, every end
-// is lost. Whatever happens while both are members adds one to both counters. Hence
+// How they are counted. A socket's counter of drops cannot tell an attempt that will be repeated from one that was the
+// last: between reading the counter and turning NETLINK_BROADCAST_ERROR off, attempts go on. So the socket of the events
+// leaves the group of the ends for a slice, and two others, the witnesses, take its place. Both are full for good: each
+// fails at every event, and counts it. The frozen witness wants reliable delivery. While it is a member, every end is held
+// back, whoever else is a member. While the loss witness is alone, every end is lost. An event that comes while both are
+// members adds one to both counters. Hence
 //
 //	frozen in, loss in, events out   everything is held back
 //	                                 loss - frozen = a
@@ -67,96 +63,67 @@ const (
 //	                                 loss - frozen = b
 //	events in, frozen out, loss out  as before; b - a ends were lost, exactly
 //
-// and the two differences are each read at a moment in which no event is under way. The counter of the events' socket
-// goes on to count repeated attempts alone; it is the reader's.
+// and each difference is read at a moment in which no event is under way. The counter of the events' socket goes on to
+// count repeated attempts alone, and stays the reader's.
 type guard struct {
-	sock         *socket
-	frozen, loss *witness
-	barrier      int // a netlink socket that nothing is sent to, see offset
-	count, max   *os.File
-	mark         int // percent of max
-	stats        *Stats
-	log          *zap.Logger
-
-	// The guard's goroutine's own.
-	looked    time.Time
-	drops     uint32    // of sock, when looked
-	heldSince time.Time // nothing that is held back ended before; zero if nothing is held back
-	rose      time.Time // when drops was last seen to have risen
-	busy      bool
-	entries   int64 // in the table, when looked
-	shedAt    time.Time
-	blind     bool // the table cannot be read, which was said
-	warned    time.Time
-	unwarned  uint64 // ends lost since then
+	sock      *socket
+	witnesses witnesses
+	table     tableSize
+	threshold int // percent of the table's room
+	stats     *Stats
+	log       *zap.Logger
 
 	cancel context.CancelFunc // ends the goroutine
 	ended  chan struct{}      // closed when it has ended
 
 	members sync.Mutex // held by who changes sock's groups or filter, or sheds
+	pending pendingGap
 
-	due atomic.Bool // gap is for the reader to take
-	mu  sync.Mutex
-	gap guardGap
+	// The guard's goroutine's own.
+	seen       lastLook
+	shedAt     time.Time // when ends were last thrown away
+	unreadable bool      // the table cannot be read, which is in the log
+	warnedAt   time.Time
+	unwarned   uint64 // ends lost since then
 }
 
-// guardGap is what has been thrown away and is not yet in a record.
-type guardGap struct {
-	from, to time.Time
-	first    time.Time // the first slice
-	lost     uint64
-	inexact  bool
-	any      bool
+// lastLook is what the guard has seen of socket and table.
+type lastLook struct {
+	at        time.Time
+	drops     uint32    // the socket's count
+	roseAt    time.Time // when drops was last seen to have risen
+	heldSince time.Time // no flow that is held back ended before; zero if nothing is held back
+	filling   bool      // drops had risen, or half of the socket's buffer was in use
+	entries   int64     // in the table, when the socket was last filling
 }
 
-func (g *guardGap) record() flow.Gap {
-	return flow.Gap{Cause: flow.CauseGuard, Lost: g.lost, LostKnown: !g.inexact}
-}
+// tableSize tells how full the connection tracking table is.
+type tableSize struct{ count, max *os.File }
 
-// newGuard prepares everything that shedding needs: it must not fail for want of memory or descriptors then.
-func newGuard(sock *socket, mark int, in interest, stats *Stats, log *zap.Logger) (g *guard, err error) {
-	g = &guard{sock: sock, mark: mark, stats: stats, log: log, barrier: -1, looked: time.Now()}
-	defer func() {
-		if err != nil {
-			g.close()
-			g = nil
-			err = fmt.Errorf("set up the guard of the table: %w", err)
-		}
-	}()
-	_ = g.openTable() // table tries again
-	if g.frozen, err = newWitness(in, true); err != nil {
-		return g, err
+// newGuard prepares everything that shedding needs, so that it cannot fail later for want of memory or descriptors.
+func newGuard(sock *socket, threshold int, in interest, stats *Stats, log *zap.Logger) (g *guard, err error) {
+	g = &guard{sock: sock, threshold: threshold, stats: stats, log: log, seen: lastLook{at: time.Now()}}
+	_ = g.table.open() // read tries again
+	if err = g.witnesses.open(in); err == nil {
+		g.seen.drops, err = sock.drops()
 	}
-	if g.loss, err = newWitness(in, false); err != nil {
-		return g, err
+	if err != nil {
+		g.close()
+		return nil, fmt.Errorf("set up the guard of the table: %w", err)
 	}
-	if g.barrier, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_USERSOCK); err != nil {
-		return g, err
-	}
-	g.drops, err = sock.drops()
-	return g, err
+	return g, nil
 }
 
 // close gives everything back. The guard may be nil.
 func (g *guard) close() {
-	if g == nil {
-		return
-	}
-	for _, f := range []*os.File{g.count, g.max} {
-		_ = f.Close() // of nil: an error
-	}
-	for _, w := range []*witness{g.frozen, g.loss} {
-		if w != nil {
-			_ = w.close()
-		}
-	}
-	if g.barrier >= 0 {
-		_ = unix.Close(g.barrier)
+	if g != nil {
+		g.table.close()
+		g.witnesses.close()
 	}
 }
 
-// start starts the guard's goroutine. It depends on nothing that the reader does: one that is stuck or starved is
-// guarded against, and so is the time in which nobody reads any more.
+// start starts the guard's goroutine. It depends on nothing that the reader does, because the guard is for a reader that
+// is stuck, starved or gone.
 func (g *guard) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	g.cancel, g.ended = cancel, make(chan struct{})
@@ -194,83 +161,92 @@ func (g *guard) look(now time.Time) time.Duration {
 		g.log.Error("guard of the table: cannot look at the socket", zap.Error(err))
 		return guardIdle
 	}
-	rising := mem.Drops != g.drops
-	wasBusy := g.busy
-	g.busy = rising || mem.Queued > mem.Buffer/2
+	seen := &g.seen
+	rising := mem.Drops != seen.drops
+	wasFilling := seen.filling
+	seen.filling = rising || mem.Queued > mem.Buffer/2
 	switch {
 	case rising:
-		if g.heldSince.IsZero() {
-			g.heldSince = g.looked
+		if seen.heldSince.IsZero() {
+			seen.heldSince = seen.at
 		}
-		g.rose = now
-	case now.Sub(g.rose) >= calmAfter:
-		g.heldSince = time.Time{}
+		seen.roseAt = now
+	case now.Sub(seen.roseAt) >= calmAfter:
+		seen.heldSince = time.Time{}
 	}
-	g.drops, g.looked = mem.Drops, now
-	g.handOver(now)
+	seen.drops, seen.at = mem.Drops, now
+	g.pending.handOver(now, g.shedAt)
 	g.warn(now)
-	if !g.busy {
+	if !seen.filling {
 		return guardIdle
 	}
 
-	entries, room, err := g.table()
+	entries, room, err := g.table.read()
 	if err != nil {
-		if !g.blind {
+		if !g.unreadable {
 			g.log.Error("guard of the table: cannot read how full it is; ended flows that are not delivered may fill it",
 				zap.Error(err), zap.String("remedy", "make /proc/sys/net/netfilter readable, or set delivery: best_effort"))
 		}
-		g.blind = true
+		g.unreadable = true
 		return guardIdle
 	}
-	before := g.entries
-	g.entries = entries
-	limit, until := g.limit(room)
+	before := seen.entries
+	seen.entries = entries
+	limit, target := g.limits(room)
 	over := entries - limit
 	// A reader that catches up needs no help, as long as there is room for what comes meanwhile.
-	catchingUp := entries < before && over < room*int64(100-g.mark)/200
-	behind := rising || !g.heldSince.IsZero() && mem.Queued > mem.Buffer/8*7
-	if !behind || !wasBusy || over < 0 || catchingUp {
+	catchingUp := entries < before && over < room*int64(100-g.threshold)/200
+	behind := rising || !seen.heldSince.IsZero() && mem.Queued > mem.Buffer/8*7
+	if !behind || !wasFilling || over < 0 || catchingUp {
 		return guardBusy
 	}
-	if err := g.shed(until); err != nil {
+	if err := g.shed(target); err != nil {
 		g.log.Error("guard of the table: cannot shed ended flows", zap.Error(err))
 		return guardIdle
 	}
 	return guardBusy
 }
 
-// limit returns from how many entries on the guard sheds, and down to how many.
-func (g *guard) limit(room int64) (from, until int64) {
-	return room * int64(g.mark) / 100, room * int64(max(g.mark-shedPoints, 0)) / 100
+// limits returns from how many entries on the guard sheds, and down to how many.
+func (g *guard) limits(room int64) (limit, target int64) {
+	return room * int64(g.threshold) / 100, room * int64(max(g.threshold-shedPoints, 0)) / 100
 }
 
-// openTable opens what tells of the table. The files stay those of the network namespace in which they were opened.
-// They are not there before the module nf_conntrack is, which may be loaded because of our socket, a moment after.
-func (g *guard) openTable() (err error) {
-	if g.max != nil {
+// open opens the two sysctls. The files stay those of the network namespace in which they were opened. They exist once the
+// module nf_conntrack is loaded, which may happen because of our socket, a moment after.
+func (t *tableSize) open() error {
+	if t.max != nil {
 		return nil
 	}
 	count, err := os.Open("/proc/sys/net/netfilter/nf_conntrack_count")
 	if err != nil {
 		return err
 	}
-	if g.max, err = os.Open("/proc/sys/net/netfilter/nf_conntrack_max"); err != nil {
+	room, err := os.Open("/proc/sys/net/netfilter/nf_conntrack_max")
+	if err != nil {
 		_ = count.Close()
 		return err
 	}
-	g.count = count
+	t.count, t.max = count, room
 	return nil
 }
 
-// table returns how many entries the table has, and how many it may have.
-func (g *guard) table() (entries, room int64, err error) {
-	if err = g.openTable(); err != nil {
+func (t *tableSize) close() {
+	if t.max != nil {
+		_ = t.count.Close()
+		_ = t.max.Close()
+	}
+}
+
+// read returns how many entries the table has, and how many it may have. It opens the files if need be.
+func (t *tableSize) read() (entries, room int64, err error) {
+	if err = t.open(); err != nil {
 		return 0, 0, err
 	}
-	if entries, err = readNumber(g.count); err != nil {
+	if entries, err = readNumber(t.count); err != nil {
 		return 0, 0, err
 	}
-	room, err = readNumber(g.max)
+	room, err = readNumber(t.max)
 	return entries, room, err
 }
 
@@ -287,51 +263,52 @@ func readNumber(f *os.File) (int64, error) {
 	return v, nil
 }
 
-// shed throws ends away until the table has no more than entries entries, for one slice at most.
-func (g *guard) shed(entries int64) (err error) {
+// shed throws ends away until the table has no more than target entries, for one slice at most.
+func (g *guard) shed(target int64) (err error) {
 	g.members.Lock()
 	defer g.members.Unlock()
 	if !slices.Contains(g.sock.groups, groupDestroy) {
 		return nil // no end is held back for us
 	}
-	from := g.heldSince
+	w := &g.witnesses
+	from := g.seen.heldSince
 	joined := true
 	restore := func() error {
 		var err error
 		if !joined {
 			err = g.sock.join(groupDestroy)
 		}
-		return errors.Join(err, g.frozen.leave(groupDestroy), g.loss.leave(groupDestroy))
+		return errors.Join(err, w.frozen.leave(groupDestroy), w.loss.leave(groupDestroy))
 	}
-	if err := errors.Join(g.frozen.join(groupDestroy), g.loss.join(groupDestroy)); err != nil {
+	if err := errors.Join(w.frozen.join(groupDestroy), w.loss.join(groupDestroy)); err != nil {
 		return errors.Join(err, restore())
 	}
-	// Last, lest an end be delivered and held back: it would be delivered twice.
+	// The events' socket leaves last. Otherwise an end could be delivered to it and held back: it would come twice.
 	if err := g.sock.leave(groupDestroy); err != nil {
 		return errors.Join(err, restore())
 	}
 	joined = false
-	before, exact := g.offset()
-	base := g.loss.count()
+	before, exactBefore := w.difference()
+	base := w.loss.count()
 	start := time.Now()
 	limit := start.Add(sliceWait)
-	if err := g.frozen.leave(groupDestroy); err != nil {
+	if err := w.frozen.leave(groupDestroy); err != nil {
 		return errors.Join(err, restore())
 	}
 	for waiting := true; ; {
 		time.Sleep(sliceStep)
-		n, err := readNumber(g.count)
+		n, err := readNumber(g.table.count)
 		now := time.Now()
-		if err != nil || n < entries || now.After(limit) {
+		if err != nil || n < target || now.After(limit) {
 			break
 		}
-		if waiting && g.loss.count() != base {
+		if waiting && w.loss.count() != base {
 			waiting, limit = false, now.Add(sliceMax)
 		}
 	}
-	// If this fails, all that comes until the events' socket is back is lost, and counted still.
-	err = g.frozen.join(groupDestroy)
-	after, exact2 := g.offset()
+	// If this fails, all ends are lost until the events' socket is back. They are counted even so.
+	err = w.frozen.join(groupDestroy)
+	after, exactAfter := w.difference()
 	now := time.Now()
 	err = errors.Join(err, restore())
 
@@ -340,25 +317,14 @@ func (g *guard) shed(entries int64) (err error) {
 	g.stats.GuardLost.Add(lost)
 	g.unwarned += lost
 	g.shedAt = now
-	if lost == 0 {
-		return err
+	if lost > 0 {
+		g.pending.add(guardGap{from: from, to: now, first: start, lost: lost, inexact: !exactBefore || !exactAfter, any: true})
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.gap.any {
-		g.gap = guardGap{from: from, first: start, any: true}
-	}
-	if from.Before(g.gap.from) {
-		g.gap.from = from
-	}
-	g.gap.to = now
-	g.gap.lost += lost
-	g.gap.inexact = g.gap.inexact || !exact || !exact2
 	return err
 }
 
-// hold keeps the guard from shedding, and waits until it does not, a second or so at most. Who changes the socket's
-// groups or filter holds it, or what is lost would be miscounted. The guard may be nil.
+// hold keeps the guard from shedding until release. It waits for a slice that is under way, a second or so at most. Whoever
+// changes the socket's groups or filter holds the guard: otherwise losses would be miscounted. The guard may be nil.
 func (g *guard) hold() (release func()) {
 	if g == nil {
 		return func() {}
@@ -367,112 +333,12 @@ func (g *guard) hold() (release func()) {
 	return g.members.Unlock
 }
 
-// offset returns how much more the loss witness has counted than the frozen one, at a moment in which no event is under
-// way; if there is none, exact is false. Both must be members. An event that is being broadcast may have been
-// counted by one alone; to change the members of any group the kernel waits until no broadcast is under way
-// (netlink_table_grab), so if two readings around such a change agree, none was at the first, and the difference holds.
-func (g *guard) offset() (offset uint32, exact bool) {
-	for deadline := time.Now().Add(quietFor); ; {
-		a, b := g.frozen.count(), g.loss.count()
-		err := unix.SetsockoptInt(g.barrier, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, 1)
-		if err == nil && a == g.frozen.count() && b == g.loss.count() {
-			return b - a, true
-		}
-		if time.Now().After(deadline) {
-			return b - a, false
-		}
-	}
-}
-
-// handOver lets the reader have the gap when shedding has been over for a while, or has gone on for long.
-func (g *guard) handOver(now time.Time) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.gap.any && (now.Sub(g.shedAt) >= calmAfter || now.Sub(g.gap.first) >= gapEvery) {
-		g.due.Store(true)
-	}
-}
-
-// take returns the gap that is due; at the end any. The guard may be nil.
-func (g *guard) take(end bool) (gap guardGap, ok bool) {
-	if g == nil || !end && !g.due.Load() {
-		return gap, false
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	gap = g.gap
-	g.gap = guardGap{}
-	g.due.Store(false)
-	return gap, gap.any
-}
-
-// warn says what is lost, summed up.
+// warn logs how many ends are lost, as a sum.
 func (g *guard) warn(now time.Time) {
-	if g.unwarned == 0 || now.Sub(g.warned) < guardQuiet {
+	if g.unwarned == 0 || now.Sub(g.warnedAt) < guardQuiet {
 		return
 	}
 	g.log.Warn("ended flows that were not read fast enough were filling the table; their ends were thrown away",
-		zap.Uint64("lost", g.unwarned), zap.Int64("entries", g.entries), zap.Int("table_guard", g.mark))
-	g.warned, g.unwarned = now, 0
-}
-
-// witness is a socket that can take no event, ever, and counts each.
-type witness struct{ socket }
-
-// newWitness returns a witness of the events that the filter for in lets through. If reliable, the kernel holds back
-// each end that it witnesses.
-func newWitness(in interest, reliable bool) (w *witness, err error) {
-	w = new(witness)
-	if w.fd, err = newSocket(); err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			_ = w.close()
-			w = nil
-		}
-	}()
-	if err = attachFilter(w.fd, filterProgram(in)); err != nil {
-		return w, fmt.Errorf("attach socket filter: %w", err)
-	}
-	if err = unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 0); err != nil { // the kernel's least
-		return w, fmt.Errorf("set receive buffer: %w", err)
-	}
-	if err = unix.Bind(w.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return w, fmt.Errorf("bind netlink socket: %w", err)
-	}
-	if err = w.setReliable(reliable); err != nil {
-		return w, err
-	}
-	return w, w.fill()
-}
-
-// fill has the kernel send acknowledgements until one does not fit. Without NETLINK_NO_ENOBUFS nothing is put into a
-// socket that was once overrun until it has been read empty, and this one is never read.
-func (w *witness) fill() error {
-	req := []byte{nlHeader, 0, 0, 0, unix.NLMSG_NOOP, 0, unix.NLM_F_REQUEST | unix.NLM_F_ACK, 0, 0, 0, 0, 0, 0, 0, 0, 0}
-	if hostBigEndian {
-		req[0], req[3] = 0, nlHeader
-		req[4], req[5] = 0, unix.NLMSG_NOOP
-		req[6], req[7] = 0, unix.NLM_F_REQUEST|unix.NLM_F_ACK
-	}
-	for range 1000 {
-		if err := unix.Sendto(w.fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-			return fmt.Errorf("fill a socket: %w", err)
-		}
-		drops, err := w.drops()
-		if err != nil {
-			return err
-		}
-		if drops > 0 {
-			return nil
-		}
-	}
-	return errors.New("fill a socket: it takes in a thousand messages")
-}
-
-// count is drops for a socket of which nothing else is asked, so that nothing can fail.
-func (w *witness) count() uint32 {
-	n, _ := w.drops()
-	return n
+		zap.Uint64("lost", g.unwarned), zap.Int64("entries", g.seen.entries), zap.Int("table_guard", g.threshold))
+	g.warnedAt, g.unwarned = now, 0
 }

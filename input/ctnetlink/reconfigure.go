@@ -2,7 +2,6 @@ package ctnetlink
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/ctlogd/ctlogd/flow"
 )
@@ -50,16 +49,10 @@ func changed(want, got Config) (keys []string) {
 	return keys
 }
 
-// watch gives the witnesses the socket's new filter: they count what the socket would have been sent. The guard may be
-// nil.
+// watch has the witnesses count by the new filter. The guard may be nil.
 func (g *guard) watch(in interest) error {
 	if g == nil {
 		return nil
 	}
-	for _, w := range []*witness{g.frozen, g.loss} {
-		if err := attachFilter(w.fd, filterProgram(in)); err != nil {
-			return fmt.Errorf("attach the socket filter of the guard: %w", err)
-		}
-	}
-	return nil
+	return g.witnesses.watch(in)
 }

@@ -238,15 +238,15 @@ func TestDumpBehindAFlush(t *testing.T) {
 // TestGuardThresholds: tables of tens of millions of entries, where the machine's int has 32 bits too.
 func TestGuardThresholds(t *testing.T) {
 	for _, tt := range []struct {
-		room         int64
-		mark         int
-		limit, until int64
+		room          int64
+		threshold     int
+		limit, target int64
 	}{
 		{65536, 90, 58982, 52428}, {23_900_000, 90, 21_510_000, 19_120_000}, {1 << 31, 99, 2126008811, 1911260446},
 	} {
-		g := &guard{mark: tt.mark}
-		if limit, until := g.limit(tt.room); limit != tt.limit || until != tt.until {
-			t.Errorf("room %d, mark %d: from %d on to %d, want %d and %d", tt.room, tt.mark, limit, until, tt.limit, tt.until)
+		g := &guard{threshold: tt.threshold}
+		if limit, target := g.limits(tt.room); limit != tt.limit || target != tt.target {
+			t.Errorf("room %d, threshold %d: from %d on to %d, want %d and %d", tt.room, tt.threshold, limit, target, tt.limit, tt.target)
 		}
 	}
 }
