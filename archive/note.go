@@ -37,6 +37,14 @@ func checkpointOf(r *flow.Record) Checkpoint {
 		Whole: r.Checkpoint() == flow.CheckpointWhole}
 }
 
+// CheckpointOf returns what a record says of a reading that is over; ok is false if it is another record.
+func CheckpointOf(r *flow.Record) (c Checkpoint, ok bool) {
+	if !isCheckpoint(r) {
+		return c, false
+	}
+	return checkpointOf(r), true
+}
+
 // AppendCheckpoint appends the JSON object of a record that says that a reading is over.
 func AppendCheckpoint(dst []byte, o *Origin, r *flow.Record) []byte {
 	c := checkpointOf(r)

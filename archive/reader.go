@@ -439,6 +439,29 @@ func (r *Reader) Gaps(ctx context.Context, h *Host) (gaps []Gap, err error) {
 	return gaps, errors.Join(errs...)
 }
 
+// OriginOf returns where the records of a segment or a row log come from.
+func OriginOf(path string) (o Origin, err error) {
+	if _, ok := rowLogSequence(filepath.Base(path)); ok {
+		f, err := os.Open(path)
+		if err != nil {
+			return o, err
+		}
+		defer f.Close()
+		o, _, err = readRowLogHeader(f)
+		return o, err
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			err = damagedError(p)
+		}
+	}()
+	f, _, o, err := openSegment(path)
+	if err != nil {
+		return o, err
+	}
+	return o, f.Close()
+}
+
 // originOf returns what a segment's metadata says of where it comes from.
 func originOf(lookup func(key string) (string, bool)) (o Origin, err error) {
 	text, ok := lookup(metaOrigin)

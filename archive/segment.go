@@ -129,7 +129,10 @@ func (f *Facts) add(r *flow.Record, interval int64) (long bool) {
 	return long
 }
 
-func (f *Facts) gap(r *flow.Record) {
+func (f *Facts) gap(r *flow.Record) { f.Gaps = append(f.Gaps, GapOf(r)) }
+
+// GapOf returns what a gap record says.
+func GapOf(r *flow.Record) Gap {
 	t, _ := r.Time()
 	g := Gap{At: Time(t)}
 	if x := r.Extra; x != nil {
@@ -144,7 +147,7 @@ func (f *Facts) gap(r *flow.Record) {
 	if r.Stop != 0 {
 		g.To = new(Time(r.Stop))
 	}
-	f.Gaps = append(f.Gaps, g)
+	return g
 }
 
 // Segment is a segment as its catalog line has it.

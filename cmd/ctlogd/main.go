@@ -123,7 +123,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return errors.New("no command given; use run, check, status, tap, top, ipfix or version")
+			return errors.New("no command given; use run, check, status, tap, top, whois, ipfix or version")
 		},
 	}
 	root.Version = versionText()
@@ -133,6 +133,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(runCmd, checkCmd, newStatus(stdout), newTap(stdout), newTop(stdout), newIPFIX(stdout), versionCmd)
 	root.AddCommand(newCat(stdout), newList(stdout), newVerify(stdout, stderr), newKey(stdout), newSeal(stdout, stderr))
+	root.AddCommand(newWhois(stdout, stderr))
 	root.AddCommand(newMan(root, stdout))
 	return root
 }

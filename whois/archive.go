@@ -1,0 +1,302 @@
+package whois
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/ctlogd/ctlogd/archive"
+	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/output/format"
+)
+
+// Archive is a source of one archive or more.
+type Archive struct {
+	reader *archive.Reader
+	table  *Table
+	hosts  []*archiveHost
+}
+
+type archiveHost struct {
+	*archive.Host
+	logs     kept // rows of row logs, and of the table
+	gaps     []archive.Gap
+	checks   []archive.Checkpoint // of the catalogs and the row logs, oldest first
+	ends     int64                // of the row logs
+	begins   int64
+	problems []Reason
+	dropped  []string
+	looked   bool // dropped is known
+	live     bool
+	liveErr  error
+	keys     map[string]format.ObserverKey
+}
+
+// OpenArchive opens archives: folders with folders host=... in them, at most three levels down. hosts, if there are any,
+// are those that are asked. table may be nil.
+func OpenArchive(dirs, hosts []string, table *Table) (*Archive, error) {
+	var found []string
+	for _, dir := range dirs {
+		f, err := findHosts(dir, 3)
+		if err != nil {
+			return nil, err
+		}
+		if len(f) == 0 {
+			return nil, fmt.Errorf("%s is no archive: there is no folder host=... in it; name the outputs.archive path of the firewall, or a copy of it", dir)
+		}
+		found = append(found, f...)
+	}
+	slices.Sort(found)
+	found = slices.Compact(found)
+	if len(hosts) > 0 {
+		var names []string
+		all := found
+		found = nil
+		for _, f := range all {
+			name := strings.TrimPrefix(filepath.Base(f), "host=")
+			names = append(names, name)
+			if slices.Contains(hosts, name) {
+				found = append(found, f)
+			}
+		}
+		if len(found) == 0 {
+			return nil, fmt.Errorf("no host %s there; there are: %s", strings.Join(hosts, ", "), strings.Join(names, ", "))
+		}
+	}
+	r, err := archive.OpenReader(found...)
+	if err != nil {
+		return nil, err
+	}
+	a := &Archive{reader: r, table: table}
+	for _, h := range r.Hosts {
+		a.hosts = append(a.hosts, &archiveHost{Host: h, keys: map[string]format.ObserverKey{}})
+	}
+	return a, nil
+}
+
+// findHosts returns the folders of hosts below dir.
+func findHosts(dir string, deep int) (found []string, err error) {
+	if strings.HasPrefix(filepath.Base(filepath.Clean(dir)), "host=") {
+		return []string{filepath.Clean(dir)}, nil
+	}
+	entries, err := os.ReadDir(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("there is no archive %s", dir)
+	case err != nil:
+		return nil, fmt.Errorf("read the archive: %w", err)
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		switch {
+		case !e.IsDir():
+		case strings.HasPrefix(e.Name(), "host="):
+			found = append(found, path)
+		case deep > 0 && !strings.HasPrefix(e.Name(), "."):
+			below, err := findHosts(path, deep-1)
+			if err != nil {
+				return nil, err
+			}
+			found = append(found, below...)
+		}
+	}
+	return found, nil
+}
+
+// Prepare reads the table, where it is needed, and then the row logs: in this order, so that a flow that ends meanwhile
+// is in one of them.
+func (a *Archive) Prepare(ctx context.Context, questions []*Question) error {
+	want := wanted(questions)
+	for _, h := range a.hosts {
+		h.logs, h.gaps, h.problems = kept{}, nil, nil
+		h.checks = h.Checkpoints()
+		h.ends, h.begins = 0, 0
+		if a.table != nil && h.Name == a.table.Host && slices.ContainsFunc(questions, func(q *Question) bool { _, ok := h.Witness(q.To); return !ok }) {
+			key := format.NewObserverKey(a.table.Observer)
+			h.liveErr = a.table.Read(ctx, func(r *flow.Record) {
+				if r.Event = flow.EventOpen; want(r) {
+					h.logs.add(row{Record: r, host: h.Name, flowID: idOf(key, r), live: true})
+				}
+			})
+			h.live = h.liveErr == nil
+		}
+		if err := h.readLogs(ctx, want); err != nil {
+			return err
+		}
+		slices.SortFunc(h.checks, func(a, b archive.Checkpoint) int { return cmp.Compare(a.Began, b.Began) })
+		for i := range h.Lines {
+			if l := &h.Lines[i]; l.Segment != nil {
+				h.gaps = append(h.gaps, l.Gaps...)
+				h.note(int64(l.First))
+				h.note(int64(l.Last))
+			}
+		}
+	}
+	return nil
+}
+
+func (h *archiveHost) note(t int64) {
+	if h.begins == 0 || t < h.begins {
+		h.begins = t
+	}
+	h.ends = max(h.ends, t)
+}
+
+// readLogs reads the row logs of a host.
+func (h *archiveHost) readLogs(ctx context.Context, want func(*flow.Record) bool) error {
+	logs := &archive.Reader{Hosts: []*archive.Host{{Dir: h.Dir, Name: h.Name, RowLogs: h.RowLogs}}}
+	q := archive.Query{Where: func(r *flow.Record) bool {
+		t, _ := r.Time()
+		h.note(t)
+		if r.Event == flow.EventGap {
+			h.gaps = append(h.gaps, archive.GapOf(r))
+			return false
+		}
+		if c, ok := archive.CheckpointOf(r); ok {
+			h.checks = append(h.checks, c)
+			return false
+		}
+		return want(r)
+	}}
+	for w, err := range logs.Rows(ctx, &q) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err != nil {
+			h.problems = append(h.problems, problem(h.Name, w.File.Path, err))
+			continue
+		}
+		h.dropped, h.looked = w.Origin.Dropped, true
+		h.logs.add(h.row(w))
+	}
+	return nil
+}
+
+func (h *archiveHost) row(w archive.Row) row {
+	r := row{Record: w.Record, host: h.Name, dropped: w.Origin.Dropped, file: w.File.Path, number: w.Number, segment: w.File.Segment}
+	if w.Origin.HasFlowID() {
+		key, ok := h.keys[w.Origin.Observer]
+		if !ok {
+			key = format.NewObserverKey(w.Origin.Observer)
+			h.keys[w.Origin.Observer] = key
+		}
+		r.flowID = idOf(key, w.Record)
+	}
+	return r
+}
+
+// problem says that a file does not tell all that it should.
+func problem(host, path string, err error) Reason {
+	var gone *archive.RemovedError
+	switch {
+	case errors.As(err, &gone) && gone.Line != nil:
+		return removedReason(host, gone.Line)
+	case errors.As(err, &gone):
+		return Reason{Kind: "missing", Host: host, Text: fmt.Sprintf(
+			"%s is missing, and nothing says that it was removed by a rule. Fetch it from a backup, and ask again.", path)}
+	case errors.Is(err, archive.ErrNewer):
+		return Reason{Kind: "unreadable", Host: host, Text: fmt.Sprintf("%s: %v.", path, err)}
+	case errors.Is(err, fs.ErrPermission):
+		return Reason{Kind: "unreadable", Host: host, Text: fmt.Sprintf("%s may not be read: ask as root, or as a member of the group of the file.", path)}
+	}
+	text := strings.TrimPrefix(err.Error(), path+": ")
+	return Reason{Kind: "unreadable", Host: host, Text: fmt.Sprintf(
+		"%s cannot be read to its end (%s): it is damaged, or only half of it was copied. Fetch it anew, and ask again.", path, text)}
+}
+
+func removedReason(host string, l *archive.Line) Reason {
+	why := map[string]string{"max_age": "because its time was over (max_age)", "max_size": "because the archive had reached its size (max_size)",
+		"reserve": "because the disk was full (reserve)"}[l.Removed.Why]
+	if why == "" {
+		why = "(" + l.Removed.Why + ")"
+	}
+	from, to := int64(l.Removed.First), int64(l.Removed.Last)
+	return Reason{Kind: "removed", Host: host, From: from, To: to, Text: fmt.Sprintf("%d records of flows that ended from %s to %s were removed at %s %s.",
+		l.Removed.Records, short(from), short(to), short(int64(l.At)), why)}
+}
+
+// Collect returns the rows that a question may be about.
+func (a *Archive) Collect(ctx context.Context, q *Question) (rows []row, all []*facts, err error) {
+	for _, h := range a.hosts {
+		f := h.facts(q)
+		all = append(all, f)
+		since := f.since(q)
+		rows = h.logs.answer(rows, q, since)
+		f.over = h.logs.over
+		sealed := &archive.Reader{Hosts: []*archive.Host{{Dir: h.Dir, Name: h.Name, Lines: h.Lines}}}
+		seen := map[string]bool{}
+		for i, query := range q.queries(since) {
+			if f.after != nil {
+				query.Until = int64(f.after.Ended)
+			}
+			for w, err := range sealed.Rows(ctx, &query) {
+				if err := ctx.Err(); err != nil {
+					return nil, nil, err
+				}
+				if err != nil {
+					if p := problem(h.Name, w.File.Path, err); !seen[p.Text] {
+						seen[p.Text] = true
+						f.problems = append(f.problems, p)
+					}
+					continue
+				}
+				if !isFlow(w.Record) {
+					continue
+				}
+				if len(rows) >= Limit {
+					f.over = true
+					break
+				}
+				r := h.row(w)
+				r.incoming = i == 1
+				rows = append(rows, r)
+			}
+		}
+		if !h.looked {
+			h.lookAtOrigin(&archive.Query{From: q.From, To: q.To})
+		}
+		f.dropped = h.dropped
+	}
+	return rows, all, nil
+}
+
+// lookAtOrigin learns which keys are left out, from one of the files that may hold what is asked for.
+func (h *archiveHost) lookAtOrigin(q *archive.Query) {
+	for _, f := range new(archive.Reader).Files(h.Host, q) {
+		if o, err := archive.OriginOf(f.Path); err == nil {
+			h.dropped, h.looked = o.Dropped, true
+			return
+		}
+	}
+}
+
+func (h *archiveHost) facts(q *Question) *facts {
+	f := &facts{host: h.Name, begins: h.begins, ends: h.ends, gaps: h.gaps, live: h.live, liveErr: h.liveErr, folder: h.Dir, lines: len(h.Lines)}
+	f.problems = slices.Clone(h.problems)
+	for _, err := range h.Problems {
+		f.problems = append(f.problems, Reason{Kind: "catalog", Host: h.Name, Text: fmt.Sprintf(
+			"The catalog is damaged (%v), so segments that it named are not known. ctlogd verify tells more.", err)})
+	}
+	for i := range h.checks {
+		c := &h.checks[i]
+		if c.Whole && int64(c.Ended) <= q.From {
+			f.before = c
+		}
+		if c.Whole && int64(c.Began) >= q.To+int64(c.MinAge) {
+			f.after = c
+			break
+		}
+	}
+	for _, l := range h.Removed(q.From, q.To) {
+		if f.after == nil || int64(l.Removed.First) <= int64(f.after.Ended) {
+			f.removed = append(f.removed, l)
+		}
+	}
+	return f
+}

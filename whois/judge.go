@@ -1,0 +1,567 @@
+package whois
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ctlogd/ctlogd/archive"
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+// Verdicts.
+const (
+	Sole      = "sole"
+	Ambiguous = "ambiguous"
+	None      = "none"
+)
+
+// Exit statuses. What is incomplete says so whatever the verdict: more holders may be missing.
+const (
+	ExitSole       = 0
+	ExitNone       = 3
+	ExitAmbiguous  = 4
+	ExitIncomplete = 5
+)
+
+// Exit returns the exit status for an answer.
+func (a *Answer) Exit() int {
+	switch {
+	case !a.Complete:
+		return ExitIncomplete
+	case a.Verdict == Ambiguous:
+		return ExitAmbiguous
+	case a.Verdict == None:
+		return ExitNone
+	}
+	return ExitSole
+}
+
+// Answer is what is known.
+type Answer struct {
+	Question *Question
+	Asked    time.Time
+	Verdict  string
+	Complete bool
+	Summary  string // the verdict in a sentence
+	Decides  string // what would decide, if it is ambiguous
+	Holders  []*Holder
+	Missing  []Reason // why it is not complete
+	Notes    []string
+	Scanned  bool
+	Hosts    []HostNote
+}
+
+// HostNote says how far a host's archive was looked at.
+type HostNote struct {
+	Host   string
+	Folder string
+	Lines  int
+	Until  int64 // end of the checkpoint by which every flow of that time has a record; 0: there is none
+	Live   bool  // the table of live flows was read
+}
+
+// Reason is why holders may be missing.
+type Reason struct {
+	Kind     string // the cause of a gap, or removed, missing, unreadable, catalog, begins, still_alive, ...
+	Host     string
+	From, To int64
+	Lost     *uint64
+	Text     string
+}
+
+// Doubts of a holder.
+const (
+	StartUnknown = "start_unknown" // it may have begun after the time asked for
+	EndUnknown   = "end_unknown"   // it may have ended before
+	ClockStepped = "clock_stepped"
+)
+
+// Holder is a flow that held what is asked for.
+type Holder struct {
+	row
+	Inside, Outside, Far End
+	Start, End, Seen     int64 // 0: not known. Seen is when the flow was last seen alive
+	Doubts               []string
+	Copies               int // records that say so
+	Subscriber           string
+}
+
+// Certain reports whether the flow was alive at the time asked for, by its times.
+func (h *Holder) Certain() bool { return len(h.Doubts) == 0 }
+
+// judge makes the answer. It is a function of what it is given.
+func judge(q *Question, rows []row, hosts []*facts, now time.Time) *Answer {
+	a := &Answer{Question: q, Asked: now, Notes: q.warnings()}
+	byHost := map[string]*facts{}
+	for _, f := range hosts {
+		byHost[f.host] = f
+		n := HostNote{Host: f.host, Folder: f.folder, Lines: f.lines, Live: f.live}
+		if f.after != nil {
+			n.Until = int64(f.after.Ended)
+		}
+		a.Hosts = append(a.Hosts, n)
+		a.Scanned = a.Scanned || f.scanned
+	}
+	stepped := map[string]int{}
+	unsynced := map[string]bool{}
+	for _, h := range merge(rows) {
+		f := byHost[h.host]
+		if f == nil {
+			f = new(facts)
+		}
+		switch h.judge(q, f) {
+		case out:
+			continue
+		case elsewhere:
+			stepped[h.host]++
+			continue
+		}
+		h.describe(q)
+		unsynced[h.host] = unsynced[h.host] || h.Has&flow.Unsynchronized != 0
+		a.Holders = append(a.Holders, h)
+	}
+	slices.SortStableFunc(a.Holders, func(x, y *Holder) int {
+		return cmp.Or(cmp.Compare(len(x.Doubts), len(y.Doubts)), cmp.Compare(x.Subscriber, y.Subscriber), cmp.Compare(x.Start, y.Start),
+			cmp.Compare(x.host, y.host), cmp.Compare(x.file, y.file), cmp.Compare(x.number, y.number))
+	})
+	for _, f := range hosts {
+		a.Missing = append(a.Missing, f.missing(q)...)
+		if n := stepped[f.host]; n > 0 {
+			a.Missing = append(a.Missing, Reason{Kind: ClockStepped, Host: f.host, Text: fmt.Sprintf(
+				"The clock of the machine was set while %s, so their times may be of another moment; --within widens the question.", plural(n, "flow of it was", "flows of it were")+" alive")})
+		}
+		if unsynced[f.host] {
+			a.Missing = append(a.Missing, Reason{Kind: "clock_unsynchronized", Host: f.host, Text: "The clock of the machine was not synchronised: the times on record may be wrong by any amount."})
+		}
+	}
+	for _, h := range a.Holders {
+		if !h.Certain() {
+			a.Missing = append(a.Missing, h.doubt())
+		}
+	}
+	a.Missing = dedupe(a.Missing)
+	a.Complete = len(a.Missing) == 0
+	if a.Scanned {
+		a.Notes = append(a.Notes, "The answer comes from reading files of JSON lines from end to end; an archive has checkpoints and says more.")
+	}
+	a.verdict()
+	return a
+}
+
+func dedupe(reasons []Reason) (out []Reason) {
+	seen := map[string]bool{}
+	for _, r := range reasons {
+		if key := r.Host + "\x00" + r.Text; !seen[key] {
+			seen[key] = true
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// merge makes one of the records of each flow. Its end takes the place of records that say that it was alive. Without a
+// flow_id nothing is merged.
+func merge(rows []row) (all []*Holder) {
+	type key struct {
+		host, id string
+		incoming bool
+	}
+	byID := map[key]*Holder{}
+	for _, r := range rows {
+		t, _ := r.Time()
+		h := &Holder{row: r, Start: r.Start, Copies: 1}
+		if r.Event == flow.EventDestroy {
+			h.End = t
+		} else {
+			h.Seen = t
+		}
+		if r.flowID == "" {
+			all = append(all, h)
+			continue
+		}
+		k := key{r.host, r.flowID, r.incoming}
+		first, ok := byID[k]
+		if !ok {
+			byID[k] = h
+			all = append(all, h)
+			continue
+		}
+		first.Copies++
+		if first.End == 0 && (h.End != 0 || h.Seen > first.Seen) {
+			h.Copies, h.Seen = first.Copies, max(h.Seen, first.Seen)
+			*first = *h
+		} else {
+			first.Seen = max(first.Seen, h.Seen)
+		}
+	}
+	return all
+}
+
+type place int
+
+const (
+	out       place = iota // the flow was not alive then
+	inside                 // it was, or may have been
+	elsewhere              // its clock was set, and its times are of another moment
+)
+
+// judge says whether the flow was alive at the time asked for.
+func (h *Holder) judge(q *Question, f *facts) place {
+	stepped := h.Has&flow.Stepped != 0
+	last := max(h.End, h.Seen)
+	if stepped {
+		lo, hi := min(cmp.Or(h.Start, last), last), max(h.Start, last)
+		if hi < q.From || lo > q.To {
+			return elsewhere
+		}
+		h.Doubts = append(h.Doubts, ClockStepped)
+		return inside
+	}
+	if h.Start > q.To {
+		return out
+	}
+	if h.End != 0 {
+		if h.End < q.From {
+			return out
+		}
+	} else if h.Seen < q.From {
+		// A checkpoint that came later would have seen it, if it was old enough by then.
+		if c := f.before; c != nil && h.Seen < int64(c.Began) && cmp.Or(h.Start, h.Seen) <= int64(c.Began)-int64(c.MinAge) {
+			return out
+		}
+		h.Doubts = append(h.Doubts, EndUnknown)
+	}
+	if h.Start == 0 && last > q.From {
+		h.Doubts = append(h.Doubts, StartUnknown)
+	}
+	return inside
+}
+
+func (h *Holder) doubt() Reason {
+	r := Reason{Kind: h.Doubts[0], Host: h.host}
+	who := h.Inside.String()
+	switch h.Doubts[0] {
+	case EndUnknown:
+		r.Text = fmt.Sprintf("The end of a flow of %s is not on record: it was last seen alive at %s.", who, short(h.Seen))
+	case StartUnknown:
+		r.Text = fmt.Sprintf("The start of a flow of %s is not on record: it may have begun after the time asked for. nf_conntrack_timestamp=1 records it.", who)
+	case ClockStepped:
+		r.Text = fmt.Sprintf("The clock of the machine was set while a flow of %s was alive: its times are readings of two clocks.", who)
+	}
+	return r
+}
+
+// describe fills in who, as whom, and with whom.
+func (h *Holder) describe(q *Question) {
+	own := *h.Record // others may ask about the same row
+	r := &own
+	h.Record = r
+	strip(r, h.dropped)
+	end := func(a flow.Addr, addr netip.Addr, port uint16, key string) End {
+		if a == (flow.Addr{}) {
+			return End{}
+		}
+		return End{Addr: addr, Port: port, HasPort: (r.HasPorts() || r.Orig.Proto.IsICMP() || r.Orig.Proto == flow.GRE) && !slices.Contains(h.dropped, key)}
+	}
+	src := end(r.Orig.Src, r.Orig.SrcAddr(), r.Orig.SrcPort, "src_port")
+	dst := end(r.Orig.Dst, r.Orig.DstAddr(), r.Orig.DstPort, "dst_port")
+	if r.Orig.Proto.IsICMP() {
+		dst.HasPort = false
+	}
+	if h.incoming {
+		h.Inside, h.Outside, h.Far = end(r.Reply.Src, r.Reply.SrcAddr(), r.Reply.SrcPort, "nat_dst_port"), dst, src
+	} else {
+		h.Inside, h.Far = src, dst
+		a, port := archive.PublicSource(r)
+		h.Outside = End{Addr: a, Port: port, HasPort: src.HasPort}
+		if q.Dst.Addr.IsValid() && !q.Public.Addr.IsValid() && r.NAT()&flow.NATDst != 0 && r.Reply.SrcAddr() == q.Dst.Addr {
+			h.Far = end(r.Reply.Src, r.Reply.SrcAddr(), r.Reply.SrcPort, "nat_dst_port")
+		}
+	}
+	who := "an address that is not on record"
+	if h.Inside.Addr.IsValid() {
+		who = h.Inside.Addr.String()
+	}
+	if q.Src.IsValid() && !q.Src.IsSingleIP() && q.Src.Contains(h.Inside.Addr) {
+		who = q.Src.String()
+	}
+	h.Subscriber = who
+	if z := h.zone(); z != "" {
+		h.Subscriber += " in " + z
+	}
+}
+
+// strip takes from a record what is to be left out; a row log has it still.
+func strip(r *flow.Record, dropped []string) {
+	for _, key := range dropped {
+		switch key {
+		case "dst_ip":
+			r.Orig.Dst = flow.Addr{}
+			if r.NAT()&flow.NATDst == 0 || slices.Contains(dropped, "nat_dst_ip") {
+				r.Reply.Src = flow.Addr{}
+			}
+		case "dst_port":
+			r.Orig.DstPort = 0
+		case "orig_bytes", "reply_bytes", "orig_packets", "reply_packets":
+			r.Has &^= flow.HasCounters
+		}
+	}
+}
+
+// zone returns the zone of the inside in words, "" if there is none.
+func (h *Holder) zone() string {
+	switch r := h.Record; {
+	case r.Has&flow.HasZone != 0:
+		return "zone " + strconv.Itoa(int(r.Zone))
+	case h.incoming && r.Has&flow.HasReply != 0 && r.Reply.HasZone:
+		return "zone " + strconv.Itoa(int(r.Reply.Zone))
+	case !h.incoming && r.Orig.HasZone:
+		return "zone " + strconv.Itoa(int(r.Orig.Zone))
+	}
+	return ""
+}
+
+// verdict counts who held it, and says what that means.
+func (a *Answer) verdict() {
+	q := a.Question
+	who := map[string]int{}
+	var names []string
+	for _, h := range a.Holders {
+		if who[h.Subscriber]++; who[h.Subscriber] == 1 {
+			names = append(names, h.Subscriber)
+		}
+	}
+	what := q.Public.String()
+	switch {
+	case q.Src.IsValid():
+		what = "a flow"
+	case !q.Public.Addr.IsValid():
+		what = "a flow to " + q.Dst.String()
+	}
+	switch len(names) {
+	case 0:
+		a.Verdict = None
+		a.Summary = "Nobody had " + what + "."
+		if q.Src.IsValid() {
+			a.Summary = strings.TrimSuffix(cmp.Or(q.SrcEnd.String(), q.Src.String()), "/32") + " had no flow."
+		}
+		if len(a.Missing) > 0 {
+			a.Summary = strings.TrimSuffix(a.Summary, ".") + ", as far as there are records."
+		}
+	case 1:
+		a.Verdict = Sole
+		a.Summary = fmt.Sprintf("%s had %s.", names[0], what)
+		if q.Src.IsValid() {
+			a.Summary = fmt.Sprintf("%s had %s.", names[0], plural(len(a.Holders), "flow", "flows"))
+		}
+		if !slices.ContainsFunc(a.Holders, (*Holder).Certain) {
+			a.Summary = fmt.Sprintf("%s may have had %s: of none of its flows is it certain.", names[0], what)
+		}
+	default:
+		a.Verdict = Ambiguous
+		a.Summary = fmt.Sprintf("%d subscribers had %s: %s.", len(names), what, list(names, 5))
+		a.Decides = a.decides()
+	}
+}
+
+func list(names []string, most int) string {
+	if len(names) > most {
+		return strings.Join(names[:most], ", ") + fmt.Sprintf(" and %d more", len(names)-most)
+	}
+	return strings.Join(names[:len(names)-1], ", ") + " and " + names[len(names)-1]
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return strconv.Itoa(n) + " " + many
+}
+
+// decides says what would tell the holders apart, in one sentence.
+func (a *Answer) decides() string {
+	q := a.Question
+	apart := func(of func(h *Holder) string) bool {
+		owner := map[string]string{}
+		for _, h := range a.Holders {
+			v := of(h)
+			if first, ok := owner[v]; v == "" || ok && first != h.Subscriber {
+				return false
+			}
+			owner[v] = h.Subscriber
+		}
+		return true
+	}
+	left := slices.ContainsFunc(a.Holders, func(h *Holder) bool { return !h.Far.Addr.IsValid() })
+	switch {
+	case q.Src.IsValid():
+		return "They have one address in different zones: the zone decides."
+	case !q.Public.Addr.IsValid():
+		if !q.Dst.HasPort {
+			return "Many may talk to one destination: its port narrows it, and the public address and port of the mail decide."
+		}
+		return "Many may talk to one destination: the public address and port of the mail decide."
+	case !q.Public.HasPort && apart(func(h *Holder) string { return h.Outside.String() }):
+		return "They share the address by ports: the port decides."
+	case !q.Public.HasPort:
+		return "They share the address: the port decides, and the destination (--dst) with it."
+	case !q.HasProto && apart(func(h *Holder) string { return h.Orig.Proto.String() }):
+		return "They used different protocols: the protocol decides (--proto)."
+	case q.To > q.From && apartInTime(a.Holders):
+		return "They had it one after the other: a more exact time decides."
+	case !left && !q.Dst.Addr.IsValid() && apart(func(h *Holder) string { return h.Far.Addr.String() }):
+		return "Linux gives one address and port to several at once if they talk to different destinations: the destination decides (--dst)."
+	case !left && !q.Dst.HasPort && apart(func(h *Holder) string { return h.Far.String() }):
+		return "They talked to different ports of the destination: the destination with its port decides (--dst ADDRESS:PORT)."
+	case !left && !q.Dst.HasPort && apart(func(h *Holder) string { return h.Orig.Proto.String() + " " + h.Far.String() }):
+		return "Linux gives one address and port to several at once if they talk to different destinations: the destination with its port decides (--dst ADDRESS:PORT), with the protocol (--proto)."
+	case left:
+		return "Linux gives one address and port to several at once if they talk to different destinations, and destinations are left out of these records: nothing in them decides."
+	}
+	return "Nothing on record tells them apart; who they were to each other (a pair of firewalls, two zones) may."
+}
+
+// apartInTime reports whether no two holders of different subscribers lived at one time.
+func apartInTime(holders []*Holder) bool {
+	for i, x := range holders {
+		for _, y := range holders[i+1:] {
+			if x.Subscriber == y.Subscriber {
+				continue
+			}
+			if !x.Certain() || !y.Certain() || x.until() >= y.Start && y.until() >= x.Start {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// until is how long the flow lived at least.
+func (h *Holder) until() int64 { return cmp.Or(h.End, 1<<62) }
+
+// missing returns what may keep a holder from being on record: gaps by the rule of each, and the bounds of the records.
+func (f *facts) missing(q *Question) (all []Reason) {
+	all = append(all, f.problems...)
+	for i := range f.removed {
+		all = append(all, removedReason(f.host, &f.removed[i]))
+	}
+	if f.begins == 0 {
+		all = append(all, Reason{Kind: "empty", Host: f.host, Text: "There is not one record."})
+	} else if f.begins > q.From {
+		all = append(all, Reason{Kind: "begins", Host: f.host, To: f.begins, Text: fmt.Sprintf("The records begin at %s, after the time asked for.", short(f.begins))})
+	}
+	for i := range f.gaps {
+		if g := &f.gaps[i]; f.hides(g, q) {
+			all = append(all, gapReason(f.host, g))
+		}
+	}
+	if f.after == nil && !f.live && f.begins != 0 {
+		r := Reason{Kind: "still_alive", Host: f.host, From: f.ends}
+		switch {
+		case f.ends < q.From:
+			r.Kind = "ends"
+			r.Text = fmt.Sprintf("The records end at %s, before the time asked for.", short(f.ends))
+		case f.liveErr != nil:
+			r.Text = fmt.Sprintf("A flow that is still alive has no record yet, and the table of live flows could not be read (%v): ask as root.", f.liveErr)
+		default:
+			r.Text = fmt.Sprintf("A flow that has lived since then and had not ended at %s has no record yet; a later checkpoint, or the firewall itself, would tell.", short(f.ends))
+		}
+		all = append(all, r)
+	}
+	for _, key := range f.dropped {
+		if q.needs(key) {
+			all = append(all, Reason{Kind: "dropped", Host: f.host, Text: fmt.Sprintf("%s is left out of these records (fields.drop), and the question needs it.", key)})
+		}
+	}
+	if f.over {
+		all = append(all, Reason{Kind: "limit", Host: f.host, Text: fmt.Sprintf("There are more than %d records; ask for a shorter time, or for a port.", Limit)})
+	}
+	return all
+}
+
+// needs reports whether the question cannot be answered without a key of the records.
+func (q *Question) needs(key string) bool {
+	switch key {
+	case "src_ip", "proto_num":
+		return true
+	case "nat_src_ip":
+		return q.Public.Addr.IsValid()
+	case "nat_src_port", "src_port":
+		return q.Public.HasPort || key == "src_port" && q.SrcEnd.HasPort
+	case "dst_ip":
+		return q.Dst.Addr.IsValid()
+	case "dst_port":
+		return q.Dst.HasPort
+	}
+	return false
+}
+
+// hides reports whether a gap may hide a flow that was alive at the time asked for.
+func (f *facts) hides(g *archive.Gap, q *Question) bool {
+	if g.Lost != nil && *g.Lost == 0 {
+		return false
+	}
+	from, to := int64(-1<<62), int64(g.At)
+	if g.From != nil {
+		from = int64(*g.From)
+	}
+	if g.To != nil {
+		to = int64(*g.To)
+	}
+	if g.Cause == flow.CauseUntracked.String() {
+		// The end of these flows never comes. They were born by then; a checkpoint before the time asked for has them.
+		born := max(from, 0)
+		if g.To != nil {
+			born = to
+		}
+		seen := f.before != nil && int64(f.before.Began) >= born+int64(f.before.MinAge)
+		return from <= q.To && !seen
+	}
+	// Missing are the records of flows that ended in the gap. One that was alive before it, and is not seen alive after it.
+	return to >= q.From && (f.after == nil || from <= int64(f.after.Ended))
+}
+
+// causes say what a gap means, for somebody who has not read the documentation.
+var causes = map[string]string{
+	"overrun": "the kernel's buffer was full", "guard": "flows were let go unrecorded, so that the firewall kept working",
+	"downtime": "ctlogd was not running", "crash": "ctlogd ended before it had written all", "reboot": "the machine restarted, which ends flows without a record",
+	"queue_full": "the output could not keep up", "spool_full": "the output could not keep up, and its spool was full",
+	"disk_full": "the disk was full", "output_down": "the output did not accept records",
+	"untracked": "the kernel does not report the end of these flows", "unreadable": "messages of the kernel could not be read",
+}
+
+func gapReason(host string, g *archive.Gap) Reason {
+	r := Reason{Kind: g.Cause, Host: host, Lost: g.Lost}
+	span := "at " + short(int64(g.At))
+	switch {
+	case g.From != nil && g.To != nil:
+		r.From, r.To = int64(*g.From), int64(*g.To)
+		span = "from " + short(r.From) + " to " + short(r.To)
+	case g.From != nil:
+		r.From = int64(*g.From)
+		span = "since " + short(r.From)
+	case g.To != nil:
+		r.To = int64(*g.To)
+		span = "until " + short(r.To)
+	default:
+		r.To = int64(g.At)
+	}
+	lost := "an unknown number of records is missing"
+	if g.Lost != nil {
+		lost = plural(int(*g.Lost), "record is missing", "records are missing")
+	}
+	why := causes[g.Cause]
+	if why != "" {
+		why = ": " + why
+	}
+	r.Text = fmt.Sprintf("Gap (%s) %s%s; %s, and a flow that ended then is not on record.", g.Cause, span, why, lost)
+	if g.Cause == flow.CauseUntracked.String() {
+		r.Text = fmt.Sprintf("Gap (%s) %s%s; %s.", g.Cause, span, why, lost)
+	}
+	return r
+}

@@ -1,0 +1,256 @@
+package whois
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ctlogd/ctlogd/archive"
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+// Question asks who had an address and a port at a time, what a subscriber had, or who talked to a destination. What is
+// set has to hold.
+type Question struct {
+	Public End          // as the far side saw it: source after translation, or a forwarded port
+	Src    netip.Prefix // original source; a whole address, or a prefix
+	SrcEnd End          // port of it
+	Dst    End          // the far side
+
+	Proto    flow.Proto
+	HasProto bool
+
+	From, To int64 // ns since 1970, both included
+
+	At   string // as it was written
+	Zone string // that At was read in
+	Note string // Zone was assumed
+	Case string
+}
+
+// End is an address and perhaps a port. ICMP's id and GRE's key stand in for a port.
+type End struct {
+	Addr    netip.Addr
+	Port    uint16
+	HasPort bool
+}
+
+func (e End) String() string {
+	switch {
+	case !e.Addr.IsValid() && e.HasPort:
+		return "port " + strconv.Itoa(int(e.Port))
+	case !e.Addr.IsValid():
+		return ""
+	case e.HasPort:
+		return netip.AddrPortFrom(e.Addr, e.Port).String()
+	}
+	return e.Addr.String()
+}
+
+// ParseEnd reads an address with or without a port: 203.0.113.5:40000, [2001:db8::5]:40000, 2001:db8::5.
+func ParseEnd(s string) (e End, err error) {
+	s = strings.TrimSpace(s)
+	if a, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
+		e.Addr = a
+	} else if p, err := netip.ParseAddrPort(s); err == nil {
+		e.Addr, e.Port, e.HasPort = p.Addr(), p.Port(), true
+	} else {
+		host, port, ok := cutPort(s)
+		_, addrErr := netip.ParseAddr(strings.Trim(host, "[]"))
+		if ok && addrErr == nil {
+			if n, err := strconv.ParseUint(port, 10, 64); err == nil && n > 65535 {
+				return e, fmt.Errorf("%s: port %s is out of range; ports go from 1 to 65535", s, port)
+			}
+			return e, fmt.Errorf("%s: %q is no port; write a number from 1 to 65535", s, port)
+		}
+		return e, fmt.Errorf("%q is no address; write one such as 203.0.113.5:40000 or [2001:db8::5]:40000", s)
+	}
+	if e.Addr.Zone() != "" {
+		return e, fmt.Errorf("%s: leave out the zone %%%s", s, e.Addr.Zone())
+	}
+	e.Addr = e.Addr.Unmap()
+	if e.HasPort && e.Port == 0 {
+		return e, fmt.Errorf("%s: nobody has port 0; leave the port out to ask for all of the address, or look it up in the mail again", s)
+	}
+	return e, nil
+}
+
+func cutPort(s string) (host, port string, ok bool) {
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+1:], true
+}
+
+// ParseSource reads what --src takes: an address, one with a port, or a prefix.
+func ParseSource(s string) (p netip.Prefix, e End, err error) {
+	if strings.Contains(s, "/") {
+		p, err = netip.ParsePrefix(strings.TrimSpace(s))
+		if err != nil {
+			return p, e, fmt.Errorf("%q is no prefix; write one such as 2001:db8:1::/56", s)
+		}
+		return p.Masked(), e, nil
+	}
+	if e, err = ParseEnd(s); err != nil {
+		return p, e, err
+	}
+	return netip.PrefixFrom(e.Addr, e.Addr.BitLen()), e, nil
+}
+
+// SetTime sets the span that is asked for: the moment, and so much before and after it.
+func (q *Question) SetTime(m Moment, within time.Duration) {
+	q.From, q.To = m.From-int64(within), m.To+int64(within)
+	q.Zone = m.Zone
+	q.Note = ""
+	if m.Assumed {
+		q.Note = "no zone was given, " + m.Zone + " was assumed"
+	}
+}
+
+// Validate says why the question cannot be answered. Warnings stand in the answer.
+func (q *Question) Validate(now time.Time) error {
+	switch {
+	case !q.Public.Addr.IsValid() && !q.Src.IsValid() && !q.Dst.Addr.IsValid():
+		return errors.New("nothing to look for: give an address and port, --src or --dst")
+	case q.Public.Addr.IsValid() && q.Src.IsValid():
+		return errors.New("an address and --src are two questions; ask one at a time")
+	case q.From == 0 && q.To == 0:
+		return errors.New("no time: give --at TIME, or --from TIME and --to TIME; an address without a time has no holder")
+	case q.From > q.To:
+		return fmt.Errorf("--from is after --to: %s and %s", short(q.From), short(q.To))
+	case q.From > now.UnixNano():
+		return fmt.Errorf("%s lies in the future (it is %s now); look at the zone of the time", short(q.From), short(now.UnixNano()))
+	}
+	return nil
+}
+
+// warnings says what is doubtful about the question.
+func (q *Question) warnings() (w []string) {
+	if q.Note != "" {
+		w = append(w, "Time: "+q.Note+"; "+q.span()+" was looked at.")
+	}
+	a := q.Public.Addr
+	switch {
+	case !a.IsValid():
+	case a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast():
+		w = append(w, fmt.Sprintf("%s is a private address, which the far side does not see: who had it inside, --src %s tells.", a, a))
+	case shared.Contains(a):
+		w = append(w, fmt.Sprintf("%s is an address between a provider and its customers (RFC 6598), which the far side does not see: "+
+			"who had it inside, --src %s tells.", a, a))
+	case a.IsMulticast() || a.IsUnspecified():
+		w = append(w, fmt.Sprintf("Nobody has the address %s for their own.", a))
+	}
+	if q.Src.IsValid() && !q.Src.IsSingleIP() {
+		w = append(w, "A prefix has no index: all flows of that time were looked at.")
+	}
+	return w
+}
+
+var shared = netip.MustParsePrefix("100.64.0.0/10")
+
+// span writes the time that is asked for.
+func (q *Question) span() string {
+	if q.From == q.To {
+		return short(q.From)
+	}
+	if q.To-q.From < int64(time.Second) && q.From%1e9 == 0 {
+		return short(q.From) + " (that second)"
+	}
+	if q.To-q.From == int64(time.Minute)-1 && q.From%int64(time.Minute) == 0 {
+		return short(q.From) + " (that minute)"
+	}
+	return strings.TrimSuffix(short(q.From), " UTC") + " to " + short(q.To)
+}
+
+// words says the question in a sentence.
+func (q *Question) words() string {
+	proto := ""
+	if q.HasProto {
+		proto = " (" + q.Proto.String() + ")"
+	}
+	dst := ""
+	if q.Dst.Addr.IsValid() {
+		dst = " in talking to " + q.Dst.String()
+	}
+	switch {
+	case q.Public.Addr.IsValid():
+		return fmt.Sprintf("Who had %s%s%s at %s?", q.Public, proto, dst, q.span())
+	case q.Src.IsValid():
+		src := q.SrcEnd.String()
+		if src == "" {
+			src = q.Src.String()
+		}
+		return fmt.Sprintf("What did %s have%s%s at %s?", src, proto, dst, q.span())
+	}
+	return fmt.Sprintf("Who talked to %s%s at %s?", q.Dst, proto, q.span())
+}
+
+// query is the query of rows that may be alive at the time asked for, or have been since.
+func (q *Question) query(since int64) archive.Query {
+	return archive.Query{From: since, To: q.To, Proto: q.Proto, HasProto: q.HasProto}
+}
+
+// queries are what the archive is asked for. since is the time from which rows matter.
+func (q *Question) queries(since int64) (all []archive.Query) {
+	base := q.query(since)
+	switch {
+	case q.Public.Addr.IsValid():
+		p := base
+		p.Public, p.Port, p.HasPort = q.Public.Addr, q.Public.Port, q.Public.HasPort
+		p.Where = func(r *flow.Record) bool { return q.far(r, false) }
+		f := base // a forwarded port
+		f.Dst, f.DstPort, f.HasDstPort = q.Public.Addr, q.Public.Port, q.Public.HasPort
+		f.Where = func(r *flow.Record) bool { return q.forwarded(r) && q.far(r, true) }
+		return append(all, p, f)
+	case q.Src.IsValid():
+		if q.Src.IsSingleIP() {
+			base.Src = q.Src.Addr()
+		}
+		base.SrcPort, base.HasSrcPort = q.SrcEnd.Port, q.SrcEnd.HasPort
+		base.Where = func(r *flow.Record) bool {
+			return r.Has&flow.HasOrig != 0 && q.Src.Contains(r.Orig.SrcAddr()) && q.far(r, false)
+		}
+	default:
+		base.Dst, base.DstPort, base.HasDstPort = q.Dst.Addr, q.Dst.Port, q.Dst.HasPort
+	}
+	return append(all, base)
+}
+
+// forwarded reports whether the flow came in at the address and port that are asked for, and was sent on.
+func (q *Question) forwarded(r *flow.Record) bool {
+	return r.NAT()&flow.NATDst != 0 && r.Orig.DstAddr() == q.Public.Addr &&
+		(!q.Public.HasPort || r.Orig.DstPort == q.Public.Port) && !r.Orig.Proto.IsICMP()
+}
+
+// far reports whether the far side is the one that is asked for. What is not on record may be.
+func (q *Question) far(r *flow.Record, incoming bool) bool {
+	if !q.Dst.Addr.IsValid() {
+		return true
+	}
+	match := func(a flow.Addr, addr netip.Addr, port uint16) bool {
+		if a == (flow.Addr{}) {
+			return true
+		}
+		return addr == q.Dst.Addr && (!q.Dst.HasPort || port == q.Dst.Port || port == 0)
+	}
+	if incoming {
+		return match(r.Orig.Src, r.Orig.SrcAddr(), r.Orig.SrcPort)
+	}
+	return match(r.Orig.Dst, r.Orig.DstAddr(), r.Orig.DstPort) ||
+		r.Has&flow.HasReply != 0 && match(r.Reply.Src, r.Reply.SrcAddr(), r.Reply.SrcPort)
+}
+
+// matches reports whether a record is asked for, time aside.
+func (q *Question) matches(r *flow.Record) bool {
+	for _, a := range q.queries(0) {
+		a.From, a.To = 0, 0
+		if a.Matches(r) {
+			return true
+		}
+	}
+	return false
+}
