@@ -246,8 +246,8 @@ func (f *buffer) delivered(id uint64, n int) (gaps gapRange, ok bool) {
 	return h.gaps.split(n), true
 }
 
-// release ends the hand with that id and gives its room back; not one that has been taken over. low says that no more than
-// half of the room is taken now.
+// release ends the hand with that id and gives its room back, unless the spooler has taken the hand over. low says that at
+// most half of the room is taken now.
 func (f *buffer) release(id uint64) (low bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -284,8 +284,8 @@ func (f *buffer) offerHand(id uint64) {
 	f.mu.Unlock()
 }
 
-// reclaimHand ends that. moving says that the spooler is putting the hand on the disk, gone that the hand is there, or was
-// given up.
+// reclaimHand takes the offer back. moving says that the spooler is putting the hand on the disk. gone says that the hand is
+// there, or was given up.
 func (f *buffer) reclaimHand(id uint64) (moving, gone bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -303,8 +303,8 @@ func (f *buffer) gone(id uint64) bool {
 	return f.hand.id != id
 }
 
-// lendHand returns what is not delivered of the hand, for the spooler to put on the disk; nil if there is nothing, or if
-// it was not offered and is not to be had anyway.
+// lendHand returns what is not delivered of the hand, for the spooler to put on the disk. It returns nil if all is delivered,
+// or if the hand was not offered and anyway is false.
 func (f *buffer) lendHand(anyway bool) (id uint64, recs []*flow.Record) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -399,8 +399,8 @@ func (f *buffer) close() {
 	f.mu.Unlock()
 }
 
-// abandon empties the buffer and calls lose for what is not delivered. Whoever hangs with a part of it in its hands finds
-// that it is no longer his. It returns the ledger's gaps that were in hand.
+// abandon empties the buffer and calls lose for what is not delivered. A worker or a spooler that hangs with some of the
+// records finds, when its call returns, that they are no longer in its hands. abandon returns the ledger's gaps in hand.
 func (f *buffer) abandon(lose func([]*flow.Record)) (gaps gapRange) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

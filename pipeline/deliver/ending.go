@@ -21,10 +21,10 @@ const (
 type ending struct {
 	begun chan struct{} // closed when the end is announced
 
-	mu       sync.Mutex
-	ctx      context.Context // bounds the end; nil as long as the queue is open
-	deadline *time.Timer     // gives up an output that fails; nil while it does not
-	told     bool            // begun is closed
+	mu        sync.Mutex
+	ctx       context.Context // bounds the end; nil as long as the queue is open
+	deadline  *time.Timer     // gives up an output that fails; nil while it does not
+	announced bool            // begun is closed
 }
 
 func newEnding() *ending { return &ending{begun: make(chan struct{})} }
@@ -33,8 +33,8 @@ func newEnding() *ending { return &ending{begun: make(chan struct{})} }
 func (e *ending) announce() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if !e.told {
-		e.told = true
+	if !e.announced {
+		e.announced = true
 		close(e.begun)
 	}
 }
@@ -53,7 +53,7 @@ func (e *ending) closed() bool {
 	return e.ctx != nil
 }
 
-// context returns what bounds the output's Close, which is brief for one that was given up.
+// context returns what bounds the output's Close. An output that was given up has little time.
 func (e *ending) context(givenUp bool) (context.Context, context.CancelFunc) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -67,9 +67,9 @@ func (e *ending) context(givenUp bool) (context.Context, context.CancelFunc) {
 	return context.WithCancel(ctx)
 }
 
-// hurry gives up an output that fails while its queue ends: at once if the spool keeps what it does not take, else in a
-// little while, and not if it recovers until then.
-func (e *ending) hurry(q *Queue) {
+// giveUpIfFailing gives up an output that fails while its queue ends. If the spool takes its records, that is at once; if
+// not, it is in a while, and the output may recover until then.
+func (e *ending) giveUpIfFailing(q *Queue) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	failing, ok := q.health.failingFor()
@@ -126,7 +126,7 @@ func Retire(ctx context.Context, queues []*Queue) {
 	for _, q := range queues {
 		q.buffer.close()
 		q.end.close(ctx)
-		q.end.hurry(q)
+		q.end.giveUpIfFailing(q)
 		q.worker.wakeUp()
 	}
 	var finished sync.WaitGroup
@@ -190,8 +190,8 @@ func within(done <-chan struct{}, d time.Duration) bool {
 	}
 }
 
-// endFlight is for an output that is closed, or was given up: what it has not acknowledged is in a gap, unless the spool
-// has it, from where it is read again.
+// endFlight is for an output that is closed, or was given up. A gap covers what the destination has not acknowledged, unless
+// the spool has it: then it is read again from there.
 func (q *Queue) endFlight() {
 	if q.flight.end(q.name, time.Now().UnixNano(), q.ledger.add, q.ledger.takeBack) && q.spooler != nil {
 		q.spooler.readAgain()

@@ -7,11 +7,11 @@ import (
 	"github.com/ctlogd/ctlogd/flow"
 )
 
-// flight is what the output has taken and the destination has not acknowledged. It is empty unless the output is an
-// Acknowledger.
+// flight is what is in flight: the output has taken it, and the destination has not acknowledged it. It is empty unless the
+// output is an Acknowledger.
 type flight struct {
 	mu    sync.Mutex
-	acks  Acknowledger // nil: what is taken has arrived
+	acks  Acknowledger // nil: what Write takes counts as acknowledged
 	sent  uint64       // records that the output has taken since it was built
 	parts []part       // in their order
 }
@@ -20,8 +20,8 @@ type flight struct {
 type part struct {
 	end     uint64   // flight.sent behind the part
 	since   int64    // no flow in it ended before; 0 if all of it is in the spool yet, or gaps
-	gaps    gapRange // those of the ledger's that are among it
-	spooled int      // how many records are to be removed from the spool when it has arrived
+	gaps    gapRange // the ledger's gaps in the part
+	spooled int      // how many records to remove from the spool when the part is acknowledged
 }
 
 // begin is for an output that was built.
@@ -32,8 +32,8 @@ func (f *flight) begin(out Output) {
 	f.sent = 0
 }
 
-// add notes n records that the output has taken. It returns what has arrived, as arrived does.
-func (f *flight) add(n int, p part) (landed part) {
+// add notes n records that the output has taken. It returns what is acknowledged, as acknowledged does.
+func (f *flight) add(n int, p part) (acked part) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.acks == nil {
@@ -42,57 +42,58 @@ func (f *flight) add(n int, p part) (landed part) {
 	f.sent += uint64(n)
 	p.end = f.sent
 	f.parts = append(f.parts, p)
-	return f.land()
+	return f.takeAcked()
 }
 
-// arrived takes out what has arrived, and returns the sum of it.
-func (f *flight) arrived() part {
+// acknowledged takes out the parts that are acknowledged, and returns their sum.
+func (f *flight) acknowledged() part {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.land()
+	return f.takeAcked()
 }
 
-func (f *flight) land() (landed part) {
-	n := f.landed()
+// takeAcked is acknowledged with the lock held.
+func (f *flight) takeAcked() (acked part) {
+	n := f.countAcked()
 	for i, p := range f.parts[:n] {
-		landed.spooled += p.spooled
+		acked.spooled += p.spooled
 		if p.gaps.len() > 0 {
-			if landed.gaps.len() == 0 {
-				landed.gaps.first = p.gaps.first
+			if acked.gaps.len() == 0 {
+				acked.gaps.first = p.gaps.first
 			}
-			landed.gaps.end = p.gaps.end
+			acked.gaps.end = p.gaps.end
 		}
 		f.parts[i] = part{}
 	}
 	rest := copy(f.parts, f.parts[n:])
 	f.parts = f.parts[:rest]
-	return landed
+	return acked
 }
 
-// landed returns how many parts have arrived. The lock is held.
-func (f *flight) landed() (n int) {
+// countAcked returns how many parts are acknowledged. The lock is held.
+func (f *flight) countAcked() (n int) {
 	if len(f.parts) == 0 {
 		return 0
 	}
-	arrived := f.acks.Acknowledged()
-	for n < len(f.parts) && f.parts[n].end <= arrived {
+	records := f.acks.Acknowledged()
+	for n < len(f.parts) && f.parts[n].end <= records {
 		n++
 	}
 	return n
 }
 
-// waiting reports whether something is on its way.
+// waiting reports whether something is in flight.
 func (f *flight) waiting() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return len(f.parts) > 0
 }
 
-// since returns a time before which no flow ended that is on its way and nowhere else; 0 if there is none.
+// since returns a time before which no flow ended that is in flight and nowhere else; 0 if there is none.
 func (f *flight) since() (oldest int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, p := range f.parts[f.landed():] {
+	for _, p := range f.parts[f.countAcked():] {
 		if p.since != 0 && (oldest == 0 || p.since < oldest) {
 			oldest = p.since
 		}
@@ -100,8 +101,8 @@ func (f *flight) since() (oldest int64) {
 	return oldest
 }
 
-// end is for an output that is closed. What is on its way may have arrived or not: lose gets a gap of it, and takeBack the
-// gaps among it. It reports whether records of the spool are among it.
+// end is for an output that is closed. What is in flight may have arrived or not: lose gets a gap of it, and takeBack the
+// ledger's gaps in it. end reports whether records of the spool were in flight.
 func (f *flight) end(output string, now int64, lose func(Gap), takeBack func(gapRange)) (spooled bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -16,15 +16,15 @@ var errHangs = fmt.Errorf("no answer for %v, and still waiting: the destination 
 
 // health is how the output has answered so far.
 type health struct {
-	failing atomic.Bool // the same as err != nil, for those who want to know nothing else
-	marred  atomic.Bool // the same as lossCause != nil
+	failing      atomic.Bool // the same as err != nil, without the lock
+	hasLossCause atomic.Bool // the same as lossCause != nil, without the lock
 
 	mu        sync.Mutex
 	err       error     // of the last call, nil if it succeeded or there was none yet
-	since     time.Time // when it began to fail, or did not any more; zero if it never failed
+	since     time.Time // when it began or ceased to fail; zero if it never failed
 	last      error     // the last error, also when others succeeded after it
 	lastAt    time.Time
-	lossCause error // the last error, until the backlog that it left is worked off: what is lost until then is lost for it
+	lossCause error // what losses are put down to: the last error, until the backlog that it left is worked off
 }
 
 // note takes the outcome of a call, nil for success, and reports whether that is another than before.
@@ -42,7 +42,7 @@ func (h *health) note(err error) (changed bool) {
 	h.failing.Store(err != nil)
 	if err != nil {
 		h.last, h.lastAt, h.lossCause = err, now, err
-		h.marred.Store(true)
+		h.hasLossCause.Store(true)
 	}
 	return changed
 }
@@ -56,14 +56,14 @@ func (h *health) remark(err error) {
 
 // caughtUp says that the backlog is worked off.
 func (h *health) caughtUp() {
-	if !h.marred.Load() || h.failing.Load() {
+	if !h.hasLossCause.Load() || h.failing.Load() {
 		return
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.err == nil {
 		h.lossCause = nil
-		h.marred.Store(false)
+		h.hasLossCause.Store(false)
 	}
 }
 
@@ -87,7 +87,7 @@ func (h *health) hangs() bool {
 	return errors.Is(h.err, errHangs)
 }
 
-// cause returns the error for which records are lost now; nil if there is none.
+// cause returns the error that losses of now are put down to; nil if there is none.
 func (h *health) cause() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -108,12 +108,12 @@ func (h *health) status() Status {
 // watch notices a call that does not return. Entering and leaving cost an atomic store; a timer looks at it now and then,
 // and only while there are calls.
 type watch struct {
-	base  time.Time    // what times are counted from
-	began atomic.Int64 // when the call under way began; 0 if there is none
-	armed atomic.Bool
-	timer *time.Timer
-	hangs func(out func() bool) // called once for each call that is out for hangAfter; out says whether it still is
-	told  int64                 // the call of which hangs was told; the timer's own
+	base     time.Time    // what times are counted from
+	began    atomic.Int64 // when the call under way began; 0 if there is none
+	armed    atomic.Bool
+	timer    *time.Timer
+	hangs    func(out func() bool) // called once for each call that is out for hangAfter; out says whether it still is
+	reported int64                 // the call that hangs was called for; the timer's own
 }
 
 func newWatch(hangs func(out func() bool)) *watch {
@@ -149,17 +149,17 @@ func (w *watch) stuck() bool { return w.out() >= hangAfter }
 func (w *watch) look() {
 	began := w.began.Load()
 	switch out := w.out(); {
-	case began == 0 || w.told == began:
+	case began == 0 || w.reported == began:
 	case out < hangAfter:
 		w.timer.Reset(hangAfter - out)
 		return
 	default:
-		w.told = began
+		w.reported = began
 		w.hangs(func() bool { return w.began.Load() == began })
 	}
-	told := w.told
+	reported := w.reported
 	w.armed.Store(false) // from here on, the next call may set the timer
-	if now := w.began.Load(); now != 0 && now != told && !w.armed.Swap(true) {
+	if now := w.began.Load(); now != 0 && now != reported && !w.armed.Swap(true) {
 		w.timer.Reset(hangAfter) // a call that began meanwhile
 	}
 }

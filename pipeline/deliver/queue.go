@@ -196,7 +196,7 @@ func (q *Queue) Unsynced() (since int64, unknown bool) {
 
 // Unrecorded returns the gaps that wait to be put on record, those that the output is being given included.
 func (q *Queue) Unrecorded() []Gap {
-	q.worker.settle(q.flight.arrived())
+	q.worker.settle(q.flight.acknowledged())
 	return q.ledger.unrecorded()
 }
 
@@ -234,24 +234,24 @@ func (q *Queue) HalfFull() bool {
 	return held > room/2
 }
 
-// throttle sums up what happens often: the first time is told at once, the rest once an interval. It is used by one
+// throttle sums up what happens often: the first time is reported at once, the rest once an interval. It is used by one
 // goroutine at a time.
 type throttle struct {
-	told  time.Time
-	count uint64
+	reported time.Time
+	count    uint64
 }
 
-// add counts n more; ok says that it is time to tell the sum.
+// add counts n more; ok says that it is time to log the sum.
 func (t *throttle) add(n uint64) (sum uint64, ok bool) {
 	t.count += n
-	if now := time.Now(); now.Sub(t.told) >= quiet {
-		t.told = now
+	if now := time.Now(); now.Sub(t.reported) >= quiet {
+		t.reported = now
 		return t.rest(), true
 	}
 	return 0, false
 }
 
-// rest returns what was counted and not told, and starts anew.
+// rest returns what was counted and not reported, and starts anew.
 func (t *throttle) rest() uint64 {
 	n := t.count
 	t.count = 0

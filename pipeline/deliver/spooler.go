@@ -33,11 +33,11 @@ type spooler struct {
 	mu    sync.Mutex
 	spool *spool.Spool // nil as long as it could not be opened
 	err   error        // of opening it, or the last Append; nil once one succeeds
-	again time.Time    // when to try again behind err, or an error of reading
+	again time.Time    // when to try again after err, or after an error of reading
 	batch *flow.Batch  // what was read for the worker; nil if nothing was
 	asked requests
 
-	damaged uint64 // of the spool's damaged records, those that are counted
+	damaged uint64 // how many of the spool's damaged records are counted
 
 	scratch spoolerScratch // the goroutine's own
 }
@@ -372,7 +372,7 @@ func (s *spooler) finish() {
 	s.closeSpool()
 }
 
-// closeSpool closes the spool, of which nobody else has the use any more.
+// closeSpool closes the spool. Nobody else uses it any more.
 func (s *spooler) closeSpool() {
 	n, size := s.spool.Len()
 	if n > 0 && s.spool.Removed() {

@@ -32,20 +32,20 @@ type worker struct {
 	ready chan struct{} // holds a token when there is something to see
 	done  chan struct{} // closed when the goroutine has ended
 	ctx   context.Context
-	abort context.CancelFunc // has the worker give up what it is at
+	abort context.CancelFunc // has the worker give up
 
 	mu    sync.Mutex
-	build func() (Output, error) // of the output that there is, or is to be
-	next  func() (Output, error) // of the one that takes its place; nil if it stays
+	build func() (Output, error) // of the present output
+	next  func() (Output, error) // of the output that is to replace it; nil: none
 	out   Output                 // nil as long as it could not be built
 
 	abandoned atomic.Bool // nobody waits for the worker any more
 
 	// The goroutine's own.
-	pause   time.Duration  // before the next try
-	hurried bool           // the end has cut one pause short
-	recs    []*flow.Record // of the spool
-	errLog  throttle
+	pause      time.Duration  // before the next try
+	triedAtEnd bool           // the announced end has cut one pause short
+	recs       []*flow.Record // of the spool
+	errLog     throttle
 }
 
 func newWorker(q *Queue, build func() (Output, error)) *worker {
@@ -106,7 +106,7 @@ func (w *worker) note(err error) {
 	if changed && err == nil {
 		w.q.log.Info("output accepts records again")
 	}
-	w.q.end.hurry(w.q)
+	w.q.end.giveUpIfFailing(w.q)
 	w.q.spooler.wakeUp()
 }
 
@@ -151,7 +151,7 @@ func (w *worker) turn() bool {
 		}
 		return true
 	}
-	w.settle(q.flight.arrived())
+	w.settle(q.flight.acknowledged())
 	closed := q.end.closed()
 	batch, first := q.spooler.next()
 	switch {
@@ -255,7 +255,7 @@ func (w *worker) closeOutput(ctx context.Context) {
 	w.out = nil
 	w.mu.Unlock()
 	if !w.abandoned.Load() {
-		w.settle(w.q.flight.arrived())
+		w.settle(w.q.flight.acknowledged())
 		w.q.endFlight()
 	}
 }
@@ -388,7 +388,7 @@ func (w *worker) failed(err error, over func() bool) {
 		w.q.log.Error("write to output", zap.Error(err), zap.Uint64("errors", times))
 	}
 	begun := w.q.end.begun
-	if w.hurried {
+	if w.triedAtEnd {
 		begun = nil
 	}
 	// Jitter, because many firewalls lose one collector at the same moment.
@@ -400,7 +400,7 @@ func (w *worker) failed(err error, over func() bool) {
 		case <-w.ctx.Done():
 			return
 		case <-begun:
-			w.hurried, w.pause = true, firstRetry
+			w.triedAtEnd, w.pause = true, firstRetry
 			return
 		case <-timer.C:
 			return

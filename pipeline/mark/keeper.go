@@ -16,10 +16,10 @@ import (
 )
 
 const (
-	// saveEvery is how often the mark is written: it bounds how exactly the begin of a gap is known after a crash.
+	// saveEvery is how often the mark is written. So exactly the begin of a gap is known after a crash.
 	saveEvery = time.Second
 
-	// hangAfter is how long the disk may take before that is told.
+	// hangAfter is how long the disk may take before it counts as a failure.
 	hangAfter = 5 * time.Second
 
 	// finishWithin bounds the last mark.
@@ -43,8 +43,8 @@ type Options struct {
 // Keeper keeps the mark of this process on disk. First it puts on record, in each queue, what the time since the last
 // process has cost.
 //
-// Only its own goroutine touches the directory. As long as that cannot be used, the marks are in memory alone, and it is
-// tried again: logging does not depend on it.
+// Only its own goroutine touches the directory. As long as the directory cannot be used, the marks are in memory alone, and
+// the goroutine tries again. Logging does not depend on it.
 type Keeper struct {
 	o      Options
 	bootID string
@@ -53,17 +53,17 @@ type Keeper struct {
 	done   chan struct{}
 
 	mu       sync.Mutex
-	retiring []*deliver.Queue // what a reload has taken out and is not delivered yet
-	gone     []OutputMark     // the gaps of outputs that are no more
-	failure  error            // why the directory is of no use now; nil if it is
-	since    time.Time        // since when that is so
+	retiring []*deliver.Queue // those that a reload has taken out and that have not ended yet
+	orphans  []OutputMark     // the gaps of outputs that are no longer configured
+	failure  error            // why the directory cannot be used now; nil if it can
+	since    time.Time        // when failure began, or ended
 
 	socket *Socket // what is left to the next process; set before quit is closed
 
 	// The goroutine's own.
 	lock     *os.File
 	restored bool
-	warned   bool // that there are no locks
+	warned   bool // the log says that the file system has no locks
 }
 
 // NewKeeper returns a keeper that touches nothing yet.
@@ -142,7 +142,7 @@ func (k *Keeper) turn(last bool) {
 	k.note(err)
 }
 
-// note takes why the directory is of no use, and tells of a change.
+// note takes the outcome of a turn, nil for success, and logs a change.
 func (k *Keeper) note(err error) {
 	k.mu.Lock()
 	was := k.failure
@@ -186,8 +186,8 @@ func (k *Keeper) open() error {
 	return nil
 }
 
-// restore puts on record, in each queue, what the time since the last process has cost its output. The error is that of a
-// mark that may be readable later.
+// restore puts on record, in each queue, what the time since the last process has cost its output. On error the mark may be
+// readable later.
 func (k *Keeper) restore() error {
 	m, err := Load(k.o.Dir)
 	if err != nil && m == nil {
@@ -206,7 +206,7 @@ func (k *Keeper) restore() error {
 	for _, q := range k.o.Queues() {
 		names = append(names, q.Name())
 		for _, g := range m.Gaps(q.Name(), k.bootID, k.o.Kept, k.o.Joined) {
-			k.tell("gap on record", q.Name(), g)
+			k.logGap("gap on record", q.Name(), g)
 			q.Lose(g)
 		}
 	}
@@ -216,15 +216,15 @@ func (k *Keeper) restore() error {
 	return nil
 }
 
-// orphan keeps the gaps of an output that is no more. The lock is held.
+// orphan keeps the gaps of an output that is no longer configured. The lock is held.
 func (k *Keeper) orphan(o OutputMark) {
 	for _, g := range o.Gaps {
-		k.tell("gap of an output that is no longer configured; the mark keeps it until it is", o.Name, g)
+		k.logGap("gap of an output that is no longer configured; the mark keeps it until it is", o.Name, g)
 	}
-	k.gone = append(k.gone, o)
+	k.orphans = append(k.orphans, o)
 }
 
-func (k *Keeper) tell(what, output string, g deliver.Gap) {
+func (k *Keeper) logGap(what, output string, g deliver.Gap) {
 	fields := []zap.Field{zap.String("output", output), zap.Stringer("cause", g.Cause),
 		zap.Time("from", time.Unix(0, g.From)), zap.Time("to", time.Unix(0, g.To))}
 	if g.LostKnown {
@@ -233,14 +233,14 @@ func (k *Keeper) tell(what, output string, g deliver.Gap) {
 	k.log.Warn(what, fields...)
 }
 
-// Retire has the mark know of queues that the pipeline does not feed any more, until Retired.
+// Retire keeps queues in the mark that the pipeline does not feed any more, until Retired.
 func (k *Keeper) Retire(queues []*deliver.Queue) {
 	k.mu.Lock()
 	k.retiring = append(k.retiring, queues...)
 	k.mu.Unlock()
 }
 
-// Retired has the mark keep what gaps the queues, which have ended, could not deliver.
+// Retired is for queues that have ended. The mark keeps the gaps that they could not deliver.
 func (k *Keeper) Retired(queues []*deliver.Queue) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -253,17 +253,17 @@ func (k *Keeper) Retired(queues []*deliver.Queue) {
 	k.reunite()
 }
 
-// Adopt gives new queues, which are fed by now, the gaps of outputs of their names that were taken out before.
+// Adopt gives new queues, which are fed by now, the gaps of former outputs of their names.
 func (k *Keeper) Adopt() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.reunite()
 }
 
-// reunite gives the gaps of an output that is no more to a queue of its name. The lock is held.
+// reunite gives each orphan's gaps to the queue of its name, if there is one. The lock is held.
 func (k *Keeper) reunite() {
 	queues := k.o.Queues()
-	k.gone = slices.DeleteFunc(k.gone, func(o OutputMark) bool {
+	k.orphans = slices.DeleteFunc(k.orphans, func(o OutputMark) bool {
 		i := slices.IndexFunc(queues, func(q *deliver.Queue) bool { return q.Name() == o.Name })
 		if i < 0 {
 			return false
@@ -279,10 +279,10 @@ func (k *Keeper) reunite() {
 func (k *Keeper) mark(clean bool) Mark {
 	read := k.o.ReadUntil() // before the queues are looked at
 	k.mu.Lock()
-	queues, gone := slices.Concat(k.o.Queues(), k.retiring), slices.Clone(k.gone)
+	queues, orphans := slices.Concat(k.o.Queues(), k.retiring), slices.Clone(k.orphans)
 	k.mu.Unlock()
 	m := New(queues, k.bootID, read, clean)
-	m.Gone = gone
+	m.Gone = orphans
 	return m
 }
 

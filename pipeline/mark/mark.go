@@ -38,8 +38,8 @@ type Mark struct {
 	// Socket is the one that the process has left to the next, where Clean; nil if it has not.
 	Socket *Socket `json:"socket,omitempty"`
 
-	// Gone are outputs that were taken out of the configuration with gaps that they have not taken. They are kept until
-	// there is an output of the name again.
+	// Gone are outputs that were taken out of the configuration before they took all their gaps. The gaps are kept until an
+	// output of that name is configured again.
 	Gone []OutputMark `json:"gone,omitempty"`
 }
 
@@ -54,10 +54,10 @@ type Socket struct {
 type OutputMark struct {
 	Name string `json:"name"`
 
-	// Safe is a time such that each flow that ended before it is delivered, in the spool, or in a gap.
-	Safe int64 `json:"safe"`
+	// DeliveredUntil is a time such that each flow that ended before it is delivered, in the spool, or in a gap.
+	DeliveredUntil int64 `json:"safe"`
 
-	// Synced is the same for an end of the machine, which takes with it what is not on the disk yet; never later.
+	// Synced is the same for a stop of the machine, which loses what is not on the disk yet. It is never later.
 	Synced int64 `json:"synced"`
 
 	// Gaps are those that the output has not taken yet.
@@ -72,29 +72,29 @@ func New(queues []*deliver.Queue, bootID string, read time.Time, clean bool) Mar
 		m.Time = read.UnixNano()
 	}
 	for _, q := range queues {
-		o := OutputMark{Name: q.Name(), Safe: q.Since(read)}
-		o.Synced = synced(q, o.Safe)
-		o.Gaps = q.Unrecorded() // last: what is lost meanwhile is in it, or Safe does not pass it
+		o := OutputMark{Name: q.Name(), DeliveredUntil: q.Since(read)}
+		o.Synced = synced(q, o.DeliveredUntil)
+		o.Gaps = q.Unrecorded() // last: what is lost meanwhile is in it, or DeliveredUntil does not pass it
 		m.Outputs = append(m.Outputs, o)
 	}
 	return m
 }
 
-// synced returns a time such that no flow that ended before it is missing when the machine ends at once. safe is that for
-// the end of the process.
-func synced(q *deliver.Queue, safe int64) int64 {
+// synced returns a time such that no flow that ended before it is missing if the machine stops at once. until is the same
+// for a stop of the process.
+func synced(q *deliver.Queue, until int64) int64 {
 	since, unknown := q.Unsynced()
 	if since != 0 {
-		safe = min(safe, since)
+		until = min(until, since)
 	}
 	if unknown {
-		safe = min(safe, time.Now().Add(-writeback()).UnixNano())
+		until = min(until, time.Now().Add(-writeback()).UnixNano())
 	}
-	return safe
+	return until
 }
 
-// writeback returns within what time the kernel has on the disk what was written, as it is set (proc_sys_vm(5)), with the
-// 5 s in which file systems commit.
+// writeback returns how long the kernel may take to bring to the disk what was written: its settings (proc_sys_vm(5)), and
+// the 5 s in which file systems commit.
 func writeback() time.Duration {
 	total := 5 * time.Second
 	for key, usual := range map[string]int{"dirty_expire_centisecs": 3000, "dirty_writeback_centisecs": 500} {
@@ -156,16 +156,16 @@ func Load(dir string) (*Mark, error) {
 // does not know has lost what came since the last process, too, but nothing before.
 func (m *Mark) Gaps(output, bootID string, kept *Socket, now time.Time) []deliver.Gap {
 	var gaps []deliver.Gap
-	safe, synced := m.Time, m.Time
+	delivered, synced := m.Time, m.Time
 	known := false
 	for _, o := range m.Outputs {
 		switch {
 		case o.Name != output:
 			continue
 		case known: // one of this name was taken out and had not ended when another was put in
-			safe, synced = min(safe, o.Safe), min(synced, o.Synced)
+			delivered, synced = min(delivered, o.DeliveredUntil), min(synced, o.Synced)
 		default:
-			safe, synced, known = o.Safe, o.Synced, true
+			delivered, synced, known = o.DeliveredUntil, o.Synced, true
 		}
 		gaps = append(gaps, o.Gaps...)
 	}
@@ -197,7 +197,7 @@ func (m *Mark) Gaps(output, bootID string, kept *Socket, now time.Time) []delive
 	case g.Cause == flow.CauseReboot:
 		g.From = synced
 	default:
-		g.From = safe
+		g.From = delivered
 	}
 	// The clock may have been set back, between two processes or before: then both its readings are covered.
 	g.From, g.To = min(g.From, m.Time, g.To), max(g.From, m.Time, g.To)
@@ -216,7 +216,7 @@ func (m *Mark) Orphans(outputs []string) (orphans []OutputMark) {
 			continue
 		}
 		if !m.Clean { // it may not have got what was read before
-			g := deliver.Gap{Gap: flow.Gap{Cause: flow.CauseCrash, Output: o.Name}, From: min(o.Safe, m.Time), To: m.Time}
+			g := deliver.Gap{Gap: flow.Gap{Cause: flow.CauseCrash, Output: o.Name}, From: min(o.DeliveredUntil, m.Time), To: m.Time}
 			o.Gaps = append(o.Gaps, g)
 		}
 		if len(o.Gaps) > 0 {

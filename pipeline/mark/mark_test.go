@@ -21,7 +21,7 @@ func TestMarkGaps(t *testing.T) {
 		return deliver.Gap{Gap: flow.Gap{Cause: c, Output: "a"}, From: from, To: 1000}
 	}
 	mark := func(boot string, clean bool, gaps ...deliver.Gap) *Mark {
-		return &Mark{Version: 1, BootID: boot, Time: 500, Clean: clean, Outputs: []OutputMark{{Name: "a", Safe: 400,
+		return &Mark{Version: 1, BootID: boot, Time: 500, Clean: clean, Outputs: []OutputMark{{Name: "a", DeliveredUntil: 400,
 			Synced: 300, Gaps: gaps}}}
 	}
 	left := func(s Socket) *Mark {
@@ -61,9 +61,9 @@ func TestMarkGaps(t *testing.T) {
 			[]deliver.Gap{gap(flow.CauseDowntime, 500)}},
 		{"not kept", left(Socket{Cookie: 7, Drops: 1, Lossy: true}), "a", false, []deliver.Gap{gap(flow.CauseDowntime, 500)}},
 		{"killed, and the clock was set back", &Mark{Version: 1, BootID: "boot", Time: 3000, Outputs: []OutputMark{{Name: "a",
-			Safe: 2900}}}, "a", false, []deliver.Gap{{Gap: flow.Gap{Cause: flow.CauseCrash, Output: "a"}, From: 1000, To: 3000}}},
+			DeliveredUntil: 2900}}}, "a", false, []deliver.Gap{{Gap: flow.Gap{Cause: flow.CauseCrash, Output: "a"}, From: 1000, To: 3000}}},
 		{"the clock was set back, and then it was killed", &Mark{Version: 1, BootID: "boot", Time: 500, Outputs: []OutputMark{{Name: "a",
-			Safe: 9000}}}, "a", false, []deliver.Gap{{Gap: flow.Gap{Cause: flow.CauseCrash, Output: "a"}, From: 500, To: 9000}}},
+			DeliveredUntil: 9000}}}, "a", false, []deliver.Gap{{Gap: flow.Gap{Cause: flow.CauseCrash, Output: "a"}, From: 500, To: 9000}}},
 		{"an unreadable mark", &Mark{Time: 500}, "a", false, []deliver.Gap{gap(flow.CauseReboot, 500-int64(writeback()))}},
 	}
 	for _, tt := range tests {
@@ -83,8 +83,8 @@ func TestMarkOrphans(t *testing.T) {
 	gap := func(output string, from int64) deliver.Gap {
 		return deliver.Gap{Gap: flow.Gap{Cause: flow.CauseCrash, Output: output}, From: from, To: 500}
 	}
-	m := &Mark{Time: 500, Outputs: []OutputMark{{Name: "a", Safe: 300}, {Name: "b", Safe: 400, Gaps: []deliver.Gap{gap("b", 1)}},
-		{Name: "c", Safe: 400}}, Gone: []OutputMark{{Name: "d", Gaps: []deliver.Gap{gap("d", 2)}}, {Name: "a"}}}
+	m := &Mark{Time: 500, Outputs: []OutputMark{{Name: "a", DeliveredUntil: 300}, {Name: "b", DeliveredUntil: 400, Gaps: []deliver.Gap{gap("b", 1)}},
+		{Name: "c", DeliveredUntil: 400}}, Gone: []OutputMark{{Name: "d", Gaps: []deliver.Gap{gap("d", 2)}}, {Name: "a"}}}
 	want := []OutputMark{{Name: "d", Gaps: []deliver.Gap{gap("d", 2)}}, {Name: "b", Gaps: []deliver.Gap{gap("b", 1), gap("b", 400)}},
 		{Name: "c", Gaps: []deliver.Gap{gap("c", 400)}}}
 	if diff := cmp.Diff(want, m.Orphans([]string{"a"})); diff != "" {
@@ -102,7 +102,7 @@ func TestMarkOnDisk(t *testing.T) {
 	if m, err := Load(dir); m != nil || err != nil {
 		t.Fatalf("first start: got %v and error %v, want neither", m, err)
 	}
-	want := Mark{Version: 1, BootID: "b", Time: 5, Outputs: []OutputMark{{Name: "a", Safe: 4, Gaps: []deliver.Gap{{From: 1, To: 2,
+	want := Mark{Version: 1, BootID: "b", Time: 5, Outputs: []OutputMark{{Name: "a", DeliveredUntil: 4, Gaps: []deliver.Gap{{From: 1, To: 2,
 		Gap: flow.Gap{Cause: flow.CauseGuard, Lost: 1 << 63, LostKnown: true, Output: "a"}}}}}}
 	if err := want.Save(dir); err != nil {
 		t.Fatal(err)
@@ -184,8 +184,8 @@ func TestMarkIsSynced(t *testing.T) {
 		if is {
 			wantSynced = before.Add(-want).UnixNano()
 		}
-		if o.Safe != read.UnixNano() || o.Synced < wantSynced || o.Synced > wantSynced+int64(time.Minute) {
-			t.Errorf("unsynced %v: safe until %d, synced until %d, want about %d", is, o.Safe, o.Synced, wantSynced)
+		if o.DeliveredUntil != read.UnixNano() || o.Synced < wantSynced || o.Synced > wantSynced+int64(time.Minute) {
+			t.Errorf("unsynced %v: safe until %d, synced until %d, want about %d", is, o.DeliveredUntil, o.Synced, wantSynced)
 		}
 		deliver.Retire(t.Context(), []*deliver.Queue{q})
 	}
@@ -205,7 +205,7 @@ func TestMarkIsSynced(t *testing.T) {
 	b.Hold(1)
 	q.Offer(b)
 	mark := func() OutputMark { return New(queues, "", time.Unix(0, 5000), false).Outputs[0] }
-	eventually(t, "the records are in the spool", func() bool { o := mark(); return o.Safe == 5000 && o.Synced == 1000 })
+	eventually(t, "the records are in the spool", func() bool { o := mark(); return o.DeliveredUntil == 5000 && o.Synced == 1000 })
 	eventually(t, "the spool is synced", func() bool { o := mark(); return o.Synced == 5000 })
 	if got := New(queues, "", time.Unix(0, 5000), true).Time; got != 5000 {
 		t.Errorf("ended in order: the mark is of %d, want 5000, when no more events came", got)
@@ -218,7 +218,7 @@ func TestMarkOfTwoOfAName(t *testing.T) {
 		return deliver.Gap{Gap: flow.Gap{Cause: flow.CauseQueueFull}, From: from, To: from}
 	}
 	m := Mark{Version: 1, BootID: "boot", Time: 500, Outputs: []OutputMark{
-		{Name: "a", Safe: 400, Synced: 400, Gaps: []deliver.Gap{gap(1)}}, {Name: "a", Safe: 300, Synced: 200, Gaps: []deliver.Gap{gap(2)}}}}
+		{Name: "a", DeliveredUntil: 400, Synced: 400, Gaps: []deliver.Gap{gap(1)}}, {Name: "a", DeliveredUntil: 300, Synced: 200, Gaps: []deliver.Gap{gap(2)}}}}
 	want := []deliver.Gap{gap(1), gap(2), {Gap: flow.Gap{Cause: flow.CauseCrash, Output: "a"}, From: 300, To: 1000}}
 	if diff := cmp.Diff(want, m.Gaps("a", "boot", nil, time.Unix(0, 1000))); diff != "" {
 		t.Errorf("gaps (-want +got):\n%s", diff)
