@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -321,7 +322,6 @@ func sdMessage(t *testing.T, line []byte) (id string, msg []byte) {
 func TestFormats(t *testing.T) {
 	need(t, "conntrack", "unshare", "rsyslogd", "ulogd")
 	g := newGateway(t)
-	must(t, g.Run("ip", "link", "set", "lo", "up"))
 	must(t, g.Nft(`table inet untracked { # what goes to rsyslogd
 		chain out { type filter hook output priority raw; oifname lo notrack; }
 		chain in { type filter hook prerouting priority raw; iifname lo notrack; }
@@ -454,5 +454,61 @@ func (u *ulogd) compare(t *testing.T, file string) {
 	}
 	if diff := cmp.Diff(theirs, ours); diff != "" {
 		t.Errorf("format ulogd2 differs from ulogd2 (-ulogd2 +ctlogd):\n%s", diff)
+	}
+}
+
+// TestSyslogMany has many flows arrive at a real rsyslogd, over TCP and over TLS, each once. CTLOGD_LONG=1 makes them a
+// million.
+func TestSyslogMany(t *testing.T) {
+	n := scale(20_000, 1_000_000)
+	for name, port := range map[string]int{"tcp": syslogTCP, "tls": syslogTLS} {
+		t.Run(name, func(t *testing.T) {
+			need(t, "rsyslogd")
+			room(t, 2*n)
+			ns, f := newFloodNS(t)
+			must(t, f.Create(0, n))
+			r := newRsyslogd(t, ns)
+			r.begin(t)
+			tls := ""
+			if name == "tls" {
+				tls = fmt.Sprintf(", tls: {ca: %[1]s/ca.pem, cert: %[1]s/client.pem, key: %[1]s/client-key.pem}", r.dir)
+			}
+			d := startDaemon(t, ns, buildDaemon(t, false), "{delivery: reliable}",
+				fmt.Sprintf("syslog: [{address: \"%s://127.0.0.1:%d\", queue: %d%s}]", name, port, 2*n, tls))
+			must(t, f.Flush())
+			lines := lineCounter{path: filepath.Join(r.dir, name)}
+			eventually(t, "all records have come", func() bool { return lines.count(t) >= n })
+			d.stop(t)
+			checkFlood(t, filepath.Join(r.dir, name), n)
+		})
+	}
+}
+
+// checkFlood holds what rsyslogd wrote to the generator's own knowledge: the flows 0 <= i < n, each once.
+func checkFlood(t *testing.T, file string, n int) {
+	t.Helper()
+	seen := make([]int, n)
+	for _, line := range linesOf(t, file) {
+		_, msg := sdMessage(t, line)
+		var r struct {
+			Event   string
+			NATSrc  netip.Addr `json:"nat_src_ip"`
+			NATPort uint16     `json:"nat_src_port"`
+		}
+		must(t, json.Unmarshal(msg, &r))
+		if r.Event != "destroy" {
+			t.Errorf("a record that is no end: %s", msg)
+			continue
+		}
+		i, ok := lab.FlowNumber(r.NATSrc, r.NATPort)
+		if !ok || i >= n {
+			t.Fatalf("no flow of the generator's: %s", msg)
+		}
+		seen[i]++
+	}
+	for i, times := range seen {
+		if times != 1 {
+			t.Fatalf("flow %d came %d times", i, times)
+		}
 	}
 }
