@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"strings"
@@ -18,7 +19,11 @@ func (c Config) Check(ctx context.Context) error {
 	c.Defaults()
 	return c.each(ctx, "write a name that resolves, an address, or the path of a socket", func(ctx context.Context, a address) error {
 		if a.local() {
-			if err := unix.Access(a.host, unix.W_OK); err != nil {
+			err := unix.Access(a.host, unix.W_OK)
+			switch {
+			case errors.Is(err, fs.ErrNotExist):
+				return fmt.Errorf("%w; start who listens there", err)
+			case err != nil:
 				return fmt.Errorf("%w; let user %d write to it", err, os.Geteuid())
 			}
 			return nil

@@ -50,7 +50,7 @@ type Config struct {
 	// this host. Ports default to 514, and to 6514 for tls.
 	Address string `yaml:"address"`
 
-	// Failover lists receivers that stand in for Address, in this order, while it and those before cannot be reached.
+	// Failover lists receivers that stand in for Address, in turn, each until it fails.
 	Failover []string `yaml:"failover"`
 
 	Format string        `yaml:"format"` // see format.Names. Unset: flat

@@ -76,7 +76,7 @@ func TestCheck(t *testing.T) {
 		t.Error(err)
 	}
 	err = Config{Address: "unix://" + path + "x"}.Check(context.Background())
-	if err == nil || !strings.Contains(err.Error(), "no such file or directory") {
+	if err == nil || !strings.Contains(err.Error(), "no such file or directory; start who listens there") {
 		t.Errorf("a socket that is not there: %v", err)
 	}
 	if _, err := (Config{Address: "tcp://127.0.0.1:1"}).Reach(context.Background()); err == nil {

@@ -47,7 +47,28 @@ func dialDatagrams(ctx context.Context, dial Dial, a address) (*datagrams, error
 		c.Close()
 		return nil, err
 	}
-	return &datagrams{conn: c, raw: raw}, nil
+	d := &datagrams{conn: c, raw: raw}
+	if !a.local() {
+		err = d.cuttable()
+	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// cuttable lets routers cut what the path does not carry. Otherwise a datagram that is too large for it is lost, and a
+// router's word of that is the answer to the next one, however small: EMSGSIZE, as for one that can never be sent.
+func (d *datagrams) cuttable() (err error) {
+	level, option := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER
+	if to, ok := d.conn.RemoteAddr().(*net.UDPAddr); ok && to.IP.To4() == nil {
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER
+	}
+	failed := d.raw.Control(func(fd uintptr) { // IP_PMTUDISC_DONT is 0 for both families
+		err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), level, option, unix.IP_PMTUDISC_DONT))
+	})
+	return errors.Join(failed, err)
 }
 
 // send sends each message as a datagram. Over UDP, ECONNREFUSED is the answer to an earlier one, which is lost: the next

@@ -5,6 +5,7 @@ package syslog
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -587,5 +588,104 @@ exec %[2]s`, e.dir, daemon)
 	}
 	if err := w.Close(context.Background()); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestPathTooNarrow has a router say that its next link is narrower than a datagram was. That is no reason to give up the
+// next one, which is small.
+func TestPathTooNarrow(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to send what a router says")
+	}
+	udp, err := net.ListenPacket("udp", "127.0.0.77:0") // the kernel remembers the narrow path for this address alone
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	w := newWriter(t, Config{Address: "udp://" + udp.LocalAddr().String()})
+	defer w.Close(context.Background())
+	write(t, w, records(0, 1))
+	buf := make([]byte, 64<<10)
+	udp.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_, from, err := udp.ReadFrom(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	router, err := net.ListenPacket("ip4:icmp", "127.0.0.77")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer router.Close()
+	port := func(a net.Addr) uint16 { return uint16(a.(*net.UDPAddr).Port) }
+	told := []byte{3, 4, 0, 0, 0, 0, 1280 >> 8, 1280 & 255, // fragmentation needed
+		0x45, 0, 1500 >> 8, 1500 & 255, 0, 0, 0x40, 0, 64, 17, 0, 0, 127, 0, 0, 1, 127, 0, 0, 77}
+	told = binary.BigEndian.AppendUint16(told, port(from))
+	told = binary.BigEndian.AppendUint16(told, port(udp.LocalAddr()))
+	told = append(told, 1480>>8, 1480&255, 0, 0)
+	var sum uint32
+	for i := 0; i < len(told); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(told[i:]))
+	}
+	binary.BigEndian.PutUint16(told[2:], ^uint16(sum+sum>>16))
+	if _, err := router.WriteTo(told, &net.IPAddr{IP: net.IPv4(127, 0, 0, 1)}); err != nil {
+		t.Fatal(err)
+	}
+	write(t, w, records(1, 2))
+	if _, _, err := udp.ReadFrom(buf); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDocs has a real rsyslogd run what docs/syslog.md says of it, but for ports and paths, and write the messages.
+func TestDocs(t *testing.T) {
+	if _, err := exec.LookPath("rsyslogd"); err != nil {
+		t.Skip("needs rsyslogd (make test installs it on Debian, as root)")
+	}
+	docs, err := os.ReadFile("../../docs/syslog.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```\n([^`]*imtcp[^`]*)```").FindAllStringSubmatch(string(docs), -1)
+	if len(blocks) != 2 {
+		t.Fatalf("%d blocks for rsyslog, want one for TCP and one for TLS", len(blocks))
+	}
+	global, inputs, _ := strings.Cut(blocks[1][1], "module(")
+	_, rest, _ := strings.Cut(blocks[0][1], "module(")
+	_, rest, _ = strings.Cut(rest, "\n")
+	rest, _, _ = strings.Cut(rest, "input(")
+	for way, text := range map[string]string{"tcp": blocks[0][1], "tls": global + rest + "module(" + inputs} {
+		e := newEngine(t, way)
+		secure := e.certify(t)
+		text = regexp.MustCompile(`port="\d+"`).ReplaceAllString(text, fmt.Sprintf(`address="127.0.0.1" port="%d"`, e.ports[way]))
+		text = strings.NewReplacer("/var/log/ctlogd/flows.jsonl", e.file(way), "/etc/rsyslog.d/ca.pem", e.dir+"/ca.pem",
+			"/etc/rsyslog.d/cert.pem", e.dir+"/server.pem", "/etc/rsyslog.d/key.pem", e.dir+"/server-key.pem").Replace(text)
+		conf := filepath.Join(e.dir, "rsyslog.conf")
+		if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		e.command = func() *exec.Cmd { return exec.Command("rsyslogd", "-n", "-f", conf, "-i", filepath.Join(e.dir, "pid")) }
+		e.begin(t)
+		c := Config{Address: fmt.Sprintf("%s://127.0.0.1:%d", way, e.ports[way])}
+		if way == "tls" {
+			c.TLS = secure
+		}
+		w := newWriter(t, c)
+		send(t, w, 0, 1000)
+		e.await(t, way, 1000)
+		if err := w.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+		b, err := os.ReadFile(e.file(way))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, line := range bytes.Split(bytes.TrimSuffix(b, []byte("\n")), []byte("\n")) {
+			var r struct {
+				ID int `json:"ct_id"`
+			}
+			if err := json.Unmarshal(line, &r); err != nil || r.ID != i {
+				t.Fatalf("%s: line %d: %v: %s", way, i, err, line)
+			}
+		}
 	}
 }

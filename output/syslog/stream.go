@@ -44,6 +44,9 @@ func (w *wire) Write(p []byte) (int, error) {
 // complete for the client before. A session ticket ends the wait.
 const verdictWait = time.Second
 
+// partingWait is for how long a receiver may take to have room for the parting words of TLS.
+const partingWait = time.Second
+
 // deadPeer is for how long sent octets may stay unacknowledged (tcp(7), TCP_USER_TIMEOUT).
 const deadPeer = 30 * time.Second
 
@@ -186,8 +189,9 @@ func (s *stream) progress() (written, acked uint64) {
 
 func (s *stream) close() {
 	if s.err() == nil {
-		s.wire.SetWriteDeadline(time.Now().Add(time.Second)) // for the parting words of TLS
+		end := time.AfterFunc(partingWait, func() { s.wire.Close() }) // package tls has a longer deadline of its own
 		s.conn.Close()
+		end.Stop()
 	} else {
 		s.wire.Close()
 	}
