@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -56,7 +58,7 @@ func numbered(n int) *flow.Record {
 
 func testOptions(dir string) Options {
 	return Options{Dir: dir, Host: "gw1", Observer: "obs", Interval: time.Hour, Records: 50, Sync: SyncAlways,
-		Retention: Retention{MaxAge: 5 * 24 * time.Hour}, Now: func() time.Time { return testNow },
+		Retention: Retention{MaxAge: 5 * 24 * time.Hour}, retry: 10 * time.Millisecond, Now: func() time.Time { return testNow },
 		Seal: func(_ context.Context, path string) (Sealed, error) {
 			seg, date, err := Seal(path)
 			return Sealed{seg, date}, err
@@ -153,7 +155,10 @@ func counts(t *testing.T, dir string) (n [testRecords]int) {
 // sees each once at every moment, too.
 func TestKillAtEveryStep(t *testing.T) {
 	var steps []string
+	var mu sync.Mutex // steps are the writer's and its keeper's
 	step = func(s string) error {
+		mu.Lock()
+		defer mu.Unlock()
 		if !slices.Contains(steps, s) {
 			steps = append(steps, s)
 		}
@@ -179,36 +184,48 @@ func TestKillAtEveryStep(t *testing.T) {
 	if len(steps) < 16 {
 		t.Fatalf("only the steps %v", steps)
 	}
-	killed := 0
-	for _, s := range steps {
-		for nth := 1; nth <= 2; nth++ {
-			at := fmt.Sprintf("%s#%d", s, nth)
-			dir := t.TempDir()
-			next, dead := runChild(t, dir, at, 0)
-			if dead {
-				killed++
-				check(t, at+", killed", counts(t, dir), next, false)
-				runChild(t, dir, "", next)
-			}
-			w, err := Open(testOptions(dir)) // what was left is finished now, if not before
-			if err != nil {
-				t.Fatalf("at %s: %v", at, err)
-			}
-			await(t, func() bool { return w.Stats.RowLogs.Load() == 1 && oldestIsYoung(w) })
-			if err := w.Close(context.Background()); err != nil {
-				t.Fatal(err)
-			}
-			check(t, at, counts(t, dir), testRecords, true)
-			checkChain(t, at, dir)
-			if left, _ := filepath.Glob(dir + "/host=gw1/date=*/*.tmp"); len(left) > 0 {
-				t.Errorf("at %s: %v are left", at, left)
+	var killed atomic.Int64
+	t.Run("kill", func(t *testing.T) {
+		for _, s := range steps {
+			for nth := 1; nth <= 2; nth++ {
+				at := fmt.Sprintf("%s#%d", s, nth)
+				t.Run(at, func(t *testing.T) {
+					t.Parallel()
+					if killAt(t, at) {
+						killed.Add(1)
+					}
+				})
 			}
 		}
+	})
+	if int(killed.Load()) < len(steps) {
+		t.Errorf("killed %d times at %d steps", killed.Load(), len(steps))
 	}
-	if killed < len(steps) {
-		t.Errorf("killed %d times at %d steps", killed, len(steps))
+	t.Logf("killed %d times at %d steps: %v", killed.Load(), len(steps), steps)
+}
+
+// killAt kills the writer at a step, starts it again, and looks at what is there.
+func killAt(t *testing.T, at string) (dead bool) {
+	dir := t.TempDir()
+	next, dead := runChild(t, dir, at, 0)
+	if dead {
+		check(t, at+", killed", counts(t, dir), next, false)
+		runChild(t, dir, "", next)
 	}
-	t.Logf("killed %d times at %d steps: %v", killed, len(steps), steps)
+	w, err := Open(testOptions(dir)) // what was left is finished now, if not before
+	if err != nil {
+		t.Fatalf("at %s: %v", at, err)
+	}
+	await(t, func() bool { return w.Stats.RowLogs.Load() == 1 && oldestIsYoung(w) })
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	check(t, at, counts(t, dir), testRecords, true)
+	checkChain(t, at, dir)
+	if left, _ := filepath.Glob(dir + "/host=gw1/date=*/*.tmp"); len(left) > 0 {
+		t.Errorf("at %s: %v are left", at, left)
+	}
+	return dead
 }
 
 func oldestIsYoung(w *Writer) bool {

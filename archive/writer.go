@@ -42,6 +42,8 @@ type Options struct {
 	// Seal makes a segment of a row log. Nil: Child, a process of this binary.
 	Seal func(ctx context.Context, path string) (Sealed, error)
 
+	retry time.Duration // until a seal that has failed is tried again, at first; 0: sealRetry
+
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
 
@@ -122,6 +124,9 @@ func Open(o Options) (*Writer, error) {
 	}
 	if o.Seal == nil {
 		o.Seal = Child
+	}
+	if o.retry == 0 {
+		o.retry = sealRetry
 	}
 	if o.Interval <= 0 || o.Records == 0 {
 		return nil, errors.New("an archive needs an interval and a number of records of a segment")
@@ -551,12 +556,12 @@ const (
 // keep syncs, seals, and removes what is due, until ctx ends.
 func (w *Writer) keep(ctx context.Context) {
 	defer close(w.done)
-	tick := time.NewTicker(tickEvery)
+	tick := time.NewTicker(min(tickEvery, w.o.retry))
 	defer tick.Stop()
 	var waiting []*rowLog // to be sealed, oldest first
 	var nextSeal, nextRetain time.Time
 	nextNote := time.Now().Add(min(w.o.Interval, firstNote))
-	retry := sealRetry
+	retry := w.o.retry
 	for {
 		w.mu.Lock()
 		waiting = append(waiting, w.closed...)
@@ -580,7 +585,7 @@ func (w *Writer) keep(ctx context.Context) {
 				w.Stats.Seals.Add(1)
 				w.Stats.SealNanos.Add(uint64(time.Since(began)))
 				w.Stats.Sealing.Store(0)
-				waiting, retry, nextSeal, nextRetain = waiting[1:], sealRetry, time.Time{}, time.Time{}
+				waiting, retry, nextSeal, nextRetain = waiting[1:], w.o.retry, time.Time{}, time.Time{}
 				nextNote = time.Time{}
 				continue
 			case ctx.Err() != nil:

@@ -78,7 +78,7 @@ func TestFullAtEveryStep(t *testing.T) {
 			return nil
 		}
 		o := testOptions(t.TempDir())
-		o.Retention = Retention{}
+		o.Retention, o.Sync = Retention{}, SyncNever // a sync for each record is what takes the time
 		w := openTest(t, o)
 		for n := 0; n < testRecords; {
 			k, err := w.Append([]*flow.Record{numbered(n)})
