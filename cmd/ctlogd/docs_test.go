@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -234,5 +235,29 @@ func TestDocsULOGDNames(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// Tests that documents name exist; what -run gets may be the first part of a name.
+func TestDocsNameTests(t *testing.T) {
+	var there []string
+	declared := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)\w+)\(`)
+	err := filepath.WalkDir("../..", func(path string, _ fs.DirEntry, err error) error {
+		if strings.HasSuffix(path, "_test.go") {
+			for _, m := range declared.FindAllStringSubmatch(document(t, path), -1) {
+				there = append(there, m[1])
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, doc := range documents(t) {
+		for _, test := range regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w+`).FindAllString(doc, -1) {
+			if !slices.ContainsFunc(there, func(name string) bool { return strings.HasPrefix(name, test) }) {
+				t.Errorf("%s names %s, and there is no such test", name, test)
+			}
+		}
 	}
 }

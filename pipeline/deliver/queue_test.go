@@ -234,9 +234,9 @@ func TestQueueAllocates(t *testing.T) {
 	}
 }
 
-// TestBlame fills the queue of an output whose disk is full and mends it: what does not fit while the backlog is worked
+// TestLossCause fills the queue of an output whose disk is full and mends it: what does not fit while the backlog is worked
 // off is lost for the disk, what does not fit later because the output is slow is not.
-func TestBlame(t *testing.T) {
+func TestLossCause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var full atomic.Bool
 		full.Store(true)
