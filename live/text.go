@@ -21,7 +21,7 @@ func (v *View) Status(color bool) string {
 		fmt.Fprintf(&b, "  %s\n", p.paint(stateColors[v.State], printable.Text(reason)))
 	}
 	b.WriteByte('\n')
-	for _, line := range v.facts() {
+	for _, line := range append(v.facts(), v.counted()...) {
 		fmt.Fprintf(&b, "%-7s %s\n", line[0], line[1])
 	}
 	b.WriteByte('\n')
@@ -67,6 +67,12 @@ func (v *View) facts() [][2]string {
 				percent(fill(float64(v.Kernel.Entries), float64(v.Kernel.Limit))))
 		}
 	}
+	if n := v.Kernel.Expectations; n > 0 && v.Kernel.Error == "" {
+		table += fmt.Sprintf("; %s expectations", group(uint64(n)))
+		if limit := v.Kernel.ExpectLimit; limit > 0 {
+			table += fmt.Sprintf(" of %s, %s", group(uint64(limit)), percent(fill(float64(n), float64(limit))))
+		}
+	}
 	lost := fmt.Sprintf("%s records in %s gaps since the start, %s/s", group(v.Lost()), group(gaps), rate(v.Rates.Lost))
 	if unknown > 0 {
 		lost += fmt.Sprintf("; of %s gaps it is not known how many", group(unknown))
@@ -77,6 +83,36 @@ func (v *View) facts() [][2]string {
 		{"lost", lost},
 		{"table", table},
 	}
+}
+
+// counters are what connection tracking counts of what is not usual, as conntrack -S calls it, and what each means.
+var counters = []struct {
+	name, means string
+	of          func(*monitor.CPU) uint32
+}{
+	{"insert_failed", "new flows that were not entered into the table, as the same one was there or its chain was too long: their packet was lost", func(c *monitor.CPU) uint32 { return c.InsertFailed }},
+	{"drop", "packets that were dropped: the table was full, or there was no memory", func(c *monitor.CPU) uint32 { return c.Drop }},
+	{"early_drop", "flows that were removed early, to make room in a full table", func(c *monitor.CPU) uint32 { return c.EarlyDrop }},
+	{"chain_toolong", "new flows that found too many in their part of the table: more nf_conntrack_buckets help", func(c *monitor.CPU) uint32 { return c.ChainTooLong }},
+	{"invalid", "packets that belong to no connection; the rules decide what becomes of them", func(c *monitor.CPU) uint32 { return c.Invalid }},
+	{"search_restart", "look-ups that began anew, as the table changed meanwhile: it costs a little time", func(c *monitor.CPU) uint32 { return c.SearchRestart }},
+	{"clash_resolve", "flows that two packets began at the same time, and that were made one: harmless", func(c *monitor.CPU) uint32 { return c.ClashResolve }},
+}
+
+// counted returns those of the kernel's counters that are not 0, summed up over all CPUs since the boot.
+func (v *View) counted() (facts [][2]string) {
+	head := "kernel"
+	for i := range counters {
+		n := uint64(0)
+		for j := range v.Kernel.CPUs {
+			n += uint64(counters[i].of(&v.Kernel.CPUs[j]))
+		}
+		if n > 0 {
+			facts = append(facts, [2]string{head, fmt.Sprintf("%s %s: %s", counters[i].name, group(n), counters[i].means)})
+			head = ""
+		}
+	}
+	return facts
 }
 
 // filtered says that a filter is why there are fewer records than what comes to it.

@@ -158,6 +158,7 @@ type Kernel struct {
 	Entries      uint32 `json:"entries"`
 	Limit        uint32 `json:"limit"`
 	Expectations uint32 `json:"expectations"`
+	ExpectLimit  uint32 `json:"expectations_limit"` // 0: not known
 	CPUs         []CPU  `json:"cpus"`
 }
 

@@ -43,6 +43,9 @@ type Options struct {
 	// OutputsOnly leaves the host out: only files, certificates and outputs are checked.
 	OutputsOnly bool
 
+	// NoDestinations names the outputs whose records have no destinations.
+	NoDestinations []string
+
 	// Files are what the disks must have room for.
 	Files []Files
 
@@ -83,6 +86,10 @@ type kernel interface {
 	flowtables() ([]flowtable, error)
 	// helpers returns the helpers that objects of nftables assign, one name for each object.
 	helpers() ([]string, error)
+	// translations returns the rules of nftables that translate sources.
+	translations() ([]translation, error)
+	// expectations returns how many there are.
+	expectations() (uint32, error)
 	// listeners returns the netlink sockets that are members of conntrack's groups.
 	listeners() ([]listener, error)
 	clock() (clock, error)
@@ -131,7 +138,12 @@ func (h host) checks(o Options) []func(context.Context) Result {
 	for _, s := range Sysctls {
 		checks = append(checks, func(context.Context) Result { return h.sysctl(s, o.Fix) })
 	}
-	checks = append(checks, h.tracking, h.fill, h.buckets, h.offload, h.helpers, h.others, h.clock)
+	checks = append(checks, h.tracking, h.fill, h.buckets, h.established, h.expectations, h.invalid,
+		h.offload, h.helpers)
+	if len(o.NoDestinations) > 0 {
+		checks = append(checks, func(context.Context) Result { return h.shared(o.NoDestinations) })
+	}
+	checks = append(checks, h.others, h.clock)
 	if o.ReceiveBuffer > 0 {
 		checks = append(checks, func(context.Context) Result { return h.buffer(o.ReceiveBuffer) })
 	}

@@ -32,6 +32,9 @@ type fake struct {
 	tables         []flowtable
 	objects        []string // helpers of nftables
 	nftErr         error
+	nat            []translation
+	expected       uint32
+	expectedErr    error
 	sockets        []listener
 	socketsErr     error
 	time           clock
@@ -53,6 +56,10 @@ func (k fake) forceBuffer(int) error { return k.bufferErr }
 func (k fake) flowtables() ([]flowtable, error) { return k.tables, k.nftErr }
 
 func (k fake) helpers() ([]string, error) { return k.objects, k.nftErr }
+
+func (k fake) translations() ([]translation, error) { return k.nat, k.nftErr }
+
+func (k fake) expectations() (uint32, error) { return k.expected, k.expectedErr }
 
 func (k fake) listeners() ([]listener, error) { return k.sockets, k.socketsErr }
 
@@ -82,7 +89,11 @@ func healthy() (fake, map[string]string) {
 			"sys/net/netfilter/nf_conntrack_timestamp": "1\n",
 			"sys/net/netfilter/nf_conntrack_count":     "10\n",
 			"sys/net/netfilter/nf_conntrack_max":       "1000\n",
-			"sys/net/core/rmem_max":                    "212992\n",
+
+			"sys/net/netfilter/nf_conntrack_tcp_timeout_established": "7440\n",
+			"sys/net/netfilter/nf_conntrack_expect_max":              "256\n",
+			"sys/net/netfilter/nf_conntrack_log_invalid":             "0\n",
+			"sys/net/core/rmem_max":                                  "212992\n",
 		}
 }
 
@@ -171,6 +182,9 @@ func TestChecks(t *testing.T) {
 			{"conntrack hooks", Fail, "no packet is tracked in this network namespace, so no event will come", start},
 			{"conntrack table", Warn, "its fill cannot be told: no such file or directory", ""},
 			{"conntrack buckets", Warn, "cannot be told: no such file or directory", ""},
+			{"conntrack timeouts", Warn, "cannot be told: no such file or directory", ""},
+			{"expectations", Warn, "cannot be told: no such file or directory", ""},
+			{"conntrack log", Warn, "cannot be told: no such file or directory", ""},
 		}},
 		{"no netfilter netlink", func(k *fake, _ map[string]string) {
 			k.tableErr = fmt.Errorf("dial: %w",
@@ -253,6 +267,27 @@ func TestChecks(t *testing.T) {
 			[]Result{{"conntrack buckets", Warn, "nf_conntrack_max is 1000, for 124 buckets: a table that fills makes " +
 				"every packet search lists of up to 16 entries",
 				"sysctl -w net.netfilter.nf_conntrack_buckets=1000, which takes 7.81 KiB; outside any container"}}},
+		{"idle connections stay for five days", func(_ *fake, p map[string]string) {
+			p[netfilter+"nf_conntrack_tcp_timeout_established"] = "432000\n"
+		}, []Result{{"conntrack timeouts", Pass, "nf_conntrack_tcp_timeout_established is 432000 s: the record of a connection that nobody " +
+			"ended comes up to 5 days late, and the flow takes its place in the table until then",
+			"to have it sooner: sysctl -w net.netfilter.nf_conntrack_tcp_timeout_established=86400; RFC 5382 asks for 7440 at least"}}},
+		{"idle connections break", func(_ *fake, p map[string]string) {
+			p[netfilter+"nf_conntrack_tcp_timeout_established"] = "7439\n"
+		}, []Result{{"conntrack timeouts", Warn, "nf_conntrack_tcp_timeout_established is 7439 s: connections that are idle for 2h3m59s " +
+			"break, and go on under another flow_id if at all",
+			"sysctl -w net.netfilter.nf_conntrack_tcp_timeout_established=7440, the least that RFC 5382 asks of a NAT, or more"}}},
+		{"many expectations", func(k *fake, _ map[string]string) { k.expected = 205 },
+			[]Result{{"expectations", Warn, "205 of 256: when they are full, what helpers let through fails: the data of FTP, the voice of SIP",
+				"see ctlogd list --expect, or raise the limit: sysctl -w net.netfilter.nf_conntrack_expect_max=1024"}}},
+		{"some expectations", func(k *fake, _ map[string]string) { k.expected = 204 },
+			[]Result{{"expectations", Pass, "204 of 256", ""}}},
+		{"expectations that cannot be counted", func(k *fake, _ map[string]string) { k.expectedErr = unix.EPERM },
+			[]Result{{"expectations", Pass, "256 at most; how many there are cannot be told", ""}}},
+		{"invalid packets are logged", func(_ *fake, p map[string]string) { p[netfilter+"nf_conntrack_log_invalid"] = "255\n" },
+			[]Result{{"conntrack log", Warn, "nf_conntrack_log_invalid is 255: of the packets that belong to no connection, the kernel logs each one; " +
+				"a flood of them takes the processor and fills the log",
+				"sysctl -w net.netfilter.nf_conntrack_log_invalid=0, when you have seen what you looked for"}}},
 		{"flowtables without counter", func(k *fake, _ map[string]string) {
 			k.tables = []flowtable{{1, "filter", "fast", false}, {2, "nat", "f", true}, {10, "t", "g", false}}
 		}, []Result{{"flowtables", Warn, "without counter: inet filter fast, ip6 t g; " +
@@ -628,11 +663,53 @@ func FuzzParse(f *testing.F) {
 		_, tablesErr := parseFlowtables([][]byte{body})
 		_, helpersErr := parseHelpers([][]byte{body})
 		_, listenersErr := parseListeners([][]byte{body})
-		if len(body) < 4 && (tableErr == nil || hooksErr == nil || tablesErr == nil || helpersErr == nil || listenersErr == nil) {
+		_, translationsErr := parseTranslations([][]byte{body})
+		if len(body) < 4 && (translationsErr == nil || tableErr == nil || hooksErr == nil || tablesErr == nil || helpersErr == nil || listenersErr == nil) {
 			t.Errorf("%x was understood", body)
 		}
 		if hooksErr == nil && len(names) != 1 {
 			t.Errorf("%d names of one answer", len(names))
 		}
 	})
+}
+
+// TestShared: where destinations are left out, a rule that makes several sources one address is told, unless each has ports.
+func TestShared(t *testing.T) {
+	many := translation{family: 2, table: "nat", chain: "postrouting"}
+	ports, one, mapped := many, many, many
+	ports.ports, one.one, mapped.unknown = true, true, true
+	for name, tt := range map[string]struct {
+		rules  []translation
+		err    error
+		status Status
+		want   string
+	}{
+		"none":          {nil, nil, Pass, "no rule of nftables translates several sources"},
+		"masquerade":    {[]translation{ports, many, one, many}, nil, Warn, "2 rules in ip nat postrouting translate several sources into one address, without ports of their own, and outputs.x[0] leaves"},
+		"ports, single": {[]translation{ports, one}, nil, Pass, "no rule of nftables translates several sources"},
+		"a map":         {[]translation{mapped}, nil, Pass, "1 rules translate by a map"},
+		"no rights":     {nil, unix.EPERM, Warn, "cannot be told without CAP_NET_ADMIN"},
+		"no nftables":   {nil, unix.EINVAL, Pass, "nftables is not there"},
+	} {
+		k, proc := healthy()
+		k.nat, k.nftErr = tt.rules, tt.err
+		h := build(t, k, proc)
+		found := false
+		for _, r := range h.run(t.Context(), Options{NoDestinations: []string{"outputs.x[0]"}}) {
+			if r.Name == "shared addresses" {
+				found = true
+				if r.Status != tt.status || !strings.Contains(r.Detail, tt.want) || (r.Remedy == "") != (tt.status == Pass) {
+					t.Errorf("%s: %+v", name, r)
+				}
+			}
+		}
+		if !found {
+			t.Errorf("%s: no such check", name)
+		}
+		for _, r := range h.run(t.Context(), Options{}) {
+			if r.Name == "shared addresses" {
+				t.Errorf("%s: it is made where no destination is left out", name)
+			}
+		}
+	}
 }

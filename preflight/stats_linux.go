@@ -99,3 +99,11 @@ func parseExpectations(answers [][]byte) (n uint32, err error) {
 	}
 	return n, nil
 }
+
+func (linux) expectations() (uint32, error) { return Expectations() }
+
+// ExpectationLimit returns how many expectations there may be.
+func ExpectationLimit() (uint32, error) {
+	n, err := host{proc: "/proc"}.number("nf_conntrack_expect_max")
+	return uint32(n), err
+}

@@ -255,6 +255,7 @@ func hostChecks(cfg *Config) preflight.Options {
 		certificate(name+".tls.ca", out.TLS.CA)
 		certificate(name+".tls.cert", out.TLS.Cert)
 	}
+	o.NoDestinations = cfg.withoutDestinations()
 	if dir := cfg.StateDirectory; dir != "" {
 		o.Outputs = append(o.Outputs, preflight.Output{Name: "state_directory", About: dir,
 			Check: func(context.Context) error { return mark.Check(dir) }})
@@ -268,6 +269,28 @@ func hostChecks(cfg *Config) preflight.Options {
 			Reach: func(ctx context.Context) (expires time.Time, err error) { return expires, m.Reach(ctx) }})
 	}
 	return o
+}
+
+// withoutDestinations names the outputs that leave destinations out.
+func (c *Config) withoutDestinations() (names []string) {
+	look := func(kind string, i int, drop []string) {
+		if slices.Contains(drop, "dst_ip") || slices.Contains(drop, "dst_port") {
+			names = append(names, fmt.Sprintf("outputs.%s[%d]", kind, i))
+		}
+	}
+	for i := range c.Outputs.JSONL {
+		look("jsonl", i, c.Outputs.JSONL[i].Fields.Drop)
+	}
+	for i := range c.Outputs.Kafka {
+		look("kafka", i, c.Outputs.Kafka[i].Fields.Drop)
+	}
+	for i := range c.Outputs.Archive {
+		look("archive", i, c.Outputs.Archive[i].Fields.Drop)
+	}
+	for i := range c.Outputs.Syslog {
+		look("syslog", i, c.Outputs.Syslog[i].Fields.Drop)
+	}
+	return names
 }
 
 // logChecks makes the checks for a daemon that starts, and logs what is amiss.

@@ -180,6 +180,7 @@ func askKernel() (k monitor.Kernel) {
 	if k.Expectations, err = preflight.Expectations(); err != nil {
 		return monitor.Kernel{Error: "ask for the statistics of expectations: " + err.Error()}
 	}
+	k.ExpectLimit, _ = preflight.ExpectationLimit()
 	stats, err := preflight.Stats()
 	if err != nil {
 		return monitor.Kernel{Error: "ask for conntrack's statistics: " + err.Error()}
