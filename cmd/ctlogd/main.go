@@ -123,7 +123,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return errors.New("no command given; use run, check, status, tap, top, whois, ipfix or version")
+			return errors.New("no command given; use run, check, status, tap, top, list, whois, verify, ipfix or version")
 		},
 	}
 	root.Version = versionText()

@@ -59,7 +59,7 @@ func TestExitCodes(t *testing.T) {
 	}{
 		{"version", exitOK, ""},
 		{"--help", exitOK, ""},
-		{"", exitUsage, "ctlogd: no command given; use run, check, status, tap, top, ipfix or version\nsee ctlogd --help\n"},
+		{"", exitUsage, "ctlogd: no command given; use run, check, status, tap, top, list, whois, verify, ipfix or version\nsee ctlogd --help\n"},
 		{"start", exitUsage, "ctlogd: unknown command \"start\" for \"ctlogd\"\nsee ctlogd --help\n"},
 		{"run flows", exitUsage, "ctlogd: unknown command \"flows\" for \"ctlogd run\"\nsee ctlogd run --help\n"},
 		{"run --fix", exitUsage, "ctlogd: unknown flag: --fix\nsee ctlogd run --help\n"},
