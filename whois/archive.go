@@ -283,16 +283,7 @@ func (h *archiveHost) facts(q *Question) *facts {
 		f.problems = append(f.problems, Reason{Kind: "catalog", Host: h.Name, Text: fmt.Sprintf(
 			"The catalog is damaged (%v), so segments that it named are not known. ctlogd verify tells more.", err)})
 	}
-	for i := range h.checks {
-		c := &h.checks[i]
-		if c.Whole && int64(c.Ended) <= q.From {
-			f.before = c
-		}
-		if c.Whole && int64(c.Began) >= q.To+int64(c.MinAge) {
-			f.after = c
-			break
-		}
-	}
+	f.bound(h.checks, q)
 	for _, l := range h.Removed(q.From, q.To) {
 		if f.after == nil || int64(l.Removed.First) <= int64(f.after.Ended) {
 			f.removed = append(f.removed, l)

@@ -1,6 +1,7 @@
 package whois
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"slices"
@@ -63,6 +64,7 @@ type Table struct {
 // kept are rows that were read once for all questions.
 type kept struct {
 	rows []row
+	by   map[flow.Addr][]int // which of them have an address
 	over bool
 }
 
@@ -74,17 +76,41 @@ func (k *kept) add(r row) {
 	own := flow.NewBatch(1, nil)
 	own.Append([]flow.Record{*r.Record})
 	r.Record = &own.Records[0]
+	if k.by == nil {
+		k.by = map[flow.Addr][]int{}
+	}
+	ends := []flow.Addr{r.Orig.Src, r.Orig.Dst, r.Reply.Src, r.Reply.Dst}
+	for i, a := range ends {
+		if !slices.Contains(ends[:i], a) {
+			k.by[a] = append(k.by[a], len(k.rows))
+		}
+	}
 	k.rows = append(k.rows, r)
 }
 
 // answer appends the rows that a question is about.
 func (k *kept) answer(rows []row, q *Question, since int64) []row {
+	among, all := []int(nil), false
+	if a, ok := q.key(); ok {
+		among = k.by[flow.AddrFrom(a.Addr)]
+	} else {
+		all = true
+	}
 	for i, query := range q.queries(since) {
-		for _, r := range k.rows {
+		take := func(r row) {
 			if query.Matches(r.Record) {
 				r.incoming = i == 1
 				rows = append(rows, r)
 			}
+		}
+		if all {
+			for _, r := range k.rows {
+				take(r)
+			}
+			continue
+		}
+		for _, n := range among {
+			take(k.rows[n])
 		}
 	}
 	return rows
@@ -95,40 +121,58 @@ func isFlow(r *flow.Record) bool {
 	return (r.Event == flow.EventDestroy || r.Event == flow.EventOpen) && r.Has&flow.HasOrig != 0
 }
 
-// wanted returns what tells a record that one of the questions may be about from the many others. It is quick.
-func wanted(questions []*Question) func(r *flow.Record) bool {
-	addrs := map[flow.Addr]bool{}
-	var others []*Question
-	for _, q := range questions {
-		switch {
-		case q.Public.Addr.IsValid():
-			addrs[flow.AddrFrom(q.Public.Addr)] = true
-		case q.Src.IsValid() && q.Src.IsSingleIP():
-			addrs[flow.AddrFrom(q.Src.Addr())] = true
-		case q.Dst.Addr.IsValid():
-			addrs[flow.AddrFrom(q.Dst.Addr)] = true
-		default:
-			others = append(others, q)
-		}
+// key returns an address, and perhaps a port, that every row has that the question is about. ok is false if there is none.
+func (q *Question) key() (e End, ok bool) {
+	switch {
+	case q.Public.Addr.IsValid():
+		return q.Public, true
+	case q.Src.IsValid() && q.Src.IsSingleIP():
+		return End{q.Src.Addr(), q.SrcEnd.Port, q.SrcEnd.HasPort}, true
+	case q.Src.IsValid():
+		return e, false
 	}
+	return q.Dst, true
+}
+
+// wanted returns what tells a record that one of the questions may be about from the many others. It is quick, however
+// many questions there are.
+func wanted(questions []*Question) func(r *flow.Record) bool {
+	type end struct {
+		addr flow.Addr
+		port uint16
+	}
+	addrs, ends := map[flow.Addr]bool{}, map[end]bool{} // true: whatever the port
+	var prefixes []*Question
 	least, most := int64(1<<62), int64(0)
 	for _, q := range questions {
 		least, most = min(least, q.From), max(most, q.To)
+		e, ok := q.key()
+		if !ok {
+			prefixes = append(prefixes, q)
+			continue
+		}
+		a := flow.AddrFrom(e.Addr)
+		addrs[a] = addrs[a] || !e.HasPort
+		if e.HasPort {
+			ends[end{a, e.Port}] = true
+		}
 	}
 	least -= int64(lookBack)
+	has := func(a flow.Addr, ports ...uint16) bool {
+		any, ok := addrs[a]
+		return ok && (any || slices.ContainsFunc(ports, func(p uint16) bool { return ends[end{a, p}] }))
+	}
 	return func(r *flow.Record) bool {
 		if !isFlow(r) {
 			return false
 		}
-		start, end, known := archive.Lifetime(r)
-		if r.Has&flow.Stepped == 0 && (end < least || known && start > most) {
+		start, last, known := archive.Lifetime(r)
+		if r.Has&flow.Stepped == 0 && (last < least || known && start > most) {
 			return false
 		}
-		if !(addrs[r.Orig.Src] || addrs[r.Orig.Dst] || addrs[r.Reply.Src] || addrs[r.Reply.Dst]) &&
-			!slices.ContainsFunc(others, func(q *Question) bool { return q.matches(r) }) {
-			return false
-		}
-		return slices.ContainsFunc(questions, func(q *Question) bool { return q.matches(r) })
+		o, p := &r.Orig, &r.Reply
+		return has(o.Src, o.SrcPort) || has(o.Dst, o.DstPort) || has(p.Src, p.SrcPort) || has(p.Dst, p.DstPort, p.SrcPort) ||
+			slices.ContainsFunc(prefixes, func(q *Question) bool { return q.matches(r) })
 	}
 }
 
@@ -145,6 +189,21 @@ func (f *facts) since(q *Question) int64 {
 		since = min(since, int64(f.before.Began))
 	}
 	return max(since, 1)
+}
+
+// bound sets the checkpoints before and after the time asked for.
+func (f *facts) bound(checks []archive.Checkpoint, q *Question) {
+	slices.SortFunc(checks, func(a, b archive.Checkpoint) int { return cmp.Compare(a.Began, b.Began) })
+	for i := range checks {
+		c := &checks[i]
+		if c.Whole && int64(c.Ended) <= q.From {
+			f.before = c
+		}
+		if c.Whole && int64(c.Began) >= q.To+int64(c.MinAge) {
+			f.after = c
+			return
+		}
+	}
 }
 
 // idOf returns the flow's identity in hex.

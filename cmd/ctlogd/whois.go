@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"runtime/debug"
 	"time"
 
@@ -209,6 +207,11 @@ func (o *whoisOptions) source(ctx context.Context) (s whois.Source, cfg *Config,
 			paths = append(paths, a.Path)
 		}
 		if len(paths) == 0 {
+			for _, j := range cfg.Outputs.JSONL {
+				paths = append(paths, whois.Files(j.Path)...)
+			}
+		}
+		if len(paths) == 0 {
 			return nil, nil, fmt.Errorf("%s has no outputs.archive; name an archive, or files of JSON lines, with --archive", o.config)
 		}
 	}
@@ -216,7 +219,7 @@ func (o *whoisOptions) source(ctx context.Context) (s whois.Source, cfg *Config,
 	if cfg != nil && !o.noTable {
 		table = &whois.Table{Host: cfg.Host, Observer: cfg.Observer, Read: readTable}
 	}
-	s, err = whois.OpenArchive(paths, o.hosts, table)
+	s, err = whois.Open(paths, o.hosts, table)
 	return s, cfg, err
 }
 
@@ -235,6 +238,3 @@ func readTable(ctx context.Context, visit func(*flow.Record)) error {
 // settleTime is how long a record may be on its way from the kernel to an output that keeps up: a batch is 50 ms old at
 // most.
 const settleTime = 250 * time.Millisecond
-
-var _ = filepath.Clean
-var _ = os.Stdout

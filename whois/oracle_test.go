@@ -1,0 +1,437 @@
+package whois
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/ctlogd/ctlogd/archive"
+	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/output/format"
+)
+
+const hour = int64(time.Hour)
+
+var worldStart = time.Date(2026, 11, 27, 0, 0, 0, 0, time.UTC).UnixNano()
+
+// world is a firewall of which everything is known: which flows lived when, and what was recorded of them.
+type world struct {
+	host  string
+	flows []flow.Record // as their end would tell, whether it was recorded or not
+	recs  []*flow.Record
+	gaps  []flow.Record
+	dumps []int64 // whole checkpoints
+	end   int64
+}
+
+// newWorld makes nine hours of a firewall: flows of all kinds, checkpoints each hour, gaps in which ends were lost, records
+// that came twice.
+func newWorld(host string, n int, seed uint64) *world {
+	rng := rand.New(rand.NewPCG(seed, 7))
+	w := &world{host: host, end: worldStart + 9*hour}
+	for _, g := range []struct {
+		from, to int64
+		cause    flow.Cause
+		lost     bool
+	}{{65, 68, flow.CauseReboot, false}, {150, 152, flow.CauseOverrun, true}, {151, 155, flow.CauseQueueFull, true}} {
+		b := flow.NewBatch(1, nil)
+		r := b.Next()
+		r.Event, r.Start, r.Stop = flow.EventGap, worldStart+g.from*int64(time.Minute), worldStart+g.to*int64(time.Minute)
+		r.Received = r.Stop + 5
+		b.Extra(r).Gap = flow.Gap{Cause: g.cause, Lost: 3, LostKnown: g.lost}
+		w.gaps = append(w.gaps, *r)
+	}
+	for i := range n {
+		var f flow.Record
+		f.Event = flow.EventDestroy
+		f.Has = flow.HasOrig | flow.HasReply | flow.HasStatus | flow.HasCounters
+		f.Start = worldStart - hour + rng.Int64N(10*hour)
+		life := int64(rng.ExpFloat64() * float64(40*time.Second))
+		if rng.IntN(50) == 0 {
+			life = hour + int64(rng.ExpFloat64()*float64(2*hour))
+		}
+		f.Stop = f.Start + life
+		f.Received = f.Stop + 1000
+		f.OrigCounters = flow.Counters{Packets: 3, Bytes: 1 + rng.Uint64N(1e6)}
+		src := flow.AddrFrom4([4]byte{10, 64, 0, byte(rng.IntN(200))})
+		dst := flow.AddrFrom4([4]byte{198, 51, 100, byte(rng.IntN(250))})
+		pub := flow.AddrFrom4([4]byte{203, 0, 113, byte(rng.IntN(4))})
+		proto := []flow.Proto{flow.TCP, flow.TCP, flow.UDP, flow.UDP, flow.ICMP, flow.GRE}[rng.IntN(6)]
+		port, out, to := uint16(1024+rng.IntN(40000)), uint16(2000+rng.IntN(400)), uint16(1+rng.IntN(3)*100)
+		switch i % 20 {
+		case 0: // IPv6, as it is
+			src, dst = flow.AddrFrom(netip.MustParseAddr(fmt.Sprintf("2001:db8:1::%x", 1+rng.IntN(50)))), flow.AddrFrom(netip.MustParseAddr("2001:db8:99::1"))
+			f.Orig = flow.Tuple{Src: src, Dst: dst, SrcPort: port, DstPort: to, Proto: flow.TCP, V6: true}
+			f.Reply = flow.Tuple{Src: dst, Dst: src, SrcPort: to, DstPort: port, Proto: flow.TCP, V6: true}
+		case 1: // a forwarded port
+			f.Orig = flow.Tuple{Src: dst, Dst: pub, SrcPort: port, DstPort: out, Proto: flow.TCP}
+			f.Reply = flow.Tuple{Src: src, Dst: dst, SrcPort: 80, DstPort: port, Proto: flow.TCP}
+		default:
+			f.Orig = flow.Tuple{Src: src, Dst: dst, SrcPort: port, DstPort: to, Proto: proto}
+			f.Reply = flow.Tuple{Src: dst, Dst: pub, SrcPort: to, DstPort: out, Proto: proto}
+			if proto == flow.ICMP {
+				f.Orig.DstPort = 8 << 8
+				f.Reply.SrcPort, f.Reply.DstPort = out, 0
+			}
+			if i%20 == 2 {
+				f.Has |= flow.HasZone
+				f.Zone = 7
+			}
+		}
+		w.flows = append(w.flows, f)
+		// Two hold one public address and port for some time, as Linux lets them.
+		if i%4 == 3 && proto.HasPorts() && !f.Orig.V6 {
+			g := f
+			g.Start, g.Stop = f.Start+life/4, f.Stop+life/4+1e9
+			g.Received = g.Stop + 1000
+			last := g.Orig.Src.As4()
+			g.Orig.Src = flow.AddrFrom4([4]byte{10, 64, 1, last[3]})
+			g.Orig.Dst = flow.AddrFrom4([4]byte{198, 51, 101, 9})
+			g.Reply.Src = g.Orig.Dst
+			w.flows = append(w.flows, g)
+		}
+	}
+	for i := range w.flows {
+		f := &w.flows[i]
+		if f.Stop < worldStart || f.Stop > w.end || slices.ContainsFunc(w.gaps, func(g flow.Record) bool { return g.Start <= f.Stop && f.Stop <= g.Stop }) {
+			continue
+		}
+		w.recs = append(w.recs, f)
+		if rng.IntN(20) == 0 {
+			w.recs = append(w.recs, f)
+		}
+	}
+	for t := worldStart + hour/2; t < w.end; t += hour {
+		b := flow.NewBatch(1, nil)
+		r := b.Next()
+		r.Event, r.Start, r.Stop, r.Received, r.Timeout = flow.EventOpen, t, t+2e9, t+2e9, 3600
+		b.Extra(r).Checkpoint = flow.CheckpointWhole
+		if len(w.dumps) == 2 { // one was cut short
+			b.Extra(r).Checkpoint = flow.CheckpointPartial
+			w.dumps = append(w.dumps, 0)
+		} else {
+			w.dumps = append(w.dumps, t)
+			for i := range w.flows {
+				if f := &w.flows[i]; f.Start <= t-hour && f.Stop > t+1e9 {
+					o := *f
+					o.Event, o.Stop, o.Received = flow.EventOpen, 0, t+1e9
+					o.Extra = &flow.Extra{Checkpoint: flow.CheckpointOpen}
+					w.recs = append(w.recs, &o)
+				}
+			}
+		}
+		w.recs = append(w.recs, r)
+	}
+	for i := range w.gaps {
+		w.recs = append(w.recs, &w.gaps[i])
+	}
+	slices.SortStableFunc(w.recs, func(a, b *flow.Record) int {
+		at, _ := a.Time()
+		bt, _ := b.Time()
+		if a.Checkpoint() >= flow.CheckpointWhole {
+			at++
+		}
+		return int(max(-1, min(1, at-bt)))
+	})
+	return w
+}
+
+// archiveOf writes a world's records as the daemon does.
+func (w *world) archive(t testing.TB, dir string, perSegment uint64) {
+	t.Helper()
+	clock := worldStart
+	a, err := archive.Open(archive.Options{Dir: dir, Host: w.host, Observer: "obs-" + w.host, Interval: time.Hour, Records: perSegment, Sync: archive.SyncNever,
+		Compression: "none", Now: func() time.Time { return time.Unix(0, clock) },
+		Seal: func(_ context.Context, path string) (s archive.Sealed, err error) {
+			s.Segment, s.Date, err = archive.Seal(path)
+			return s, err
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for recs := w.recs; len(recs) > 0; {
+		n := min(500, len(recs))
+		if _, err := a.Append(recs[:n]); err != nil {
+			t.Fatal(err)
+		}
+		recs = recs[n:]
+	}
+	for deadline := time.Now().Add(time.Minute); a.Stats.RowLogs.Load() > 1; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the row logs are not sealed")
+		}
+	}
+	if err := a.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// lines writes a world's records as JSON lines.
+func (w *world) lines(t testing.TB, path string, from, to int) {
+	t.Helper()
+	enc, err := format.New("flat", format.Options{Host: w.host, Observer: "obs-" + w.host})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b []byte
+	for _, r := range w.recs[from:to] {
+		if r.Checkpoint() >= flow.CheckpointWhole {
+			b = archive.AppendCheckpoint(b, &archive.Origin{Host: w.host}, r)
+		} else {
+			b = enc.Append(b, r)
+		}
+		b = append(b, '\n')
+	}
+	var out bytes.Buffer
+	switch filepath.Ext(path) {
+	case ".gz":
+		z := gzip.NewWriter(&out)
+		_, _ = z.Write(b)
+		z.Close()
+	case ".zst":
+		z, _ := zstd.NewWriter(&out)
+		_, _ = z.Write(b)
+		z.Close()
+	default:
+		out.Write(b)
+	}
+	if err := os.WriteFile(path, out.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// asked reports whether a flow is one that the question is about; time is looked at elsewhere. It knows of nothing that
+// the code under test uses.
+func asked(q *Question, f *flow.Record) bool {
+	v4 := func(a flow.Addr) netip.Addr { return netip.AddrFrom16(a).Unmap() }
+	o, p := f.Orig, f.Reply
+	if q.HasProto && q.Proto != o.Proto {
+		return false
+	}
+	far := func(ends ...End) bool {
+		return !q.Dst.Addr.IsValid() || slices.ContainsFunc(ends, func(e End) bool {
+			return e.Addr == q.Dst.Addr && (!q.Dst.HasPort || e.Port == q.Dst.Port)
+		})
+	}
+	outPort := p.DstPort
+	if o.Proto == flow.ICMP {
+		outPort = p.SrcPort
+	}
+	dnat := o.Dst != p.Src || o.DstPort != p.SrcPort && o.Proto != flow.ICMP
+	switch {
+	case q.Public.Addr.IsValid():
+		source := v4(p.Dst) == q.Public.Addr && (!q.Public.HasPort || outPort == q.Public.Port) && far(End{Addr: v4(o.Dst), Port: o.DstPort}, End{Addr: v4(p.Src), Port: p.SrcPort})
+		forwarded := dnat && o.Proto != flow.ICMP && v4(o.Dst) == q.Public.Addr && (!q.Public.HasPort || o.DstPort == q.Public.Port) && far(End{Addr: v4(o.Src), Port: o.SrcPort})
+		return source || forwarded
+	case q.Src.IsValid():
+		return q.Src.Contains(v4(o.Src)) && (!q.SrcEnd.HasPort || q.SrcEnd.Port == o.SrcPort) && far(End{Addr: v4(o.Dst), Port: o.DstPort}, End{Addr: v4(p.Src), Port: p.SrcPort})
+	}
+	return far(End{Addr: v4(o.Dst), Port: o.DstPort}, End{Addr: v4(p.Src), Port: p.SrcPort})
+}
+
+func nameOf(host string, f *flow.Record) string {
+	return fmt.Sprint(host, " ", f.Orig.SrcAddr(), f.Orig.SrcPort, f.Orig.DstAddr(), f.Orig.DstPort, f.Orig.Proto, f.Zone, " ", f.Start)
+}
+
+// oracle answers a question by looking at all there is.
+type oracle struct {
+	certain  []string // flows that the records show to have been alive
+	truth    []string // flows that were
+	complete bool     // no gap may hide one
+	people   map[string]bool
+}
+
+func ask(worlds []*world, q *Question) (o oracle) {
+	o.complete = true
+	o.people = map[string]bool{}
+	for _, w := range worlds {
+		for i := range w.flows {
+			if f := &w.flows[i]; asked(q, f) && f.Start <= q.To && f.Stop >= q.From {
+				o.truth = append(o.truth, nameOf(w.host, f))
+			}
+		}
+		for _, r := range w.recs {
+			t, _ := r.Time()
+			if r.Event == flow.EventGap || r.Checkpoint() >= flow.CheckpointWhole || !asked(q, r) || r.Start > q.To || t < q.From {
+				continue
+			}
+			if r.Event == flow.EventOpen { // its end may be on record too; either shows that it was alive
+				if t < q.From {
+					continue
+				}
+			}
+			o.certain = append(o.certain, nameOf(w.host, r))
+			who := fmt.Sprint(r.Orig.SrcAddr(), r.Zone)
+			if r.Reply.Src != r.Orig.Dst && q.Public.Addr.IsValid() {
+				who = fmt.Sprint(r.Reply.SrcAddr(), r.Zone)
+			}
+			o.people[who] = true
+		}
+		until := int64(0)
+		for _, d := range w.dumps {
+			if d >= q.To+hour && until == 0 {
+				until = d + 2e9
+			}
+		}
+		if until == 0 {
+			o.complete = false // who is alive still has no record
+			until = 1 << 62
+		}
+		first, _ := w.recs[0].Time()
+		if q.From < first {
+			o.complete = false
+		}
+		for _, g := range w.gaps {
+			if g.Stop >= q.From && g.Start <= until {
+				o.complete = false
+			}
+		}
+	}
+	slices.Sort(o.certain)
+	o.certain = slices.Compact(o.certain)
+	slices.Sort(o.truth)
+	return o
+}
+
+// questions makes questions about a world: half of moments when nobody held what is asked for, some of which several held, some
+// in gaps.
+func (w *world) questions(n int, seed uint64) (all []*Question) {
+	rng := rand.New(rand.NewPCG(seed, 9))
+	for i := 0; len(all) < n; i++ {
+		f := &w.flows[rng.IntN(len(w.flows))]
+		q := new(Question)
+		q.From = f.Start + rng.Int64N(max(1, f.Stop-f.Start))
+		switch rng.IntN(10) {
+		case 0, 1, 2, 3: // any moment
+			q.From = worldStart + rng.Int64N(9*hour)
+		case 4: // in or around a gap
+			g := w.gaps[rng.IntN(len(w.gaps))]
+			q.From = g.Start - int64(time.Minute) + rng.Int64N(g.Stop-g.Start+2*int64(time.Minute))
+		case 5: // beyond the records
+			if i%4 == 0 {
+				q.From = worldStart - rng.Int64N(hour)
+			}
+		}
+		q.To = q.From
+		if rng.IntN(4) == 0 {
+			q.To += rng.Int64N(int64(time.Second))
+		}
+		out := f.Reply.DstPort
+		if f.Orig.Proto == flow.ICMP {
+			out = f.Reply.SrcPort
+		}
+		pub := End{Addr: f.Reply.DstAddr(), Port: out, HasPort: true}
+		if f.Reply.Src != f.Orig.Dst {
+			pub = End{Addr: f.Orig.DstAddr(), Port: f.Orig.DstPort, HasPort: true}
+		}
+		switch rng.IntN(10) {
+		case 0:
+			q.Src, q.SrcEnd = netip.PrefixFrom(f.Orig.SrcAddr(), f.Orig.SrcAddr().BitLen()), End{Addr: f.Orig.SrcAddr()}
+			if rng.IntN(2) == 0 {
+				q.SrcEnd.Port, q.SrcEnd.HasPort = f.Orig.SrcPort, true
+			}
+		case 1:
+			q.Dst = End{Addr: f.Orig.DstAddr(), Port: f.Orig.DstPort, HasPort: f.Orig.Proto.HasPorts()}
+		case 2:
+			q.Public = pub
+			q.Dst = End{Addr: f.Orig.DstAddr(), Port: f.Orig.DstPort, HasPort: f.Orig.Proto.HasPorts() && rng.IntN(2) == 0}
+		case 3:
+			q.Public, q.Proto, q.HasProto = pub, f.Orig.Proto, true
+		case 4:
+			q.Src = netip.PrefixFrom(f.Orig.SrcAddr(), f.Orig.SrcAddr().BitLen()-4).Masked()
+		default:
+			q.Public = pub
+		}
+		if q.Validate(time.Unix(0, w.end).Add(24*time.Hour)) == nil {
+			all = append(all, q)
+		}
+	}
+	return all
+}
+
+// TestOracle: random questions are answered, from an archive and from JSON lines, as a scan of everything in memory answers
+// them; and what is called complete is the truth.
+func TestOracle(t *testing.T) {
+	n, flows := 1000, 5000
+	if os.Getenv("CTLOGD_LONG") != "" {
+		n, flows = 10000, 60000
+	}
+	worlds := []*world{newWorld("gw1", flows, 1), newWorld("gw2", flows/10, 2)}
+	dir, files := t.TempDir(), t.TempDir()
+	for _, w := range worlds {
+		w.archive(t, dir, uint64(len(w.recs)/2))
+		third := len(w.recs) / 3
+		w.lines(t, filepath.Join(files, w.host+".jsonl.2.gz"), 0, third)
+		w.lines(t, filepath.Join(files, w.host+".jsonl.1.zst"), third, 2*third)
+		w.lines(t, filepath.Join(files, w.host+".jsonl"), 2*third, len(w.recs))
+	}
+	questions := slices.Concat(worlds[0].questions(n*9/10, 3), worlds[1].questions(n/10, 4))
+	for _, from := range []string{dir, files} {
+		s, err := Open([]string{from}, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Prepare(context.Background(), questions); err != nil {
+			t.Fatal(err)
+		}
+		verdicts, incomplete, wrong := map[string]int{}, 0, 0
+		for i, q := range questions {
+			a, err := Ask(context.Background(), s, q, time.Unix(0, worlds[0].end))
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := ask(worlds, q)
+			var certain []string
+			people := map[string]bool{}
+			doubtful := 0
+			for _, h := range a.Holders {
+				if !h.Certain() {
+					doubtful++
+					continue
+				}
+				certain = append(certain, nameOf(h.host, h.Record))
+				people[h.Subscriber] = true
+			}
+			slices.Sort(certain)
+			bad := ""
+			switch {
+			case !slices.Equal(certain, want.certain):
+				bad = "holders"
+			case a.Complete != (want.complete && doubtful == 0):
+				bad = "completeness"
+			case a.Complete && !slices.Equal(certain, want.truth):
+				bad = "truth"
+			case doubtful == 0 && !(q.Src.IsValid() && !q.Src.IsSingleIP()) && len(want.people) != len(people):
+				bad = "subscribers"
+			case doubtful == 0 && a.Verdict != map[bool]string{true: None}[len(people) == 0]+map[bool]string{true: Sole}[len(people) == 1]+map[bool]string{true: Ambiguous}[len(people) > 1]:
+				bad = "verdict"
+			case a.Verdict == Ambiguous && a.Decides == "":
+				bad = "decides"
+			}
+			if bad != "" {
+				if wrong++; wrong < 5 {
+					t.Errorf("question %d, %s: %s: %d holders, %d in doubt, complete %t, %s; want %d, complete %t, truth %d", i, q.words(), bad,
+						len(certain), doubtful, a.Complete, a.Verdict, len(want.certain), want.complete, len(want.truth))
+				}
+			}
+			verdicts[a.Verdict]++
+			if !a.Complete {
+				incomplete++
+			}
+		}
+		t.Logf("%s: %d questions, %v, %d incomplete, %d wrong", from, len(questions), verdicts, incomplete, wrong)
+		if verdicts[None] < n*3/10 || verdicts[Ambiguous] < n/10 || verdicts[Sole] < n/10 || incomplete < n/10 || incomplete > n*9/10 {
+			t.Errorf("the questions are too much alike")
+		}
+	}
+}
