@@ -38,17 +38,24 @@ type app struct {
 	keeper   *mark.Keeper
 	retiring sync.WaitGroup // queues that a reload has taken out
 
-	end     context.Context // from the moment at which it is told to end: bounds the end
-	stopEnd context.CancelFunc
+	end    ending
+	state  state           // for snapshot
+	server *monitor.Server // shows it
+}
 
-	// For snapshot.
+// ending is the end of the daemon, once that is told to end.
+type ending struct {
+	ctx  context.Context // bounds the end
+	stop context.CancelFunc
+}
+
+// state is what snapshot shows and no other part of the daemon has.
+type state struct {
 	started  time.Time
 	delivery string
 	stopping atomic.Bool
 	reloads  reloads
 	kernel   kernel
-
-	server *monitor.Server // shows it
 }
 
 // runDaemon logs flows as cfg says until ctx ends, then delivers what is left.
@@ -107,20 +114,20 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, ow
 	a.keepUnrecorded()
 	shown.Close() // behind the last records
 	a.keeper.Finish(socket)
-	a.report(time.Since(a.started))
+	a.report(time.Since(a.state.started))
 	return err
 }
 
 // settle begins the end: the outputs settle, within the time. No reload is under way any more.
 func (a *app) settle() {
-	a.end, a.stopEnd = context.WithTimeout(context.Background(), a.cfg.ShutdownTimeout)
+	a.end.ctx, a.end.stop = context.WithTimeout(context.Background(), a.cfg.ShutdownTimeout)
 	a.log.Info("told to end, delivering what is left", zap.Duration("at_most", a.cfg.ShutdownTimeout))
 	a.manager.stopping()
-	a.stopping.Store(true)
+	a.state.stopping.Store(true)
 	if openAtEnd(a.cfg.Input.Conntrack.OpenAtShutdown) {
 		a.source.RequestOpen()
 	}
-	a.pipeline.Settle(a.end)
+	a.pipeline.Settle(a.end.ctx)
 }
 
 // newApp builds the whole daemon. It opens the netlink socket and nothing else: each output, and the state directory, is
@@ -128,8 +135,8 @@ func (a *app) settle() {
 func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 	sockets := ownflow.New()
 	a := &app{cfg: cfg, log: log, manager: m, sockets: sockets, outputs: planOutputs(cfg, log, sockets),
-		started: time.Now(), delivery: cfg.Input.Conntrack.Delivery}
-	a.reloads.rename(cfg.Host, cfg.Observer)
+		state: state{started: time.Now(), delivery: cfg.Input.Conntrack.Delivery}}
+	a.state.reloads.rename(cfg.Host, cfg.Observer)
 	var queues []*deliver.Queue
 	for i := range a.outputs {
 		queues = append(queues, a.outputs[i].queue(log))
@@ -149,7 +156,7 @@ func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 	}
 	a.source.Checkpoints(cfg.Outputs.checkpoints())
 	reading := input.Options{Log: log.Named("input"), FinishUntil: func() time.Time {
-		until, _ := a.end.Deadline()
+		until, _ := a.end.ctx.Deadline()
 		return until
 	}}
 	if m.watchdog > 0 {
@@ -159,7 +166,7 @@ func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 	return a, nil
 }
 
-// keepUnrecorded has the mark tell of what the guard has thrown away after the reader had ended.
+// keepUnrecorded puts into the mark what the guard has thrown away after the reader had ended.
 func (a *app) keepUnrecorded() {
 	from, to, gap, ok := a.source.Unrecorded()
 	if !ok {
@@ -170,8 +177,8 @@ func (a *app) keepUnrecorded() {
 	}
 }
 
-// socket returns the netlink socket as the mark knows it, nil if the kernel does not tell which one it is. cfg is what the
-// process was started with.
+// socket returns the netlink socket as the mark describes it; nil if the kernel does not identify it. cfg is what the process
+// was started with.
 func (a *app) socket(cfg *Config) *mark.Socket {
 	cookie, drops, err := a.source.Dropped()
 	if err != nil {
@@ -185,7 +192,7 @@ func (a *app) socket(cfg *Config) *mark.Socket {
 // stages returns what a batch passes before the outputs.
 func (a *app) stages() []pipeline.Stage { return []pipeline.Stage{a.helpers, a.sockets, a.selected} }
 
-// choose has the stages let through what cfg asks for. Once the reader runs, it is its goroutine that calls it.
+// choose sets the stages to what cfg asks for. Once the reader runs, its goroutine alone calls choose.
 func (a *app) choose(cfg *Config) {
 	in := cfg.inputConfig()
 	a.helpers.SetLabels(in.Labels)
@@ -195,7 +202,7 @@ func (a *app) choose(cfg *Config) {
 		a.source.Checkpoints(cfg.Outputs.checkpoints())
 	}
 	a.selected.Events = [flow.EventGap]bool{
-		flow.EventOpen:      true, // there are those that were asked for
+		flow.EventOpen:      true, // there are none but those that were asked for
 		flow.EventExpectNew: in.Expectations, flow.EventExpectDestroy: in.Expectations,
 	}
 	for _, e := range in.Events {
@@ -217,8 +224,8 @@ const lastClose = time.Second
 
 // close delivers what is queued, within what is left of the time, and gives everything back, in reverse order of building.
 func (a *app) close() {
-	defer a.stopEnd()
-	ctx := a.end
+	defer a.end.stop()
+	ctx := a.end.ctx
 	if until, _ := ctx.Deadline(); time.Until(until) < lastClose {
 		least, cancel := context.WithTimeout(context.Background(), lastClose)
 		defer cancel()
@@ -231,13 +238,13 @@ func (a *app) close() {
 	}
 }
 
-// show opens the socket for those who look on. Logging does not depend on it.
+// show opens the socket for tap, top and status. Logging does not depend on it.
 func (a *app) show() *live.Server {
 	cfg, log := a.cfg, a.log.Named("live")
 	s := live.NewServer(live.Options{Pipeline: a.pipeline, Snapshot: a.snapshot, Table: ctnetlink.ReadTable,
 		Talkers: cfg.Live.Talkers, Log: log,
 		Encoder: func() (format.Encoder, error) {
-			host, observer := a.reloads.names()
+			host, observer := a.state.reloads.names()
 			return format.New("", format.Options{Host: host, Observer: observer})
 		}})
 	if cfg.Live.Socket != "" && cfg.Live.Socket != live.NoSocket {

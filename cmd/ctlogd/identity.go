@@ -105,6 +105,6 @@ func (a *app) identify(ctx context.Context) {
 		a.log.Error("the records go on with the old one", zap.Error(err))
 		return
 	}
-	a.reloads.rename(cfg.Host, cfg.Observer)
+	a.state.reloads.rename(cfg.Host, cfg.Observer)
 	logIdentity(&cfg, a.log.Named("check"))
 }

@@ -19,8 +19,8 @@ const keptName = "conntrack"
 // sendWithin is how many seconds a message to the manager may take.
 const sendWithin = 1
 
-// manager is the service manager that started the process, told what becomes of it as sd_notify(3) describes. Without
-// one nothing is told. Its methods may be called from any goroutine, but for petting, which one goroutine does.
+// manager is the service manager that started the process. It is told how the process does, as sd_notify(3) describes.
+// Without a manager the methods do nothing. Any goroutine may call them, but pet, which is for one goroutine.
 type manager struct {
 	fd   int // a socket of ours, -1 without a manager
 	addr *unix.SockaddrUnix
@@ -34,8 +34,8 @@ type manager struct {
 	petted   time.Time
 }
 
-// findManager looks for a manager in the environment, which is cleared of it, and takes what the manager has kept. It
-// comes before all that can fail: a kept socket that nobody reads makes the kernel hold ended flows in its table.
+// findManager looks for a manager in the environment, clears the environment of it, and takes what the manager has kept. It
+// is called before anything that can fail: a kept socket that nobody reads makes the kernel hold ended flows in its table.
 func findManager() *manager {
 	m := &manager{fd: -1, log: zap.NewNop()}
 	env := func(name string) string {
@@ -106,8 +106,8 @@ func (m *manager) reloading() {
 // stopping says that the process is ending.
 func (m *manager) stopping() { _ = m.send("STOPPING=1\nSTATUS=delivering what is left", 0) }
 
-// abandon gives up what is kept, unless the process came to be ready: the kernel need not hold anything back for one
-// that cannot start.
+// abandon gives up what is kept, unless the process became ready. The kernel must hold nothing back for a process that cannot
+// start.
 func (m *manager) abandon() {
 	if m.isReady {
 		return
@@ -120,8 +120,8 @@ func (m *manager) abandon() {
 	_ = m.send("FDSTOREREMOVE=1\nFDNAME="+keptName, 0)
 }
 
-// pet shows that the reader is alive, twice in each interval of the watchdog. It does not wait: should the manager not
-// listen now, the next call tells it.
+// pet shows that the reader is alive, twice in each interval of the watchdog. It does not wait: if the manager does not
+// listen now, the next call tries again.
 func (m *manager) pet() {
 	now := time.Now()
 	if m.watchdog == 0 || now.Sub(m.petted) < m.watchdog/2-petSlack {
@@ -132,7 +132,7 @@ func (m *manager) pet() {
 	}
 }
 
-// petSlack lets a pet come a little early, rather than one round of the reader late.
+// petSlack lets a pet come a little early. Otherwise it might come one round of the reader late.
 const petSlack = 100 * time.Millisecond
 
 // send sends a message, with descriptors.

@@ -21,14 +21,14 @@ const (
 	reopenWithin = 2 * time.Second
 )
 
-// hangup is the answer to SIGHUP: the outputs' files are opened again, for those who rotate them, and then the
-// configuration is taken anew.
+// hangup is the answer to SIGHUP. It opens the outputs' files again, because somebody may have rotated them, and then reads
+// the configuration again.
 func (a *app) hangup(ctx context.Context) {
 	a.manager.reloading()
 	a.reopen()
 	if a.cfg.file != "" {
 		err := a.reload(ctx)
-		a.reloads.note(a.cfg, err)
+		a.state.reloads.note(a.cfg, err)
 		if err != nil {
 			for line := range strings.Lines(err.Error()) {
 				a.log.Error("reload: the old configuration stays", zap.String("error", strings.TrimSpace(line)))
@@ -38,8 +38,8 @@ func (a *app) hangup(ctx context.Context) {
 	a.manager.serving()
 }
 
-// reopen opens the outputs' files again. Each is opened by a goroutine of its own, for which nobody waits long: its disk
-// may hang.
+// reopen opens the outputs' files again. A goroutine of its own opens each, and reopen does not wait long for it: its disk may
+// hang.
 func (a *app) reopen() {
 	var opened sync.WaitGroup
 	for _, q := range a.pipeline.Queues() {
@@ -67,9 +67,9 @@ func (a *app) reopen() {
 	}
 }
 
-// reload takes the configuration anew. Everything that can fail is done before anything that runs is touched; the
-// change itself happens on the reader's goroutine between two batches, so that each record meets one configuration. The
-// netlink socket stays open throughout.
+// reload reads the configuration again. It does everything that can fail before it touches anything that runs. The change
+// itself happens on the reader's goroutine between two batches, so that each record meets one configuration. The netlink
+// socket stays open.
 func (a *app) reload(ctx context.Context) error {
 	cfg, err := LoadConfig(ctx, a.cfg.file)
 	if err != nil {

@@ -42,7 +42,7 @@ func runRun(ctx context.Context, file string, stderr io.Writer) error {
 	m.log = log.Named("manager")
 	cfg.logWarnings(log.Named("config"))
 	if !slices.ContainsFunc(cfg.Outputs.JSONL, func(o JSONLConfig) bool { return o.Path == jsonl.Stdout }) {
-		// Whoever reads this log may go, and the flows' log goes on. Without the reader of standard output it would not.
+		// The flows' log goes on when the reader of this log has gone. With records on standard output it would not.
 		signal.Ignore(unix.SIGPIPE)
 	}
 	return runDaemon(ctx, cfg, m, log, own, signals)
@@ -61,8 +61,8 @@ func spread(outputs int) {
 	}
 }
 
-// signals are those that ask the daemon for something. They are caught from the first to the last: one that comes while
-// it starts is answered when it runs, and one that comes while it ends does not end it on the spot.
+// signals are those that ask the daemon for something. They are caught as long as the process lives: one that comes during
+// the start is answered once the daemon runs, and one that comes during the end does not kill it.
 type signals struct{ hangup, open chan os.Signal }
 
 func catchSignals() signals {

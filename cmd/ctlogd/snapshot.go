@@ -27,13 +27,13 @@ func (a *app) snapshot() monitor.Snapshot {
 	b := readBuild()
 	s := monitor.Snapshot{
 		Time: now, Version: b.version, Commit: b.commit, GoVersion: b.goVersion, PID: os.Getpid(),
-		Started: a.started, Uptime: now.Sub(a.started).Seconds(), Stopping: a.stopping.Load(), Delivery: a.delivery,
-		Kernel: a.kernel.get(now), Filtered: a.selected.Dropped.Load(), OwnFlows: a.sockets.Dropped.Load(),
+		Started: a.state.started, Uptime: now.Sub(a.state.started).Seconds(), Stopping: a.state.stopping.Load(), Delivery: a.state.delivery,
+		Kernel: a.state.kernel.get(now), Filtered: a.selected.Dropped.Load(), OwnFlows: a.sockets.Dropped.Load(),
 	}
-	a.reloads.Lock()
-	s.Reloads, s.Host = a.reloads.Reloads, a.reloads.host
+	a.state.reloads.Lock()
+	s.Reloads, s.Host = a.state.reloads.Reloads, a.state.reloads.host
 	s.Reloads.LastOK = s.Reloads.LastOK || s.Reloads.Last.IsZero()
-	a.reloads.Unlock()
+	a.state.reloads.Unlock()
 
 	s.LogDropped = a.own.Dropped()
 
@@ -59,7 +59,7 @@ func (a *app) snapshot() monitor.Snapshot {
 			s.Reader.Sysctls[sw.Name()] = v
 		}
 	}
-	if a.delivery == ctnetlink.Reliable {
+	if a.state.delivery == ctnetlink.Reliable {
 		s.Reader.DeliveryRetries = in.Drops.Load()
 	} else {
 		s.Reader.KernelDrops = in.Drops.Load()
@@ -86,7 +86,7 @@ func (a *app) outputSnapshot(q *deliver.Queue, now time.Time) monitor.Output {
 	}
 	ownCounters(q.Output(), &o)
 	if o.Since.IsZero() {
-		o.Since = a.started
+		o.Since = a.state.started
 	}
 	if !is.Oldest.IsZero() {
 		o.OldestAge = max(now.Sub(is.Oldest), 0).Seconds()

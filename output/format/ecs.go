@@ -133,17 +133,7 @@ func (e *ecs) Append(dst []byte, r *flow.Record) []byte {
 	}
 
 	b = append(b, e.ctlogd[markOf(r, kernel)]...)
-	if replies(r) {
-		nat := r.NAT()
-		b = append(b, e.nats[nat]...)
-		b = e.appendNATCommunity(b, r, nat)
-	}
-	if r.Has&flow.HasOrig != 0 {
-		b = e.appendIDs(b, r)
-	}
-	b = e.appendState(b, r)
-	b = e.appendLast(b, r)
-	return append(b, `}}`...)
+	return append(e.appendOwn(b, r), `}}`...)
 }
 
 // appendEnds appends source, destination, and all their addresses once more as related.ip.

@@ -127,17 +127,7 @@ func (e *ocsf) Append(dst []byte, r *flow.Record) []byte {
 	}
 
 	b = append(b, e.unmapped[markOf(r, kernel)]...)
-	if replies(r) {
-		nat := r.NAT()
-		b = append(b, e.nats[nat]...)
-		b = e.appendNATCommunity(b, r, nat)
-	}
-	if r.Has&flow.HasOrig != 0 {
-		b = e.appendIDs(b, r)
-	}
-	b = e.appendState(b, r)
-	b = e.appendLast(b, r)
-	return append(b, `}}`...)
+	return append(e.appendOwn(b, r), `}}`...)
 }
 
 // appendMillis appends ns in milliseconds.

@@ -107,6 +107,19 @@ func markOf(r *flow.Record, kernel bool) (i int) {
 
 func eventOf(r *flow.Record) flow.Event { return r.Event % flow.Event(len(flow.EventNames)) }
 
+// appendOwn appends the members that have no field in a schema of others: the translation, ids, and what conntrack has.
+func (e *parts) appendOwn(b []byte, r *flow.Record) []byte {
+	if replies(r) {
+		nat := r.NAT()
+		b = append(b, e.nats[nat]...)
+		b = e.appendNATCommunity(b, r, nat)
+	}
+	if r.Has&flow.HasOrig != 0 {
+		b = e.appendIDs(b, r)
+	}
+	return e.appendLast(e.appendState(b, r), r)
+}
+
 // appendState appends what conntrack itself holds of the flow: its state, status, helper, zones, mark, labels and id.
 func (e *parts) appendState(b []byte, r *flow.Record) []byte {
 	switch {
