@@ -13,47 +13,17 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/ctlogd/ctlogd/integration/engines"
 	"github.com/ctlogd/ctlogd/output/format"
 )
-
-// engines returns a Python that has the engines, in an environment beside the other caches.
-func engines(t *testing.T) string {
-	t.Helper()
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(cache, "ctlogd-engines")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
-	python := filepath.Join(dir, "venv/bin/python")
-	if exec.Command(python, "-c", "import duckdb, chdb, pyarrow").Run() == nil {
-		return python
-	}
-	for _, args := range [][]string{{"python3", "-m", "venv", filepath.Join(dir, "venv")},
-		{python, "-m", "pip", "install", "-q", "duckdb", "chdb", "pyarrow"}} {
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v\n%s", args, err, out)
-		}
-	}
-	return python
-}
 
 // TestEngines: DuckDB, ClickHouse and Arrow read from an archive what the JSON lines of the same flows say: all counts, the
 // sums of all numbers, and in Arrow every value of every row. The queries of docs/archive.md run as they stand there.
 func TestEngines(t *testing.T) {
-	python := engines(t)
+	python, err := engines.Python()
+	if err != nil {
+		t.Fatal(err)
+	}
 	recs := makeTrace(40000, 1)
 	for i, r := range recs { // flows of one minute, so that the documented queries find some
 		r.Stop = trace0 + int64(i)*int64(time.Minute)/int64(len(recs))
