@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -60,37 +59,30 @@ func (d *disk) free(t *testing.T) {
 	must(t, unix.Mount("tmpfs", d.dir, "tmpfs", unix.MS_REMOUNT, fmt.Sprint("size=", diskSize)))
 }
 
-// frozenDisk is a file system on a loop device that can be made to hang.
-type frozenDisk struct{ disk }
+// frozenDisk is a file system that can be made to hang.
+type frozenDisk struct {
+	disk
+	lab *lab.Disk
+}
 
 func newFrozenDisk(t *testing.T) *frozenDisk {
 	t.Helper()
-	image := filepath.Join(t.TempDir(), "image")
-	d := &frozenDisk{disk{t.TempDir()}}
-	must(t, os.WriteFile(image, nil, 0o600))
-	must(t, os.Truncate(image, 2<<30))
-	for _, c := range [][]string{{"mkfs.ext4", "-q", "-F", image}, {"mount", "-o", "loop", image, d.dir}} {
-		if out, err := exec.Command(c[0], c[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v\n%s", c, err, out)
-		}
-	}
-	restore(t, func() {
-		_ = exec.Command("fsfreeze", "-u", d.dir).Run()
-		_ = unix.Unmount(d.dir, unix.MNT_DETACH)
-	})
-	return d
+	d, err := lab.NewDisk(filepath.Join(t.TempDir(), "image"), t.TempDir(), "2G")
+	must(t, err)
+	restore(t, func() { _ = d.Close() })
+	return &frozenDisk{disk{d.Dir}, d}
 }
 
 // freeze makes all that write wait, uninterruptibly, until thaw.
 func (d *frozenDisk) freeze(t *testing.T) {
 	t.Helper()
-	must(t, exec.Command("fsfreeze", "-f", d.dir).Run())
-	t.Cleanup(func() { _ = exec.Command("fsfreeze", "-u", d.dir).Run() }) // before the daemon's end is awaited
+	must(t, d.lab.Freeze())
+	t.Cleanup(func() { _ = d.lab.Thaw() }) // before the daemon's end is awaited
 }
 
 func (d *frozenDisk) thaw(t *testing.T) {
 	t.Helper()
-	must(t, exec.Command("fsfreeze", "-u", d.dir).Run())
+	must(t, d.lab.Thaw())
 }
 
 // awaitStopped waits until every thread of a process that was sent SIGSTOP has stopped.

@@ -8,24 +8,21 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
-	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/ctlogd/ctlogd/integration/lab"
 	"github.com/ctlogd/ctlogd/output/format"
 )
 
-// disk is an ext4 file system in a file, on a loop device.
-type disk struct{ image, dir string }
+// disk is one that can be full, or fail.
+type disk struct{ *lab.Disk }
 
 // newDisk makes and mounts one. options are those of mkfs.ext4.
 func newDisk(t *testing.T, size string, options ...string) disk {
@@ -33,12 +30,17 @@ func newDisk(t *testing.T, size string, options ...string) disk {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to mount a file system")
 	}
-	d := disk{image: filepath.Join(t.TempDir(), "image"), dir: t.TempDir()}
-	shell(t, "truncate", "-s", size, d.image)
-	shell(t, "mkfs.ext4", append(append([]string{"-q", "-F", "-m", "0"}, options...), d.image)...)
-	shell(t, "mount", "-o", "loop", d.image, d.dir)
-	t.Cleanup(func() { shell(t, "umount", d.dir) })
-	return d
+	d, err := lab.NewDisk(filepath.Join(t.TempDir(), "image"), t.TempDir(), size, options...)
+	must(t, err)
+	t.Cleanup(func() { must(t, d.Unmount()) })
+	return disk{d}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func shell(t *testing.T, name string, args ...string) {
@@ -51,30 +53,8 @@ func shell(t *testing.T, name string, args ...string) {
 // fillUp takes all room but so many bytes, and returns what gives it back.
 func (d disk) fillUp(t *testing.T, but int64) (free func()) {
 	t.Helper()
-	ballast := filepath.Join(d.dir, "ballast")
-	var st unix.Statfs_t
-	if err := unix.Statfs(d.dir, &st); err != nil {
-		t.Fatal(err)
-	}
-	file, err := os.Create(ballast)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	block := make([]byte, st.Bsize)
-	for left := int64(st.Bavail)*st.Bsize - but; left > 0; left -= st.Bsize {
-		if _, err := file.Write(block); err != nil && !errors.Is(err, unix.ENOSPC) {
-			t.Fatal(err)
-		}
-	}
-	if err := file.Sync(); err != nil {
-		t.Fatal(err)
-	}
-	return func() {
-		if err := os.Remove(ballast); err != nil {
-			t.Fatal(err)
-		}
-	}
+	must(t, d.Fill(but))
+	return func() { must(t, d.Free()) }
 }
 
 // try opens the file as delivery does.
@@ -91,7 +71,7 @@ func try(t *testing.T, cfg Config, log *zap.Logger) (*File, error) {
 // is full. Nothing is lost for it, and every line but the one that a crash has torn is whole.
 func TestAppendOnly(t *testing.T) {
 	d := newDisk(t, "4M")
-	path := filepath.Join(d.dir, "f")
+	path := filepath.Join(d.Dir, "f")
 	const torn = `{"v":1,"ct_`
 	if err := os.WriteFile(path, []byte("{\"ct_id\":99}\n"+torn), 0o640); err != nil {
 		t.Fatal(err)
@@ -137,7 +117,7 @@ func TestAppendOnly(t *testing.T) {
 // TestNewlineOnFullDisk: the last line lacks its newline, and there is no room for one: the first write puts it there.
 func TestNewlineOnFullDisk(t *testing.T) {
 	d := newDisk(t, "4M")
-	path := filepath.Join(d.dir, "f")
+	path := filepath.Join(d.Dir, "f")
 	line := fmt.Sprintf(`{"ct_id":99,"secctx":%q}`, strings.Repeat("x", 4096-24)) // a whole block
 	if err := os.WriteFile(path, []byte(line), 0o640); err != nil || len(line) != 4096 {
 		t.Fatal(len(line), err)
@@ -156,11 +136,10 @@ func TestNewlineOnFullDisk(t *testing.T) {
 // it is mounted anew.
 func TestReadOnlyDisk(t *testing.T) {
 	d := newDisk(t, "4M")
-	cfg := Config{Path: filepath.Join(d.dir, "f")}
+	cfg := Config{Path: filepath.Join(d.Dir, "f")}
 	f := newFile(t, cfg, nil)
 	write(t, f, records(0, 1))
-	shell(t, "sync", "-f", cfg.Path)
-	shell(t, "mount", "-o", "remount,abort,errors=remount-ro", d.dir)
+	must(t, d.Abort())
 	if n, err := f.Write(ctx, records(1, 1)); n != 0 || !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EIO) {
 		t.Errorf("Write = %d, %v, want EROFS or EIO", n, err)
 	}
@@ -178,8 +157,8 @@ func TestReadOnlyDisk(t *testing.T) {
 	q := queueOf(t, cfg) // a daemon that starts now
 	offer(q, records(1, 1))
 	awaitFailing(t, q, "read-only file system")
-	shell(t, "umount", d.dir)
-	shell(t, "mount", "-o", "loop", d.image, d.dir)
+	must(t, d.Unmount())
+	must(t, d.Mount())
 	await(t, "the record is written", func() bool { return q.Stats.Written.Load() == 1 })
 	retire(q, time.Minute)
 	wantIDs(t, upTo(2), ids(t, cfg.Path))
@@ -188,19 +167,10 @@ func TestReadOnlyDisk(t *testing.T) {
 // TestNoInodes: no file can be made. What is there is written; it is rotated when there is an inode again.
 func TestNoInodes(t *testing.T) {
 	d := newDisk(t, "4M", "-N", "32")
-	cfg := Config{Path: filepath.Join(d.dir, "f"), MaxSize: 64 << 10, Keep: 1}
+	cfg := Config{Path: filepath.Join(d.Dir, "f"), MaxSize: 64 << 10, Keep: 1}
 	f := newFile(t, cfg, nil)
-	var taken []string
-	for i := 0; ; i++ {
-		name := filepath.Join(d.dir, fmt.Sprint("taken", i))
-		if err := os.WriteFile(name, nil, 0o600); errors.Is(err, unix.ENOSPC) {
-			break
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		taken = append(taken, name)
-	}
-	other := Config{Path: filepath.Join(d.dir, "other")}
+	must(t, d.TakeInodes())
+	other := Config{Path: filepath.Join(d.Dir, "other")}
 	if _, err := try(t, other, nil); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "df -i") {
 		t.Errorf("New: %v, want ENOSPC with its remedy", err)
 	}
@@ -210,11 +180,7 @@ func TestNoInodes(t *testing.T) {
 		t.Errorf("%d rotations, %d errors", f.Stats.Rotations.Load(), f.Stats.RotationErrors.Load())
 	}
 	wantIDs(t, upTo(1000), ids(t, cfg.Path))
-	for _, name := range taken[:2] {
-		if err := os.Remove(name); err != nil {
-			t.Fatal(err)
-		}
-	}
+	must(t, d.GiveInodes(2))
 	f.writing.Lock()
 	f.noRotateBefore = f.noRotateBefore.Add(-rotateRetry)
 	f.writing.Unlock()
@@ -230,23 +196,23 @@ func TestNoInodes(t *testing.T) {
 // TestFailingDisk: the disk cannot be read, so nobody can tell how the file ends. It is opened when it can.
 func TestFailingDisk(t *testing.T) {
 	d := newDisk(t, "4M", "-O", "^has_journal")
-	cfg := Config{Path: filepath.Join(d.dir, "f")}
+	cfg := Config{Path: filepath.Join(d.Dir, "f")}
 	if err := os.WriteFile(cfg.Path, []byte("{\"ct_id\":0}\n"), 0o640); err != nil {
 		t.Fatal(err)
 	}
 	shell(t, "sync", "-f", cfg.Path)
-	image, err := os.ReadFile(d.image)
+	image, err := os.ReadFile(d.Image)
 	if err != nil {
 		t.Fatal(err)
 	}
 	forget(t, cfg.Path)
-	if err := os.Truncate(d.image, 0); err != nil {
+	if err := os.Truncate(d.Image, 0); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := try(t, cfg, nil); !errors.Is(err, unix.EIO) || !strings.Contains(err.Error(), "; the disk fails: see dmesg") {
 		t.Errorf("New: %v, want EIO with its remedy", err)
 	}
-	file, err := os.OpenFile(d.image, os.O_WRONLY, 0)
+	file, err := os.OpenFile(d.Image, os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -282,14 +248,7 @@ func TestLockRefused(t *testing.T) {
 		t.Run(unix.ErrnoName(errno), func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "f")
 			core, logs := observer.New(zap.InfoLevel)
-			done := make(chan struct{})
-			go func() { // on a thread of its own, which ends with it
-				defer close(done)
-				runtime.LockOSThread()
-				if err := refuse(unix.SYS_FLOCK, errno); err != nil {
-					t.Error(err)
-					return
-				}
+			must(t, lab.Refusing(unix.SYS_FLOCK, errno, func() {
 				f, err := try(t, Config{Path: path, MaxSize: 64 << 10, Keep: 3}, zap.New(core))
 				if err != nil {
 					t.Error(err)
@@ -304,8 +263,7 @@ func TestLockRefused(t *testing.T) {
 				if err := f.Close(ctx); err != nil {
 					t.Error(err)
 				}
-			}()
-			<-done
+			}))
 			wantIDs(t, upTo(30), ids(t, path+".2", path+".1", path))
 			if warnings := logs.FilterMessageSnippet("refuses to lock").All(); len(warnings) != 1 ||
 				!strings.Contains(fmt.Sprint(warnings[0].ContextMap()), errno.Error()) {
@@ -313,32 +271,6 @@ func TestLockRefused(t *testing.T) {
 			}
 		})
 	}
-}
-
-// refuse has the kernel answer a system call of this thread with errno.
-func refuse(call uint32, errno unix.Errno) error {
-	program, err := bpf.Assemble([]bpf.Instruction{
-		bpf.LoadAbsolute{Off: 0, Size: 4}, // seccomp_data.nr
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: call, SkipFalse: 1},
-		bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(errno)},
-		bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW},
-	})
-	if err != nil {
-		return err
-	}
-	filters := make([]unix.SockFilter, len(program))
-	for i, in := range program {
-		filters[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
-	}
-	// Little-endian machines only: the classic BPF of seccomp loads in the machine's order.
-	fprog := unix.SockFprog{Len: uint16(len(filters)), Filter: &filters[0]}
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return err
-	}
-	if _, _, e := syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&fprog))); e != 0 {
-		return e
-	}
-	return nil
 }
 
 // TestFileSizeLimit: a file that may not become larger says what to do.

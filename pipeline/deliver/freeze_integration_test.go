@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,9 +13,9 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/integration/lab"
 )
 
 // frozen returns a directory on a disk that can be made to hang.
@@ -25,27 +24,16 @@ func frozen(t *testing.T) (dir string, freeze, thaw func()) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: mounts a file system")
 	}
-	run := func(args ...string) {
+	must := func(err error) {
 		t.Helper()
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v\n%s", args, err, out)
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
-	image := filepath.Join(t.TempDir(), "image")
-	dir = t.TempDir()
-	if err := os.WriteFile(image, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(image, 64<<20); err != nil {
-		t.Fatal(err)
-	}
-	run("mkfs.ext4", "-q", "-F", image)
-	run("mount", "-o", "loop", image, dir)
-	t.Cleanup(func() {
-		_ = exec.Command("fsfreeze", "-u", dir).Run()
-		_ = unix.Unmount(dir, unix.MNT_DETACH)
-	})
-	return dir, func() { t.Helper(); run("fsfreeze", "-f", dir) }, func() { t.Helper(); run("fsfreeze", "-u", dir) }
+	d, err := lab.NewDisk(filepath.Join(t.TempDir(), "image"), t.TempDir(), "64M")
+	must(err)
+	t.Cleanup(func() { must(d.Close()) })
+	return d.Dir, func() { t.Helper(); must(d.Freeze()) }, func() { t.Helper(); must(d.Thaw()) }
 }
 
 // file is an output that writes a line for each record and has no idea that a disk may hang.
