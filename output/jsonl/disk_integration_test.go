@@ -136,7 +136,8 @@ func TestNewlineOnFullDisk(t *testing.T) {
 // it is mounted anew.
 func TestReadOnlyDisk(t *testing.T) {
 	d := newDisk(t, "4M")
-	cfg := Config{Path: filepath.Join(d.Dir, "f")}
+	must(t, os.Mkdir(filepath.Join(d.Dir, "logs"), 0o750)) // which is not there while the disk is not mounted
+	cfg := Config{Path: filepath.Join(d.Dir, "logs", "f")}
 	f := newFile(t, cfg, nil)
 	write(t, f, records(0, 1))
 	must(t, d.Abort())
