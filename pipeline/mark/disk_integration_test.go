@@ -82,7 +82,7 @@ func TestDiskIsOfNoUse(t *testing.T) {
 				if s, _ := fields["remedy"].(string); !strings.Contains(s, dir) {
 					t.Errorf("the remedy is %q", s)
 				}
-				if err, since := p.Failure(); !errors.Is(err, f.errno) || since.IsZero() {
+				if since, err := p.Failure(); !errors.Is(err, f.errno) || since.IsZero() {
 					t.Errorf("failure %v since %v", err, since)
 				}
 				if diff := cmp.Diff([]deliver.Gap{gap}, (*p.queues.Load())[0].Unrecorded()); diff != "" {
@@ -108,7 +108,7 @@ func TestDiskIsOfNoUse(t *testing.T) {
 				}
 				p.await(t, "can be written again")
 				saved(t, dir, "the mark", func(m *Mark) bool { return !m.Clean && cmp.Equal(m.Outputs[0].Gaps, []deliver.Gap{gap}) })
-				if err, _ := p.Failure(); err != nil {
+				if _, err := p.Failure(); err != nil {
 					t.Error(err)
 				}
 				p.Finish(nil)
@@ -147,7 +147,7 @@ func TestLockRefused(t *testing.T) {
 					k.turn(false)
 				}
 			}))
-			if err, _ := k.Failure(); err != nil {
+			if _, err := k.Failure(); err != nil {
 				t.Error(err)
 			}
 			if m, err := Load(dir); err != nil || m == nil {
