@@ -32,6 +32,7 @@ type world struct {
 	gaps  []flow.Record
 	dumps []int64 // whole checkpoints
 	end   int64
+	twins []int // flows that had their public address and port while the one before them had it
 }
 
 // newWorld makes nine hours of a firewall: flows of all kinds, checkpoints each hour, gaps in which ends were lost, records
@@ -98,6 +99,7 @@ func newWorld(host string, n int, seed uint64) *world {
 			g.Orig.Src = flow.AddrFrom4([4]byte{10, 64, 1, last[3]})
 			g.Orig.Dst = flow.AddrFrom4([4]byte{198, 51, 101, 9})
 			g.Reply.Src = g.Orig.Dst
+			w.twins = append(w.twins, len(w.flows))
 			w.flows = append(w.flows, g)
 		}
 	}
@@ -321,6 +323,17 @@ func (w *world) questions(n int, seed uint64) (all []*Question) {
 			if i%4 == 0 {
 				q.From = worldStart - rng.Int64N(hour)
 			}
+		}
+		if i%8 == 0 {
+			twin := w.twins[rng.IntN(len(w.twins))]
+			f, g := &w.flows[twin-1], &w.flows[twin]
+			q.From = g.Start + rng.Int64N(max(1, f.Stop-g.Start))
+			q.To = q.From
+			q.Public = End{Addr: g.Reply.DstAddr(), Port: g.Reply.DstPort, HasPort: true}
+			if q.Validate(time.Unix(0, w.end)) == nil {
+				all = append(all, q)
+			}
+			continue
 		}
 		q.To = q.From
 		if rng.IntN(4) == 0 {
