@@ -231,6 +231,11 @@ func (a *Archive) Collect(ctx context.Context, q *Question) (rows []row, all []*
 		f.over = h.logs.over
 		sealed := &archive.Reader{Hosts: []*archive.Host{{Dir: h.Dir, Name: h.Name, Lines: h.Lines}}}
 		seen := map[string]bool{}
+		bounded := q.query(since)
+		if f.after != nil {
+			bounded.Until = int64(f.after.Ended)
+		}
+		f.looked = sealed.Files(h.Host, &bounded)
 		for i, query := range q.queries(since) {
 			if f.after != nil {
 				query.Until = int64(f.after.Ended)
@@ -277,7 +282,7 @@ func (h *archiveHost) lookAtOrigin(q *archive.Query) {
 }
 
 func (h *archiveHost) facts(q *Question) *facts {
-	f := &facts{host: h.Name, begins: h.begins, ends: h.ends, gaps: h.gaps, live: h.live, liveErr: h.liveErr, folder: h.Dir, lines: len(h.Lines)}
+	f := &facts{host: h.Name, begins: h.begins, ends: h.ends, gaps: h.gaps, live: h.live, liveErr: h.liveErr, folder: h.Dir, lines: len(h.Lines), archive: h.Host}
 	f.problems = slices.Clone(h.problems)
 	for _, err := range h.Problems {
 		f.problems = append(f.problems, Reason{Kind: "catalog", Host: h.Name, Text: fmt.Sprintf(

@@ -43,6 +43,7 @@ func (a *Answer) Exit() int {
 
 // Answer is what is known.
 type Answer struct {
+	Line     string // of the batch that the question stands in
 	Question *Question
 	Asked    time.Time
 	Verdict  string
@@ -63,6 +64,9 @@ type HostNote struct {
 	Lines  int
 	Until  int64 // end of the checkpoint by which every flow of that time has a record; 0: there is none
 	Live   bool  // the table of live flows was read
+
+	host   *archive.Host
+	looked []archive.File // that may have held what was asked for
 }
 
 // Reason is why holders may be missing.
@@ -100,7 +104,7 @@ func judge(q *Question, rows []row, hosts []*facts, now time.Time) *Answer {
 	byHost := map[string]*facts{}
 	for _, f := range hosts {
 		byHost[f.host] = f
-		n := HostNote{Host: f.host, Folder: f.folder, Lines: f.lines, Live: f.live}
+		n := HostNote{Host: f.host, Folder: f.folder, Lines: f.lines, Live: f.live, host: f.archive, looked: f.looked}
 		if f.after != nil {
 			n.Until = int64(f.after.Ended)
 		}

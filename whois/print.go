@@ -137,7 +137,7 @@ type (
 		Asked       string       `json:"asked"`
 	}
 	jsonQuestion struct {
-		Line    string `json:"line,omitempty"`
+		Line    string `json:"line,omitempty"` // of a batch
 		Address string `json:"address,omitempty"`
 		Port    *int   `json:"port,omitempty"`
 		Src     string `json:"src,omitempty"`
@@ -277,6 +277,7 @@ func (a *Answer) json() jsonAnswer {
 	j := jsonAnswer{V: 1, Question: a.Question.json(), Verdict: a.Verdict, Complete: a.Complete, Summary: a.Summary, Decides: a.Decides,
 		Subscribers: a.subscribers(), Holders: []jsonHolder{}, Missing: []jsonReason{}, Notes: a.Notes, Scanned: a.Scanned, Hosts: []jsonHost{},
 		Asked: stamp(a.Asked.UnixNano())}
+	j.Question.Line = a.Line
 	for _, h := range a.Holders {
 		j.Holders = append(j.Holders, h.json())
 	}

@@ -53,6 +53,8 @@ type facts struct {
 	over     bool     // there are more rows than an answer may have
 	folder   string   // of the host in an archive
 	lines    int      // of its catalogs
+	archive  *archive.Host
+	looked   []archive.File // that may have held what was asked for
 }
 
 // Table is the table of live flows of this machine.

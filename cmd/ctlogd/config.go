@@ -25,6 +25,7 @@ import (
 	"github.com/ctlogd/ctlogd/pipeline/deliver"
 	"github.com/ctlogd/ctlogd/pipeline/filter"
 	"github.com/ctlogd/ctlogd/pipeline/spool"
+	"github.com/ctlogd/ctlogd/whois"
 )
 
 // Config is the whole configuration. Each package owns its block, with the defaults and the validation; what stands
@@ -40,6 +41,7 @@ type Config struct {
 	Observer        string         `yaml:"observer"` // enters every flow_id; unset: the machine id
 	Host            string         `yaml:"host"`     // stands in every record; unset: the host name
 	ShutdownTimeout time.Duration  `yaml:"shutdown_timeout"`
+	Whois           whois.Config   `yaml:"whois"` // for those who ask the archive
 
 	// StateDirectory is where a process leaves its mark for the next one. Unset: $STATE_DIRECTORY, which systemd sets;
 	// without either, no gap tells of the time between two processes.
@@ -114,6 +116,7 @@ const leastConfig = "outputs: {jsonl: [{path: /var/log/ctlogd/flows.jsonl}]}"
 func (c *Config) Defaults() {
 	c.Input.Conntrack.Defaults()
 	c.Log.Defaults()
+	c.Whois.Defaults()
 	c.ShutdownTimeout = defaultShutdownTimeout
 	c.SkipOwnFlows = true
 }
@@ -242,6 +245,7 @@ func (c *Config) Validate(report func(path, msg string)) {
 	c.Metrics.Validate(block("metrics"))
 	c.Log.Validate(block("log"))
 	c.Live.Validate(block("live"))
+	c.Whois.Validate(block("whois"))
 	for path, name := range map[string]string{"host": c.Host, "observer": c.Observer} {
 		if strings.ContainsFunc(name, unicode.IsControl) {
 			report(path, fmt.Sprintf("%q has a control character; write printable text", name))

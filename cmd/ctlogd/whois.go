@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -81,50 +83,190 @@ The exit status tells:
 	f.BoolVar(&o.noTable, "no-table", false, "do not look into the table of live flows")
 	f.BoolVar(&o.json, "json", false, "print the answer as JSON")
 	f.BoolVar(&o.csv, "csv", false, "print the answer as CSV")
+	f.StringVar(&o.batch, "batch", "", "answer each question in `FILE`, one a line: lines \"IP port time\", CSV, X-ARF, ACNS, or a mail with one of these; - is standard input")
+	f.StringVar(&o.report, "report", "", "write the answer, and what it rests on, to `FILE`.html or .json")
+	f.StringVar(&o.caseRef, "case", "", "`CASE` that the question belongs to; it stands in the audit file and the report")
 	cmd.MarkFlagsMutuallyExclusive("at", "from")
 	cmd.MarkFlagsMutuallyExclusive("json", "csv")
 	return cmd
 }
 
 // runWhois answers the question, and returns the exit status. Errors of the command line are plain, other ones failures.
-func runWhois(ctx context.Context, args []string, o whoisOptions, stdout, _ io.Writer) (code int, err error) {
+func runWhois(ctx context.Context, args []string, o whoisOptions, stdout, stderr io.Writer) (code int, err error) {
 	debug.SetMemoryLimit(whoisMemory)
 	now := time.Now()
-	q, err := o.question(args, now)
+	zone, err := whois.LoadZone(o.zone)
+	if err != nil {
+		return 0, fmt.Errorf("--zone: %w", err)
+	}
+	items, err := o.items(args, now, zone)
 	if err != nil {
 		return 0, err
 	}
-	source, _, err := o.source(ctx)
+	source, cfg, err := o.source(ctx)
 	if err != nil {
 		return 0, &failure{err}
 	}
-	if err := source.Prepare(ctx, []*whois.Question{q}); err != nil {
-		return 0, &failure{err}
+	if cfg != nil && cfg.Whois.Case == "required" {
+		for _, i := range items {
+			if i.Question != nil && i.Question.Case == "" {
+				return 0, fmt.Errorf("%s asks for a case with each question (whois.case: required); name it with --case", o.config)
+			}
+		}
 	}
-	a, err := whois.Ask(ctx, source, q, now)
+	p := newBar(stderr)
+	if l, ok := source.(*whois.Lines); ok {
+		l.Tell = func(done, all int64) { p.show("read", done, all) }
+	}
+	var questions []*whois.Question
+	for _, i := range items {
+		if i.Err == nil {
+			questions = append(questions, i.Question)
+		}
+	}
+	if len(questions) > 0 {
+		err = source.Prepare(ctx, questions)
+	}
 	if err != nil {
+		p.done()
 		return 0, &failure{err}
 	}
-	switch {
-	case o.json:
-		err = a.JSON(stdout)
-	case o.csv:
-		w := csv.NewWriter(stdout)
-		_ = w.Write(whois.CSVHead) // Flush keeps the error
-		err = a.CSV(w, false)
-		w.Flush()
-		err = errors.Join(err, w.Error())
-	default:
-		err = a.Text(stdout)
+	out := &whoisPrinter{o: &o, w: stdout}
+	for n, i := range items {
+		var a *whois.Answer
+		if i.Err == nil {
+			if a, err = whois.Ask(ctx, source, i.Question, now); err == nil && cfg != nil && cfg.Whois.Audit != "" {
+				err = whois.Audit(cfg.Whois.Audit, whois.Asker(), []*whois.Answer{a})
+			}
+			if err == nil && o.report != "" {
+				err = whois.NewReport(a, whois.Asker(), versionText(), now).Write(o.report)
+			}
+		}
+		if err == nil {
+			p.hide()
+			err = out.print(i, a)
+		}
+		if errors.Is(err, unix.EPIPE) { // head has seen enough
+			return 0, nil
+		}
+		if err != nil {
+			p.done()
+			return 0, &failure{err}
+		}
+		p.show("answered", int64(n+1), int64(len(items)))
+		switch {
+		case o.batch == "":
+			code = a.Exit()
+		case i.Err != nil:
+			code = exitFailure // some could not be answered; what the others are stands in each line
+		}
 	}
-	if err != nil && !errors.Is(err, unix.EPIPE) {
-		return 0, &failure{err}
-	}
-	return a.Exit(), nil
+	p.done()
+	return code, nil
 }
 
+// items are the questions of the command line or of the batch.
+func (o *whoisOptions) items(args []string, now time.Time, zone *time.Location) ([]whois.Item, error) {
+	if o.batch == "" {
+		q, err := o.question(args, now, zone)
+		return []whois.Item{{Question: q}}, err
+	}
+	if len(args) > 0 || o.at != "" || o.from != "" || o.src != "" || o.dst != "" || o.report != "" {
+		return nil, errors.New("--batch has its questions in the file: no address, --at, --from, --src, --dst or --report with it")
+	}
+	in := io.Reader(os.Stdin)
+	if o.batch != "-" {
+		f, err := os.Open(o.batch)
+		if err != nil {
+			return nil, &failure{fmt.Errorf("read the batch: %w", err)}
+		}
+		defer f.Close()
+		in = f
+	}
+	text, err := io.ReadAll(io.LimitReader(in, whois.MaxBatch+1))
+	if err == nil && len(text) > whois.MaxBatch {
+		err = fmt.Errorf("it has more than %d bytes; split it", whois.MaxBatch)
+	}
+	if err != nil {
+		return nil, &failure{fmt.Errorf("read the batch %s: %w", o.batch, err)}
+	}
+	items, err := whois.ParseBatch(text, whois.BatchOptions{Now: now, Zone: zone, Within: o.within, Case: o.caseRef})
+	if err != nil {
+		return nil, &failure{fmt.Errorf("%s: %w", o.batch, err)}
+	}
+	return items, nil
+}
+
+// whoisPrinter prints answers as they were asked for.
+type whoisPrinter struct {
+	o   *whoisOptions
+	w   io.Writer
+	csv *csv.Writer
+}
+
+func (p *whoisPrinter) print(i whois.Item, a *whois.Answer) error {
+	switch {
+	case p.o.csv:
+		if p.csv == nil {
+			p.csv = csv.NewWriter(p.w)
+			_ = p.csv.Write(whois.CSVHead) // Flush keeps the error
+		}
+		if a == nil {
+			_ = i.CSV(p.csv)
+		} else {
+			_ = a.CSV(p.csv, p.o.batch != "")
+		}
+		p.csv.Flush()
+		return p.csv.Error()
+	case a == nil:
+		return i.JSON(p.w)
+	case p.o.json || p.o.batch != "":
+		a.Line = i.Line
+		return a.JSON(p.w)
+	}
+	return a.Text(p.w)
+}
+
+// bar is a bar on the terminal, for what takes longer than a second.
+type bar struct {
+	w     io.Writer // nil: no terminal
+	began time.Time
+	last  time.Time
+	shown bool
+}
+
+func newBar(w io.Writer) *bar {
+	p := &bar{began: time.Now()}
+	if isTerminal(w) {
+		p.w = w
+	}
+	return p
+}
+
+const barWidth = 40
+
+func (p *bar) show(what string, done, all int64) {
+	now := time.Now()
+	if p.w == nil || all == 0 || now.Sub(p.began) < time.Second || now.Sub(p.last) < 100*time.Millisecond {
+		return
+	}
+	p.last, p.shown = now, true
+	n := int(barWidth * min(done, all) / all)
+	fmt.Fprintf(p.w, "\r%s [%s%s] %d%%", what, strings.Repeat("#", n), strings.Repeat(".", barWidth-n), 100*min(done, all)/all)
+}
+
+// hide takes the bar off the terminal, where an answer comes next.
+func (p *bar) hide() {
+	if p.shown {
+		fmt.Fprintf(p.w, "\r%s\r", strings.Repeat(" ", barWidth+20))
+		p.shown = false
+	}
+}
+
+func (p *bar) done() { p.hide() }
+
 // question makes a question of the command line.
-func (o *whoisOptions) question(args []string, now time.Time) (*whois.Question, error) {
+func (o *whoisOptions) question(args []string, now time.Time, zone *time.Location) (*whois.Question, error) {
 	q := &whois.Question{At: o.at, Case: o.caseRef}
 	var err error
 	if len(args) > 0 {
@@ -151,10 +293,6 @@ func (o *whoisOptions) question(args []string, now time.Time) (*whois.Question, 
 	}
 	if o.within < 0 {
 		return nil, fmt.Errorf("--within %s: write a time of 0 or more", o.within)
-	}
-	zone, err := whois.LoadZone(o.zone)
-	if err != nil {
-		return nil, fmt.Errorf("--zone: %w", err)
 	}
 	switch {
 	case o.at != "":
