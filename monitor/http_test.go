@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
 )
 
 func TestHealth(t *testing.T) {
@@ -251,6 +252,24 @@ func TestHugeHeader(t *testing.T) {
 }
 
 // With a web configuration there is TLS, and a password; one that is wrong is not served without either.
+// A file that cannot be read to its end, as on a file system that hangs, keeps neither a reload nor the end waiting.
+func TestWebConfigHangs(t *testing.T) {
+	fifo := filepath.Join(t.TempDir(), "web.yml")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	address := freeAddress(t)
+	s, _ := serverAt(t, Config{Listen: address, WebConfig: fifo})
+	writer, err := os.OpenFile(fifo, os.O_WRONLY, 0) // waits until it is read
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { writer.Close() })
+	s.Configure(Config{Listen: address})
+	eventually(t, "it serves with another configuration", func() bool { return get(http.DefaultClient, "http://"+address+"/metrics") == http.StatusOK })
+	s.Close()
+}
+
 func TestWebConfig(t *testing.T) {
 	dir := t.TempDir()
 	pool := writeCertificate(t, dir)

@@ -60,7 +60,7 @@ func runCheck(ctx context.Context, file string, o checkOptions, stdin io.Reader,
 		return whoErr
 	}
 	// The look as root is made besides, for what the host's checks need to know of the configuration.
-	cfg, found := checkConfig(file, text, err)
+	cfg, found := checkConfig(ctx, file, text, err)
 	if who != nil && err == nil {
 		theirs, err := who.lookAs(ctx, file, text, o.configOnly)
 		if err == nil {
@@ -90,7 +90,7 @@ func checkAsUser(ctx context.Context, file string, o checkOptions, stdin io.Read
 		return err
 	}
 	var r asUserResults
-	cfg, found := checkConfig(file, text, nil)
+	cfg, found := checkConfig(ctx, file, text, nil)
 	r.Configuration = found
 	if file == theService() {
 		if f, err := os.Open(file); err != nil {
@@ -108,12 +108,12 @@ func checkAsUser(ctx context.Context, file string, o checkOptions, stdin io.Read
 
 // checkConfig returns the configuration, nil if it is not right, and what there is to say about it. err is that of
 // reading the file.
-func checkConfig(file string, text []byte, err error) (cfg *Config, results []preflight.Result) {
+func checkConfig(ctx context.Context, file string, text []byte, err error) (cfg *Config, results []preflight.Result) {
 	switch {
 	case file == "":
 		cfg = DefaultConfig()
 	case err == nil:
-		cfg, err = parseConfig(file, text)
+		cfg, err = validConfig(ctx, file, text)
 	}
 	results = configResults(file, err)
 	if cfg != nil {

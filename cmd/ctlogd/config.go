@@ -164,6 +164,9 @@ func DefaultConfig() *Config {
 // errUnread says that there is no reading the configuration.
 var errUnread = errors.New("read the configuration")
 
+// loadWithin bounds the reading of a configuration, and of the files that it names.
+const loadWithin = 30 * time.Second
+
 // LoadConfig reads the configuration from file, "" being the one without a file. If the file can be read but is not
 // right, the error is a *config.Error with all that is wrong.
 func LoadConfig(ctx context.Context, file string) (*Config, error) {
@@ -174,7 +177,7 @@ func LoadConfig(ctx context.Context, file string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := parseConfig(file, text)
+	c, err := validConfig(ctx, file, text)
 	if err != nil {
 		return nil, err
 	}
@@ -182,26 +185,47 @@ func LoadConfig(ctx context.Context, file string) (*Config, error) {
 	return c, nil
 }
 
-// readConfig reads the file, until ctx ends: a FIFO that nobody writes, or a file system that hangs, must not keep a
-// signal from ending the process.
+// readConfig reads the file.
 func readConfig(ctx context.Context, file string) ([]byte, error) {
-	type result struct {
-		text []byte
-		err  error
-	}
-	read := make(chan result, 1)
-	go func() {
+	return bounded(ctx, "read "+file, func() ([]byte, error) {
 		text, err := os.ReadFile(file)
-		read <- result{text, err}
-	}()
-	select {
-	case r := <-read:
-		if r.err != nil {
-			return nil, fmt.Errorf("%w: %w", errUnread, r.err)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", errUnread, err)
 		}
-		return r.text, nil
+		return text, nil
+	})
+}
+
+// validConfig is parseConfig, which looks into the certificates, keys and passwords that the configuration names.
+func validConfig(ctx context.Context, file string, text []byte) (*Config, error) {
+	return bounded(ctx, "read the certificates, keys and passwords that "+file+" names",
+		func() (*Config, error) { return parseConfig(file, text) })
+}
+
+// readWithin bounds the reading of a configuration's files.
+const readWithin = 30 * time.Second
+
+// bounded calls read and waits for it until ctx ends, or readWithin is over: a FIFO that nobody writes, or a file system
+// that hangs, must not keep a signal from being answered.
+func bounded[T any](ctx context.Context, what string, read func() (T, error)) (value T, err error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		v, err := read()
+		done <- result{v, err}
+	}()
+	slow := time.NewTimer(readWithin)
+	defer slow.Stop()
+	select {
+	case r := <-done:
+		return r.value, r.err
 	case <-ctx.Done():
-		return nil, fmt.Errorf("read %s: %w", file, ctx.Err())
+		return value, fmt.Errorf("%s: %w", what, ctx.Err())
+	case <-slow.C:
+		return value, fmt.Errorf("%s: no answer for %v; see whether their file system hangs", what, readWithin)
 	}
 }
 

@@ -152,7 +152,7 @@ func (o *listOptions) shower(ctx context.Context, out *bufio.Writer, stdout io.W
 func listEncoder(ctx context.Context) (format.Encoder, error) {
 	cfg := DefaultConfig()
 	if text, err := readConfig(ctx, theService()); err == nil {
-		if theirs, err := parseConfig(theService(), text); err == nil {
+		if theirs, err := validConfig(ctx, theService(), text); err == nil {
 			cfg = theirs
 		}
 	}

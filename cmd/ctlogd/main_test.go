@@ -203,11 +203,22 @@ func TestSignalBeforeConfig(t *testing.T) {
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for command, code := range map[string]int{"check": exitFailure, "run": exitOK} {
-		cmd := exec.Command(self, command, "-c", fifo)
-		if command == "run" {
+	// The password stands for every file that a configuration names and that is looked into.
+	names := filepath.Join(t.TempDir(), "names.yaml")
+	text := fmt.Sprintf("outputs: {kafka: [{brokers: '127.0.0.1:1', topic: t, sasl: {mechanism: PLAIN, username: u, password_file: %s}}]}", fifo)
+	if err := os.WriteFile(names, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		command, file string
+		code          int
+	}{
+		{"check", fifo, exitFailure}, {"run", fifo, exitOK}, {"check", names, exitFailure}, {"run", names, exitOK},
+	} {
+		cmd := exec.Command(self, tt.command, "-c", tt.file)
+		if tt.command == "run" {
 			cmd = exec.Command(self)
-			cmd.Env = append(os.Environ(), withConfig+"="+fifo)
+			cmd.Env = append(os.Environ(), withConfig+"="+tt.file)
 		}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
@@ -222,8 +233,8 @@ func TestSignalBeforeConfig(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = cmd.Wait()
-		if got := cmd.ProcessState.ExitCode(); got != code {
-			t.Errorf("%s: exit code %d, want %d", command, got, code)
+		if got := cmd.ProcessState.ExitCode(); got != tt.code {
+			t.Errorf("%s -c %s: exit code %d, want %d", tt.command, tt.file, got, tt.code)
 		}
 	}
 }

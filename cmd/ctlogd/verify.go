@@ -76,7 +76,7 @@ func configuredArchives(ctx context.Context) (dirs []string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("which archive? name its folder; %v", err)
 	}
-	cfg, err := parseConfig(file, text)
+	cfg, err := validConfig(ctx, file, text)
 	if err != nil {
 		return nil, fmt.Errorf("which archive? name its folder; %v", err)
 	}
