@@ -45,11 +45,11 @@ kept elsewhere, such as what the journal's host has of ctlogd's log, with --chec
 
 The exit status is that of the worst archive:
 
-    0  whole; what retention has removed is told, and is no fault
-    3  not whole: altered, swapped, missing, broken, cut, replayed, rewritten or forged
-    4  whole, and unproven: no checkpoint that a given key has signed, or none of the host, was there
+    0  whole, but for what retention has removed
+    3  not whole: the verdict says what was done to it
+    4  whole, and no checkpoint that was given proves it
     5  not all of it could be read
-    1  there is no such archive, key or checkpoint`,
+    1  no such archive, key or checkpoint`,
 		Example: "  ctlogd verify\n  ctlogd verify /mnt/copy --key gw1.pub --checkpoint journal-of-gw1.txt",
 		RunE: func(cmd *cobra.Command, dirs []string) error {
 			o.dirs = dirs
