@@ -23,9 +23,13 @@ func TestArchive(t *testing.T) {
 	dir := t.TempDir()
 	file, store := filepath.Join(dir, "flows.jsonl"), filepath.Join(dir, "archive")
 	binary := buildDaemon(t, false)
-	conf := filepath.Join(dir, "ctlogd.yaml")
+	conf, key, pub := filepath.Join(dir, "ctlogd.yaml"), filepath.Join(dir, "archive.key"), filepath.Join(dir, "gw1.pub")
+	public, err := exec.Command(binary, "key", "new", key, "--host", "gw1").Output()
+	must(t, err)
+	public, _, _ = bytes.Cut(public, []byte("\n"))
+	must(t, os.WriteFile(pub, public, 0o600))
 	must(t, os.WriteFile(conf, []byte("host: gw1\nobserver: lab\noutputs: {jsonl: [{path: "+file+"}], archive: [{path: "+store+
-		", segment_records: 5000}]}\n"), 0o644))
+		", segment_records: 5000, key: "+key+"}]}\n"), 0o644))
 	d := start(t, ns, exec.Command(binary, "run", "-c", conf))
 	eventually(t, "the daemon runs", func() bool { return strings.Contains(d.stderr.String(), "logging flows") })
 	must(t, flood.Create(0, flows))
@@ -34,9 +38,33 @@ func TestArchive(t *testing.T) {
 	eventually(t, "two segments are sealed", func() bool {
 		segments, _ = filepath.Glob(store + "/host=gw1/date=*/*.parquet")
 		catalog, _ := exec.Command("sh", "-c", "cat "+store+"/host=gw1/date=*/catalog.jsonl").Output()
-		return len(segments) == 2 && bytes.Count(catalog, []byte("\n")) == 2
+		return len(segments) == 2 && bytes.Count(catalog, []byte("\n")) == 3 && // and the key's line
+			strings.Contains(d.stderr.String(), `checkpoint: ctlogd archive gw1\n3\n`)
 	})
+	// What verifies is what another machine would have: a copy, the public key, the log. The daemon still writes.
+	verify := func(dir string, code int, want string) {
+		t.Helper()
+		log := filepath.Join(t.TempDir(), "log")
+		must(t, os.WriteFile(log, []byte(d.stderr.String()), 0o600))
+		cmd := exec.Command(binary, "verify", dir, "--key", pub, "--checkpoint", log)
+		out, _ := cmd.CombinedOutput()
+		if cmd.ProcessState.ExitCode() != code || !strings.Contains(string(out), want) {
+			t.Errorf("verify ends with %d and no %q:\n%s\n%s", cmd.ProcessState.ExitCode(), want, out, d.stderr.String())
+		}
+	}
+	verify(store, 0, "newest checkpoint witnessed elsewhere")
 	d.stop(t)
+	copied := filepath.Join(dir, "copy")
+	must(t, os.CopyFS(copied, os.DirFS(store)))
+	verify(copied, 0, "gw1: sealed and whole")
+	one, err := filepath.Glob(copied + "/host=gw1/date=*/*.parquet")
+	must(t, err)
+	bits, err := os.ReadFile(one[0])
+	must(t, err)
+	bits[len(bits)/3] ^= 4
+	must(t, os.WriteFile(one[0], bits, 0o600))
+	verify(copied, 3, "the segment was altered")
+
 	logs, err := filepath.Glob(store + "/host=gw1/*.rows")
 	must(t, err)
 	out, err := exec.Command(binary, append([]string{"cat"}, append(segments, logs...)...)...).Output()
