@@ -84,7 +84,13 @@ const (
 )
 
 // cell makes the values of one column. It owns the texts of the values that it has made since reset.
-type cell struct{ arena []byte }
+type cell struct {
+	arena []byte
+
+	// The list made last: that of the next row is the same, mostly.
+	bits uint32
+	list []parquet.Value
+}
 
 func (c *cell) reset() { c.arena = c.arena[:0] }
 
@@ -214,14 +220,14 @@ type column struct {
 	node   parquet.Node
 	needs  feature // without one of these in a group the column is empty there
 	scalar func(c *cell, r *flow.Record) parquet.Value
-	list   func(dst []parquet.Value, r *flow.Record) []parquet.Value
+	list   *list
 }
 
 // values appends the column's values of some records.
 func (c *column) values(dst []parquet.Value, scratch *cell, recs []flow.Record) []parquet.Value {
 	if c.list != nil {
 		for i := range recs {
-			dst = c.list(dst, &recs[i])
+			dst = c.list.append(dst, scratch, &recs[i])
 		}
 		return dst
 	}
@@ -414,13 +420,25 @@ func yes(has func(r *flow.Record) bool) func(*cell, *flow.Record) parquet.Value 
 	}
 }
 
-func listOf(s *sets, has func(r *flow.Record) bool, v func(r *flow.Record) uint32) func([]parquet.Value, *flow.Record) []parquet.Value {
-	return func(dst []parquet.Value, r *flow.Record) []parquet.Value {
-		if !has(r) {
-			return append(dst, null.Level(0, 0, 0))
-		}
-		return s.append(dst, v(r))
+// list is what a column of lists is made of.
+type list struct {
+	sets *sets
+	has  func(r *flow.Record) bool
+	bits func(r *flow.Record) uint32
+}
+
+func (l *list) append(dst []parquet.Value, c *cell, r *flow.Record) []parquet.Value {
+	if !l.has(r) {
+		return append(dst, null.Level(0, 0, 0))
 	}
+	if bits := l.bits(r); bits != c.bits || len(c.list) == 0 {
+		c.bits, c.list = bits, l.sets.append(c.list[:0], bits)
+	}
+	return append(dst, c.list...)
+}
+
+func listOf(s *sets, has func(r *flow.Record) bool, bits func(r *flow.Record) uint32) *list {
+	return &list{s, has, bits}
 }
 
 func extra(r *flow.Record) bool { return r.Extra != nil && r.Event < flow.EventGap }

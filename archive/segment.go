@@ -16,6 +16,7 @@ import (
 	"math/bits"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -212,8 +213,9 @@ func (k *sortKey) source(r *flow.Record) {
 // Seal makes a segment of the row log at path, in the folder of its day, and returns its catalog line's part. It does not
 // touch the catalog nor the row log. A process that seals it already makes it fail.
 func Seal(path string) (seg Segment, date string, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
-		if p := recover(); p != nil { // a fault of the library
+		if p := recover(); p != nil { // a fault of the library, or of the disk
 			err = fmt.Errorf("seal %s: %v", path, p)
 		}
 	}()
@@ -233,6 +235,11 @@ func Seal(path string) (seg Segment, date string, err error) {
 	if err != nil {
 		return seg, "", fmt.Errorf("%s: %w", path, err)
 	}
+	rows, err := mapFile(f, info.Size())
+	if err != nil {
+		return seg, "", fmt.Errorf("read %s: %w", path, err)
+	}
+	defer func() { _ = unix.Munmap(rows) }()
 	keys, facts, lost, err := survey(s)
 	if err != nil {
 		return seg, "", fmt.Errorf("read %s: %w", path, err)
@@ -264,7 +271,7 @@ func Seal(path string) (seg Segment, date string, err error) {
 	}
 	defer out.Close()
 	sum := sha256.New()
-	written, err := writeSegment(io.MultiWriter(out, sum), &s.Origin, &seg.Facts, keys, f, lost)
+	written, err := writeSegment(io.MultiWriter(out, sum), &s.Origin, &seg.Facts, keys, rows, lost)
 	if err != nil {
 		return seg, "", fmt.Errorf("write %s: %w", tmp, err)
 	}
@@ -297,6 +304,15 @@ func Seal(path string) (seg Segment, date string, err error) {
 		return seg, "", err
 	}
 	return seg, date, syncDir(dir)
+}
+
+// mapFile maps a file into memory: its records are read in the order of the rows, one at a time. What the disk cannot
+// give is a panic of the goroutine, which Seal makes an error.
+func mapFile(f *os.File, size int64) ([]byte, error) {
+	if size == 0 || int64(int(size)) != size {
+		return nil, fmt.Errorf("a file of %d bytes cannot be mapped", size)
+	}
+	return unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
 }
 
 // errEmpty is the error of sealing a row log without a record.
@@ -399,9 +415,9 @@ func (h *columnHash) add(values []parquet.Value) {
 	}
 }
 
-// writeSegment writes the table to w: the records of the row log f in the order of keys. lost, if there is one, comes
+// writeSegment writes the table to w: the records of the row log, whose bytes are rows, in the order of keys. lost, if there is one, comes
 // first.
-func writeSegment(w io.Writer, o *Origin, facts *Facts, keys []sortKey, f io.ReaderAt, lost *flow.Record) (sums [columnCount]columnHash, err error) {
+func writeSegment(w io.Writer, o *Origin, facts *Facts, keys []sortKey, rows []byte, lost *flow.Record) (sums [columnCount]columnHash, err error) {
 	origin, err := json.Marshal(o)
 	if err != nil {
 		return sums, err
@@ -416,7 +432,7 @@ func writeSegment(w io.Writer, o *Origin, facts *Facts, keys []sortKey, f io.Rea
 		parquet.Compression(codecOf(o.Level)),
 		parquet.PageBufferSize(pageBytes),
 		parquet.WriteBufferSize(0),
-		parquet.DataPageStatistics(true),
+		parquet.DataPageStatistics(false), // the index has them
 		parquet.BloomFilters(
 			parquet.SplitBlockFilter(10, "src_ip"),
 			parquet.SplitBlockFilter(10, "dst_ip"),
@@ -430,7 +446,6 @@ func writeSegment(w io.Writer, o *Origin, facts *Facts, keys []sortKey, f io.Rea
 	cells := make([]cell, columnCount)
 	var values, buf []parquet.Value
 	nulls := make([]parquet.Value, chunkRows)
-	record := make([]byte, 4096)
 	flush := func() error {
 		if len(batch.Records) == 0 {
 			return nil
@@ -468,13 +483,7 @@ func writeSegment(w io.Writer, o *Origin, facts *Facts, keys []sortKey, f io.Rea
 				return sums, err
 			}
 		}
-		if int(k.size) > len(record) {
-			record = make([]byte, k.size)
-		}
-		if _, err := f.ReadAt(record[:k.size], k.off); err != nil {
-			return sums, err
-		}
-		if _, err := batch.DecodeBinary(record[:k.size]); err != nil {
+		if _, err := batch.DecodeBinary(rows[k.off : k.off+int64(k.size)]); err != nil {
 			return sums, err
 		}
 	}
