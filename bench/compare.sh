@@ -15,7 +15,8 @@
 #   churn: FLOWS entries are created and deleted, RATE a second or as fast as the kernel goes, while it listens.
 # Rows: nobody, drain, drain-nap (1 ms naps), ulogd-json, ulogd-ipfix (Debian packages ulogd2, ulogd2-json), ctlogd-json,
 # ctlogd-ipfix, ctlogd-ecs, ctlogd-ocsf, ctlogd-cim, ctlogd-ulogd2 and ctlogd-cef, which are files in these formats,
-# ctlogd-syslog, which is the flat format as syslog over TCP, to a socat, ctlogd-kafka, ctlogd-both, which has a file of
+# ctlogd-archive, which is an archive that seals nothing meanwhile, ctlogd-archive-sealed, with the CPU time of the processes
+# that make its segments, and what is left then in the same way, ctlogd-syslog, which is the flat format as syslog over TCP, to a socat, ctlogd-kafka, ctlogd-both, which has a file of
 # JSON lines as well, and ctlogd-spooled, which is ctlogd-kafka with the default queue, much smaller than the burst, and a spool behind it (where Kafka's jars are in the cache, see
 # integration/broker/fetch.sh; the broker runs in the namespace, and its CPU time is not counted); -o selects some. A
 # COMMAND makes one more row: it runs in a scratch folder, and the lines that it writes there to standard output and
@@ -78,7 +79,7 @@ row() {
         pid= sink=
         return
     fi
-    local before after prev= quiet=0 speed
+    local before after prev= quiet=0 speed sealing=0
     before=$(ticks "$pid")
     if [[ $pattern == burst ]]; then
         local t0 t1
@@ -102,6 +103,12 @@ row() {
     peak=$(awk '/VmHWM/{print $2}' "/proc/$pid/status" 2>/dev/null || echo 0)
     kill "$pid" 2>/dev/null || true
     wait "$pid" 2>/dev/null || true
+    if [[ $name == ctlogd-archive* ]]; then
+        records=$(find "$dir/out" -name '*.rows' -o -name '*.parquet' | xargs -r "$work/ctlogd" cat | grep -c '"event":"destroy"' || true)
+    fi
+    if [[ $name == ctlogd-archive-sealed ]]; then
+        sealing=$(seal "$dir/out")
+    fi
     kill "$sink" 2>/dev/null || true
     wait "$sink" 2>/dev/null || true
     pid= sink=
@@ -109,12 +116,26 @@ row() {
         drain*) records=$(sed -n 's/^events=\([0-9]*\).*/\1/p' "$dir/out/stdout") ;;
         ctlogd-kafka | ctlogd-both | ctlogd-spooled) records=$(in_ns kcat -C -e -q -b 127.0.0.1:9092 -t "$name" -f '\n' | wc -l) ;;
         ctlogd-syslog) records=$(wc -l <"$work/syslog" || echo 0) ;;
+        ctlogd-archive*) ;;
         *-ipfix) records=$(sed -n 's/^records=\([0-9]*\).*/\1/p' "$dir/sink") ;;
         *) records=$(find "$dir/out" -type f \( -name '*.json*' -o -name stdout \) -exec cat {} + | wc -l) ;;
     esac
-    awk -v name="$name" -v t=$((after - before)) -v hz="$hz" -v n="$n" -v rec="$records" -v peak="$peak" -v speed="$speed" \
+    awk -v name="$name" -v t=$((after - before + sealing)) -v hz="$hz" -v n="$n" -v rec="$records" -v peak="$peak" -v speed="$speed" \
         'BEGIN { printf "%s %.3f %d %d %d\n", name, t / hz * 1e6 / n, rec, peak, speed }' >>"$work/results.$run"
 }
+
+# seal FOLDER makes segments of its row logs as the daemon's child does, and prints how many ticks that took.
+seal() {
+    local file took=0 began me=$BASHPID
+    while read -r file; do
+        began=$(children "$me")
+        GOMAXPROCS=1 GOMEMLIMIT=96MiB GOGC=50 "$work/ctlogd" seal "$file" >/dev/null
+        took=$((took + $(children "$me") - began))
+    done < <(find "$1" -name '*.rows')
+    echo "$took"
+}
+# children prints the ticks of the processes that process $1 has waited for.
+children() { awk '{sub(/.*\) /, ""); print $14 + $15}' "/proc/$1/stat"; }
 
 ulogd() { # KIND
     if [[ -z $plugin ]] || ! command -v ulogd >/dev/null; then
@@ -188,6 +209,10 @@ for run in $(seq "$runs"); do
     for format in ecs ocsf cim ulogd2 cef; do
         ctlogd $format "jsonl: [{path: $work/run/ctlogd-$format/out/flows.json, format: $format}]"
     done
+    archive=$work/run/ctlogd-archive/out/archive
+    ctlogd archive "archive: [{path: $archive, segment_records: 4000000}]"
+    archive=$work/run/ctlogd-archive-sealed/out/archive
+    ctlogd archive-sealed "archive: [{path: $archive, segment_records: 4000000}]"
     syslog
     kafka
     for consumer in "$@"; do row "${consumer%%=*}" "${consumer#*=}"; done
