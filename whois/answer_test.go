@@ -1,0 +1,412 @@
+package whois
+
+import (
+	"bytes"
+	"context"
+	"encoding/csv"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/ctlogd/ctlogd/archive"
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+var noon = time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC).UnixNano()
+
+const second = int64(time.Second)
+
+// snat returns the end of a flow that was translated: the source has 203.0.113.5 outside.
+func snat(src, dst string, port uint16, start, end int64) *flow.Record {
+	s, d := netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst)
+	return &flow.Record{
+		Event: flow.EventDestroy, Has: flow.HasOrig | flow.HasReply | flow.HasCounters, Start: start, Stop: end, Received: max(end, start, noon),
+		Orig: flow.Tuple{Src: flow.AddrFrom(s.Addr()), Dst: flow.AddrFrom(d.Addr()), SrcPort: s.Port(), DstPort: d.Port(), Proto: flow.TCP},
+		Reply: flow.Tuple{Src: flow.AddrFrom(d.Addr()), Dst: flow.AddrFrom(netip.MustParseAddr("203.0.113.5")),
+			SrcPort: d.Port(), DstPort: port, Proto: flow.TCP},
+		OrigCounters: flow.Counters{Packets: 14, Bytes: 2211}, ReplyCounters: flow.Counters{Packets: 19, Bytes: 20733},
+	}
+}
+
+func open(r *flow.Record, seen int64) *flow.Record {
+	r.Event, r.Stop, r.Received = flow.EventOpen, 0, seen
+	return r
+}
+
+func with(r *flow.Record, has flow.Has) *flow.Record { r.Has |= has; return r }
+
+func point(at int64) *Question {
+	return &Question{Public: End{netip.MustParseAddr("203.0.113.5"), 40000, true}, From: at, To: at, Zone: "UTC"}
+}
+
+// asRows gives each record a flow_id of its tuple and start, as one host's.
+func asRows(recs ...*flow.Record) (rows []row) {
+	for i, r := range recs {
+		own := *r
+		id := ""
+		if r.Start != 0 {
+			id = fmt.Sprint(r.Orig, r.Start)
+		}
+		rows = append(rows, row{Record: &own, host: "gw1", flowID: id, file: "f", number: int64(i)})
+	}
+	return rows
+}
+
+func gapAt(cause string, from, to int64) archive.Gap {
+	g := archive.Gap{Cause: cause, At: archive.Time(max(from, to))}
+	if from != 0 {
+		g.From = new(archive.Time(from))
+	}
+	if to != 0 {
+		g.To = new(archive.Time(to))
+	}
+	return g
+}
+
+// TestJudge: verdict, completeness and exit status, case by case.
+func TestJudge(t *testing.T) {
+	minute := 60 * second
+	check := func(at int64) *archive.Checkpoint {
+		return &archive.Checkpoint{Began: archive.Time(at), Ended: archive.Time(at + second), MinAge: archive.Duration(time.Hour), Whole: true}
+	}
+	whole := func(gaps ...archive.Gap) *facts {
+		return &facts{host: "gw1", begins: noon - 10*hour, ends: noon + 5*hour, before: check(noon - hour), after: check(noon + 2*hour), gaps: gaps}
+	}
+	a := func() *flow.Record {
+		return snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-minute, noon+minute)
+	}
+	b := func() *flow.Record {
+		return snat("10.64.9.9:1055", "198.51.100.81:443", 40000, noon-minute, noon+minute)
+	}
+	zero := uint64(0)
+	none := gapAt("overrun", noon, noon+minute)
+	none.Lost = &zero
+	for name, c := range map[string]struct {
+		rows    []row
+		facts   *facts
+		change  func(q *Question)
+		verdict string
+		exit    int
+		missing string // kinds
+		decides string
+	}{
+		"one":                    {rows: asRows(a()), facts: whole(), verdict: Sole},
+		"nobody":                 {facts: whole(), verdict: None, exit: 3},
+		"before it began":        {rows: asRows(snat("10.1.1.1:1", "9.9.9.9:9", 40000, noon+1, noon+5)), facts: whole(), verdict: None, exit: 3},
+		"after it ended":         {rows: asRows(snat("10.1.1.1:1", "9.9.9.9:9", 40000, noon-5, noon-1)), facts: whole(), verdict: None, exit: 3},
+		"its first and last":     {rows: asRows(snat("10.1.1.1:1", "9.9.9.9:9", 40000, noon, noon)), facts: whole(), verdict: Sole},
+		"two":                    {rows: asRows(a(), b()), facts: whole(), verdict: Ambiguous, exit: 4, decides: "(--dst)"},
+		"one subscriber twice":   {rows: asRows(a(), snat("10.64.3.7:51544", "9.9.9.9:9", 40000, noon-minute, noon+minute)), facts: whole(), verdict: Sole},
+		"twice delivered":        {rows: asRows(a(), a()), facts: whole(), verdict: Sole},
+		"open and its end":       {rows: asRows(open(a(), noon-second), a()), facts: whole(), verdict: Sole},
+		"open alone, seen later": {rows: asRows(open(a(), noon+hour)), facts: whole(), verdict: Sole},
+		"open, ended before":     {rows: asRows(open(a(), noon-30*second), snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-minute, noon-second)), facts: whole(), verdict: None, exit: 3},
+		"last seen by a checkpoint": {rows: asRows(open(snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-4*hour, 0), noon-hour)),
+			facts: whole(gapAt("crash", noon-minute, noon-second)), verdict: Sole, exit: 5, missing: "end_unknown"},
+		"gone at the next checkpoint": {rows: asRows(open(snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-4*hour, 0), noon-2*hour)), facts: whole(), verdict: None, exit: 3},
+		"no start":                    {rows: asRows(snat("10.64.3.7:51544", "198.51.100.80:443", 40000, 0, noon+minute)), facts: whole(), verdict: Sole, exit: 5, missing: "start_unknown"},
+		"the clock was set":           {rows: asRows(with(a(), flow.Stepped)), facts: whole(), verdict: Sole, exit: 5, missing: "clock_stepped"},
+		"set, of another time":        {rows: asRows(with(snat("10.1.1.1:1", "9.9.9.9:9", 40000, noon-hour, noon-hour+1), flow.Stepped)), facts: whole(), verdict: None, exit: 5, missing: "clock_stepped"},
+		"unsynchronised":              {rows: asRows(with(a(), flow.Unsynchronized)), facts: whole(), verdict: Sole, exit: 5, missing: "clock_unsynchronized"},
+		"a gap then":                  {rows: asRows(a()), facts: whole(gapAt("overrun", noon-minute, noon+minute)), verdict: Sole, exit: 5, missing: "overrun"},
+		"a gap that lost nothing":     {rows: asRows(a()), facts: whole(none), verdict: Sole},
+		"a gap before":                {rows: asRows(a()), facts: whole(gapAt("downtime", noon-minute, noon-1)), verdict: Sole},
+		"a gap later":                 {facts: whole(gapAt("reboot", noon+hour, noon+hour+1)), verdict: None, exit: 5, missing: "reboot"},
+		"a gap behind the witness":    {facts: whole(gapAt("reboot", noon+3*hour, noon+4*hour)), verdict: None, exit: 3},
+		"a gap without an end":        {facts: whole(gapAt("crash", noon-minute, 0)), verdict: None, exit: 3}, // its record came before noon
+		"untracked, seen since":       {facts: whole(gapAt("untracked", noon-3*hour, noon-3*hour)), verdict: None, exit: 3},
+		"untracked, not seen since":   {facts: whole(gapAt("untracked", noon-hour-minute, 0)), verdict: None, exit: 5, missing: "untracked"},
+		"untracked, later":            {facts: whole(gapAt("untracked", noon+minute, 0)), verdict: None, exit: 3},
+		"no witness":                  {rows: asRows(a()), facts: &facts{host: "gw1", begins: noon - hour, ends: noon + hour}, verdict: Sole, exit: 5, missing: "still_alive"},
+		"the table is the witness":    {rows: asRows(a()), facts: &facts{host: "gw1", begins: noon - hour, ends: noon + hour, live: true}, verdict: Sole},
+		"the table cannot be read":    {facts: &facts{host: "gw1", begins: noon - hour, ends: noon + hour, liveErr: os.ErrPermission}, verdict: None, exit: 5, missing: "still_alive"},
+		"begins later":                {facts: &facts{host: "gw1", begins: noon + 1, ends: noon + hour, after: check(noon + 2*hour)}, verdict: None, exit: 5, missing: "begins"},
+		"ends before":                 {facts: &facts{host: "gw1", begins: noon - hour, ends: noon - 1}, verdict: None, exit: 5, missing: "ends"},
+		"empty":                       {facts: &facts{host: "gw1"}, verdict: None, exit: 5, missing: "empty"},
+		"removed": {facts: func() *facts {
+			f := whole()
+			f.removed = []archive.Line{{Removed: &archive.Removal{File: "x", Why: "max_age", First: archive.Time(noon), Last: archive.Time(noon + hour), Records: 7}}}
+			return f
+		}(), verdict: None, exit: 5, missing: "removed"},
+		"ports left out": {facts: func() *facts { f := whole(); f.dropped = []string{"nat_src_port"}; return f }(), verdict: None, exit: 5, missing: "dropped"},
+		"destinations left out": {rows: func() []row {
+			rows := asRows(a(), b())
+			for i := range rows {
+				rows[i].dropped = []string{"dst_ip", "dst_port", "nat_dst_ip"}
+			}
+			return rows
+		}(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "nothing in them decides"},
+		"no port":   {rows: asRows(a(), snat("10.64.9.9:1055", "198.51.100.81:443", 40001, noon-minute, noon+minute)), facts: whole(), change: func(q *Question) { q.Public.HasPort = false }, verdict: Ambiguous, exit: 4, decides: "the port decides"},
+		"protocols": {rows: func() []row { r := b(); r.Orig.Proto, r.Reply.Proto = flow.UDP, flow.UDP; return asRows(a(), r) }(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "--proto"},
+		"one after the other": {rows: asRows(snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-minute, noon+1), snat("10.64.9.9:1055", "198.51.100.80:443", 40000, noon+2, noon+minute)), facts: whole(),
+			change: func(q *Question) { q.To = noon + second }, verdict: Ambiguous, exit: 4, decides: "more exact time"},
+		"one destination, two ports": {rows: asRows(a(), snat("10.64.9.9:1055", "198.51.100.80:80", 40000, noon-minute, noon+minute)), facts: whole(), verdict: Ambiguous, exit: 4, decides: "--dst ADDRESS:PORT"},
+		"two zones":                  {rows: func() []row { r := a(); r.Zone, r.Start = 5, r.Start+1; return asRows(a(), with(r, flow.HasZone)) }(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "pair of firewalls, two zones"},
+	} {
+		q := point(noon)
+		if c.change != nil {
+			c.change(q)
+		}
+		got := judge(q, c.rows, []*facts{c.facts}, time.Unix(0, noon+10*hour))
+		var kinds []string
+		for _, m := range got.Missing {
+			kinds = append(kinds, m.Kind)
+			if m.Text == "" || !strings.HasSuffix(m.Text, ".") {
+				t.Errorf("%s: %q is no sentence", name, m.Text)
+			}
+		}
+		if got.Verdict != c.verdict || got.Exit() != c.exit || strings.Join(kinds, " ") != c.missing || !strings.Contains(got.Decides, c.decides) || (got.Decides != "") != (c.verdict == Ambiguous) {
+			t.Errorf("%s: %s, exit %d, missing %v, decides %q; want %s, %d, %q, %q", name, got.Verdict, got.Exit(), kinds, got.Decides, c.verdict, c.exit, c.missing, c.decides)
+		}
+	}
+}
+
+// small makes an archive of a few flows, sealed and not, in the working directory, which becomes a new one.
+func small(t *testing.T) string {
+	t.Helper()
+	t.Chdir(t.TempDir())
+	clock := noon - 2*hour
+	a, err := archive.Open(archive.Options{Dir: "archive", Host: "gw1", Observer: "obs", Interval: time.Hour, Records: 6, Sync: archive.SyncNever,
+		Compression: "none", Now: func() time.Time { return time.Unix(0, clock) },
+		Seal: func(_ context.Context, path string) (s archive.Sealed, err error) {
+			s.Segment, s.Date, err = archive.Seal(path)
+			return s, err
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	minute := 60 * second
+	done := func(at int64) *flow.Record {
+		return &flow.Record{Event: flow.EventOpen, Start: at, Stop: at + second, Received: at + second, Timeout: 3600, Extra: &flow.Extra{Checkpoint: flow.CheckpointWhole}}
+	}
+	gap := &flow.Record{Event: flow.EventGap, Start: noon + 270*minute, Stop: noon + 271*minute, Received: noon + 271*minute,
+		Extra: &flow.Extra{Gap: flow.Gap{Cause: flow.CauseOverrun, Lost: 12, LostKnown: true}}}
+	ping := snat("10.64.3.7:777", "198.51.100.80:0", 0, noon, noon+minute)
+	ping.Orig.Proto, ping.Reply.Proto, ping.Orig.DstPort, ping.Reply.SrcPort = flow.ICMP, flow.ICMP, 8<<8, 64110
+	web := snat("198.51.100.99:3333", "203.0.113.5:8080", 0, noon, noon+minute)
+	web.Reply = flow.Tuple{Src: flow.AddrFrom(netip.MustParseAddr("10.64.7.7")), Dst: web.Orig.Src, SrcPort: 80, DstPort: 3333, Proto: flow.TCP}
+	recs := []*flow.Record{
+		snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-minute, noon+minute),
+		snat("10.64.3.8:51000", "198.51.100.81:443", 41000, noon-minute, noon+minute),
+		snat("10.64.3.9:51000", "198.51.100.82:443", 41000, noon-30*second, noon+minute),
+		ping, web, done(noon + 2*hour),
+		snat("10.64.3.7:51600", "198.51.100.80:443", 42000, noon+269*minute, noon+272*minute), gap,
+		snat("10.64.3.7:51700", "198.51.100.80:443", 43000, noon+90*minute, noon+91*minute), done(noon + 3*hour), done(noon + 6*hour),
+	}
+	for _, r := range append([]*flow.Record{snat("10.64.1.1:1", "198.51.100.80:443", 1, noon-5*hour, noon-4*hour)}, recs...) {
+		if _, err := a.Append([]*flow.Record{r}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for deadline := time.Now().Add(time.Minute); a.Stats.RowLogs.Load() > 1; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("not sealed")
+		}
+	}
+	if err := a.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	return "archive"
+}
+
+func answer(t *testing.T, dir string, q *Question) *Answer {
+	t.Helper()
+	s, err := Open([]string{dir}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Prepare(context.Background(), []*Question{q}); err != nil {
+		t.Fatal(err)
+	}
+	a, err := Ask(context.Background(), s, q, time.Unix(0, noon+24*hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// TestGolden: what is printed for people, and for programs.
+func TestGolden(t *testing.T) {
+	golden, err := filepath.Abs("testdata")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := small(t)
+	for _, c := range []struct {
+		name string
+		port uint16
+		at   string
+		exit int
+	}{{"sole", 40000, "2026-11-26 12:00:00 UTC", 0}, {"ambiguous", 41000, "2026-11-26 12:00:00 UTC", 4}, {"none", 40000, "2026-11-26 12:01:01 UTC", 3},
+		{"incomplete", 42000, "2026-11-26 16:30:00", 5}, {"ping", 64110, "2026-11-26 12:00:30 UTC", 0}, {"forwarded", 8080, "2026-11-26 12:00:30 UTC", 0}, {"unsealed", 43000, "2026-11-26T13:30:30Z", 0}} {
+		m, err := ParseTime(c.at, time.Unix(0, noon+24*hour), time.UTC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := point(0)
+		q.Public.Port, q.At, q.Case = c.port, c.at, "2026-77"
+		q.SetTime(m, 0)
+		a := answer(t, dir, q)
+		if a.Exit() != c.exit {
+			t.Errorf("%s: exit status %d, want %d", c.name, a.Exit(), c.exit)
+		}
+		var b bytes.Buffer
+		if err := a.Text(&b); err != nil {
+			t.Fatal(err)
+		}
+		b.WriteString("\n")
+		if err := a.JSON(&b); err != nil {
+			t.Fatal(err)
+		}
+		w := csv.NewWriter(&b)
+		if err := a.CSV(w, false); err != nil {
+			t.Fatal(err)
+		}
+		w.Flush()
+		file := filepath.Join(golden, c.name+".golden")
+		if *update {
+			if err := os.WriteFile(file, b.Bytes(), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), b.String()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", c.name, diff)
+		}
+	}
+}
+
+// TestReport: the report names the files with their hashes, says when one is another than the catalog says, and escapes what
+// others have written.
+func TestReport(t *testing.T) {
+	dir := small(t)
+	q := point(noon)
+	q.At, q.Case = "2026-11-26 12:00 <script>alert(1)</script>", "A & B"
+	a := answer(t, dir, q)
+	who := Who{UID: 1000, User: "abuse", SudoUser: "eve", Host: "desk"}
+	r := NewReport(a, who, "test", time.Unix(0, noon+24*hour))
+	if len(r.Files) != 2 || r.Files[0].Holders != 1 || r.Files[0].SHA256 != r.Files[0].Catalog || r.Files[0].SHA256 == "" || r.Files[0].Line != 1 {
+		t.Fatalf("%+v", r.Files)
+	}
+	for _, name := range []string{"r.html", "r.json"} {
+		if err := r.Write(name); err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"10.64.3.7", r.Files[0].SHA256, "one subscriber used the public address 203.0.113.5 with the port number 40000", "eve"} {
+			if !strings.Contains(string(text), want) {
+				t.Errorf("%s lacks %q", name, want)
+			}
+		}
+		if name == "r.html" && strings.Contains(string(text), "<script") || name == "r.json" && !json.Valid(text) {
+			t.Errorf("%s:\n%s", name, text)
+		}
+	}
+	if left, _ := filepath.Glob(".r.*"); left != nil {
+		t.Errorf("left behind: %v", left)
+	}
+	path := r.Files[0].Path
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text[len(text)/2] ^= 1
+	if err := os.WriteFile(path, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if r = NewReport(a, who, "test", time.Now()); !strings.HasPrefix(r.Files[0].Says, "ALTERED") {
+		t.Errorf("%+v", r.Files[0])
+	}
+	if err := r.Write("no/such/folder/r.html"); err == nil {
+		t.Error("a report in a folder that is not there was written")
+	}
+}
+
+// TestDamage: what is cut off, missing or left out of an archive makes the answer incomplete, in a sentence that names it.
+func TestDamage(t *testing.T) {
+	for name, c := range map[string]struct {
+		do   func(t *testing.T, segment string)
+		want string
+	}{
+		"half a segment": {func(t *testing.T, s string) {
+			if err := os.Truncate(s, 900); err != nil {
+				t.Fatal(err)
+			}
+		}, "only half of it was copied"},
+		"no segment": {func(t *testing.T, s string) { os.Remove(s) }, "is missing, and nothing says that it was removed"},
+		"a damaged catalog": {func(t *testing.T, s string) {
+			if err := os.WriteFile(filepath.Join(filepath.Dir(s), "catalog.jsonl"), []byte("{\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}, "The catalog is damaged"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := small(t)
+			segments, _ := filepath.Glob(dir + "/*/*/*.parquet")
+			if len(segments) != 1 {
+				t.Fatal(segments)
+			}
+			c.do(t, segments[0])
+			a := answer(t, dir, point(noon))
+			var b bytes.Buffer
+			if err := a.Text(&b); err != nil {
+				t.Fatal(err)
+			}
+			if a.Exit() != ExitIncomplete || !strings.Contains(b.String(), c.want) {
+				t.Errorf("exit status %d:\n%s", a.Exit(), &b)
+			}
+		})
+	}
+	t.Chdir(t.TempDir())
+	os.Mkdir("empty", 0o755)
+	os.WriteFile("x.jsonl", []byte("hello\nworld\n"), 0o644)
+	for path, want := range map[string]string{"nowhere": "there is no archive nowhere", "empty": "is no archive: there is no folder host=", "x.jsonl": "has no records of ctlogd"} {
+		s, err := Open([]string{path}, nil, nil)
+		if err == nil {
+			err = s.Prepare(context.Background(), []*Question{point(noon)})
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", path, err, want)
+		}
+	}
+}
+
+// TestAudit: each answer is a line that was appended; without it there is none.
+func TestAudit(t *testing.T) {
+	dir := small(t)
+	q := point(noon)
+	q.Case = "77"
+	a := answer(t, dir, q)
+	for range 2 {
+		if err := Audit("audit.jsonl", Who{UID: 1000, User: "abuse", SudoUser: "eve"}, []*Answer{a}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := os.ReadFile("audit.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	if len(lines) != 2 || !strings.Contains(lines[1], `"sudo_user":"eve"`) || !strings.Contains(lines[1], `"case":"77"`) || !strings.Contains(lines[1], `"verdict":"sole"`) || !strings.Contains(lines[1], `"address":"203.0.113.5","port":40000`) {
+		t.Errorf("%s", text)
+	}
+	if err := Audit("no/such/audit", Who{}, []*Answer{a}); err == nil || !strings.Contains(err.Error(), "no answer without") {
+		t.Errorf("%v", err)
+	}
+}
