@@ -213,8 +213,22 @@ func testEndedHanging(t *testing.T, _ bool) {
 		eventually(t, "the log says: "+what, func() bool { return strings.Contains(r.stderr.String(), what) })
 	}
 	logged("told to end")
-	time.Sleep(time.Second)
+	// The hang is noticed some 4 s from now at the soonest. Were nobody to read until then, the table would have all
+	// that ends.
+	at, most := r.churn.ended(), 0
+	for began := time.Now(); time.Since(began) < 2500*time.Millisecond; time.Sleep(50 * time.Millisecond) {
+		text, err := r.ns.ReadSysctl("net.netfilter.nf_conntrack_count")
+		must(t, err)
+		n, err := strconv.Atoi(text)
+		must(t, err)
+		most = max(most, n)
+	}
 	r.churn.stop(t)
+	if n := r.churn.ended() - at; most > n/3 {
+		t.Errorf("while it ends, %d flows ended, and the table had up to %d entries", n, most)
+	} else {
+		t.Logf("while it ends, %d flows ended, and the table had up to %d entries", n, most)
+	}
 	logged("records left behind")
 	logged("events read") // the sums, which come last
 	disk.thaw(t)          // until then the kernel does not let the process go
