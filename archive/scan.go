@@ -591,6 +591,9 @@ func Each(path string, do func(o *Origin, r *flow.Record) error) (err error) {
 		})
 		return errors.Join(failed, err)
 	}
+	if !bytes.HasPrefix(magic[:n], []byte("PAR1")) {
+		return errors.New("it is no file of an archive: no segment (*.parquet), and no row log (*.rows)")
+	}
 	file, pf, o, err := openSegment(path)
 	if err != nil {
 		return err

@@ -84,7 +84,9 @@ func TestMistakes(t *testing.T) {
 		"number: 1\nnumber: 2":         "f:2: number: given twice, first on line 1",
 		"time: 5":                      `f:1: time: "5" is not a duration such as 500ms, 30s, 1h30m or 7d`,
 		"size: 10X":                    `f:1: size: "10X" is not a size such as 65536, 512KiB, 64MiB or 10G`,
-		"port: 70000\nnumber: 1.5":     "f:1: port: \"70000\" is out of range\nf:2: number: \"1.5\"; write a whole number, without quotes",
+		"port: 70000\nnumber: 1.5":     "f:1: port: \"70000\" is out of range\nf:2: number: \"1.5\"; write a whole number",
+		"number: three":                "f:1: number: \"three\"; write a whole number",
+		"number: \"3\"":                "f:1: number: \"3\"; write a whole number, without quotes",
 		"name: a: b":                   "f:1: a key is not expected here; check the indentation, and quote a value that has a colon and a space in it",
 		"a: &a [*a]\nentries: *a":      "f:1: a: unknown key; allowed here: name, on, number, port, ratio, size, time, maybe, words, entries, inner, inlined\nf:1: entries[0]: *a stands for a value that it is itself part of",
 	} {

@@ -249,7 +249,11 @@ func (d *Document) scalar(n *yaml.Node, v reflect.Value, path string) {
 		}
 	default: // the yaml package would take 1.5 for 1
 		if n.ShortTag() != "!!int" {
-			d.fault(nil, path, "%s; write a whole number, without quotes", describe(n))
+			remedy := "write a whole number"
+			if n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) != 0 {
+				remedy += ", without quotes"
+			}
+			d.fault(nil, path, "%s; %s", describe(n), remedy)
 		} else if n.Decode(v.Addr().Interface()) != nil {
 			d.fault(nil, path, "%s is out of range", describe(n))
 		}

@@ -38,3 +38,19 @@ func ParseDuration(text string) (time.Duration, error) {
 	}
 	return sum + d, nil
 }
+
+// FormatDuration writes a duration as people do: 30d, 36h, 1h30m, 500ms.
+func FormatDuration(d time.Duration) string {
+	const day = 24 * time.Hour
+	if d > 0 && d%day == 0 {
+		return strconv.FormatInt(int64(d/day), 10) + "d"
+	}
+	text := d.String()
+	if d%time.Minute == 0 && d != 0 {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if d%time.Hour == 0 && d != 0 {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
+}

@@ -45,6 +45,19 @@ func TestParseDuration(t *testing.T) {
 	}
 }
 
+func TestFormatDuration(t *testing.T) {
+	for d, want := range map[time.Duration]string{0: "0s", 500 * time.Millisecond: "500ms", time.Minute: "1m", 90 * time.Second: "1m30s",
+		10 * time.Minute: "10m", 10 * time.Hour: "10h", 90 * time.Minute: "1h30m", 36 * time.Hour: "36h", 24 * time.Hour: "1d",
+		720 * time.Hour: "30d", -time.Hour: "-1h"} {
+		if got := FormatDuration(d); got != want {
+			t.Errorf("%v is written %q, want %q", d, got, want)
+		}
+		if back, err := ParseDuration(want); err != nil || back != d {
+			t.Errorf("%s is read as %v, %v", want, back, err)
+		}
+	}
+}
+
 func FuzzParseDuration(f *testing.F) {
 	f.Add("1w2d3h4m5s")
 	f.Add("-1h")

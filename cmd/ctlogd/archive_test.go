@@ -69,9 +69,11 @@ func TestCat(t *testing.T) {
 	if err := os.WriteFile(foreign, []byte("hello"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{foreign, filepath.Join(dir, "missing"), dir} {
+	const noArchive = "it is no file of an archive"
+	for path, want := range map[string]string{foreign: noArchive, filepath.Join(dir, "missing"): "no such file", dir: noArchive} {
 		stderr.Reset()
-		if code := run([]string{"cat", path}, &stdout, &stderr); code != 1 || !strings.Contains(stderr.String(), path) {
+		if code := run([]string{"cat", path}, &stdout, &stderr); code != 1 || !strings.Contains(stderr.String(), path) ||
+			!strings.Contains(stderr.String(), want) {
 			t.Errorf("cat %s: exit status %d: %s", path, code, stderr.String())
 		}
 	}

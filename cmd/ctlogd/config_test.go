@@ -246,6 +246,7 @@ metrics: {listen: "LISTEN"}
 `
 	rules := []string{
 		"f:2: filter[0]: never matches: match.proto and not.proto exclude each other; change or remove one of them",
+		"f:7: outputs.jsonl[0].filter[0]: leaves nothing but gaps: with it every record is dropped; put a rule before it that accepts what is wanted",
 		"f:8: outputs.jsonl[0].filter[1]: is never reached: entry [0] of this list has no matchers and decides about every record; move this rule before it, or remove it",
 		"f:11: outputs.ipfix[0].filter[0]: never matches: match.proto and match.port exclude each other; change or remove one of them",
 	}

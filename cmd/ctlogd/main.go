@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -59,7 +60,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		ownlog.Complain(stderr, "ctlogd: "+err.Error())
 		return exitFailure
 	default: // cobra's own: the command line is wrong
-		ownlog.Complain(stderr, fmt.Sprintf("ctlogd: %v\nsee %s --help", err, cmd.CommandPath()))
+		text := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\t", "    ") // in front of a command that may be meant
+		ownlog.Complain(stderr, fmt.Sprintf("ctlogd: %s\nsee %s --help", text, cmd.CommandPath()))
 		return exitUsage
 	}
 }

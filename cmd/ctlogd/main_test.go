@@ -61,6 +61,7 @@ func TestExitCodes(t *testing.T) {
 		{"--help", exitOK, ""},
 		{"", exitUsage, "ctlogd: no command given; use run, check, status, tap, top, list, whois, verify, ipfix or version\nsee ctlogd --help\n"},
 		{"start", exitUsage, "ctlogd: unknown command \"start\" for \"ctlogd\"\nsee ctlogd --help\n"},
+		{"chekc", exitUsage, "ctlogd: unknown command \"chekc\" for \"ctlogd\"\n\nDid you mean this?\n    check\nsee ctlogd --help\n"},
 		{"run flows", exitUsage, "ctlogd: unknown command \"flows\" for \"ctlogd run\"\nsee ctlogd run --help\n"},
 		{"run --fix", exitUsage, "ctlogd: unknown flag: --fix\nsee ctlogd run --help\n"},
 		{"ipfix", exitUsage, "ctlogd: no command given; use templates or listen\nsee ctlogd ipfix --help\n"},

@@ -114,7 +114,9 @@ func ownCounters(out deliver.Output, o *monitor.Output) {
 		case "bytes":
 			o.Bytes = &n
 		case "kept_since":
-			o.KeptSince = time.Unix(int64(n), 0)
+			if n != 0 { // it holds something
+				o.KeptSince = time.Unix(int64(n), 0)
+			}
 		default:
 			o.Counters = append(o.Counters, monitor.Counter{Name: name, Label: label, N: n})
 		}

@@ -85,6 +85,9 @@ func TestOwnMetrics(t *testing.T) {
 		if got.Bytes == nil {
 			t.Errorf("%s: no bytes", o.name)
 		}
+		if !got.KeptSince.IsZero() {
+			t.Errorf("%s: it holds nothing, and reaches back to %v", o.name, got.KeptSince)
+		}
 		for _, c := range got.Counters {
 			m := metrics[c.Name]
 			if m == nil || (len(m.Labels) == 2) != (c.Label != "") {

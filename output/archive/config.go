@@ -77,7 +77,7 @@ func (c *Config) Validate(report func(field, msg string)) {
 		report("key", fmt.Sprintf("%q is no absolute path; write one such as /etc/ctlogd/archive.key", c.Key))
 	}
 	if c.Checkpoint < minCheckpoint || c.Checkpoint > maxCheckpoint {
-		report("checkpoint", fmt.Sprintf("%s is out of range; write %s to %s", c.Checkpoint, minCheckpoint, maxCheckpoint))
+		report("checkpoint", fmt.Sprintf("%s is out of range; write %s to %s", unit.FormatDuration(c.Checkpoint), unit.FormatDuration(minCheckpoint), unit.FormatDuration(maxCheckpoint)))
 	}
 	if c.SegmentRecords < minSegmentRecords || c.SegmentRecords > maxSegmentRecords {
 		report("segment_records", fmt.Sprintf("%d is out of range; write a number from %d to %d", c.SegmentRecords,
@@ -85,9 +85,9 @@ func (c *Config) Validate(report func(field, msg string)) {
 	}
 	switch {
 	case c.MaxAge < 0 || c.MaxAge != 0 && c.MaxAge < c.Checkpoint:
-		report("max_age", fmt.Sprintf("%s is less than checkpoint; write %s or more", c.MaxAge, c.Checkpoint))
+		report("max_age", fmt.Sprintf("%s is less than checkpoint; write %s or more", unit.FormatDuration(c.MaxAge), unit.FormatDuration(c.Checkpoint)))
 	case c.MinAge < 0 || c.MaxAge != 0 && c.MinAge > c.MaxAge:
-		report("min_age", fmt.Sprintf("%s is more than max_age, after which records are removed; write %s or less", c.MinAge, c.MaxAge))
+		report("min_age", fmt.Sprintf("%s is more than max_age, after which records are removed; write %s or less", unit.FormatDuration(c.MinAge), unit.FormatDuration(c.MaxAge)))
 	}
 	if c.MaxSize != 0 && c.MaxSize < minMaxSize {
 		report("max_size", fmt.Sprintf("%s is too small; write %s or more", c.MaxSize, unit.Size(minMaxSize)))
@@ -117,7 +117,9 @@ func (c *Config) Check() error {
 		}
 	}
 	dir := c.Path
-	if _, err := os.Stat(dir); os.IsNotExist(err) {
+	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
+		return fmt.Errorf("open %s: it is no directory, which an archive is; write another path", c.Path)
+	} else if os.IsNotExist(err) {
 		if dir = filepath.Dir(dir); dir == c.Path {
 			return err
 		}

@@ -26,8 +26,8 @@ func TestValidate(t *testing.T) {
 		{func(c *Config) { c.Path = "archive" }, "path: \"archive\" is no absolute path"},
 		{func(c *Config) { c.Checkpoint = time.Second }, "checkpoint: 1s is out of range"},
 		{func(c *Config) { c.SegmentRecords = 1 }, "segment_records: 1 is out of range"},
-		{func(c *Config) { c.MaxAge = time.Minute }, "max_age: 1m0s is less than checkpoint"},
-		{func(c *Config) { c.MaxAge, c.MinAge, c.Reserve = 2*time.Hour, 3*time.Hour, 1<<30 }, "min_age: 3h0m0s is more than max_age"},
+		{func(c *Config) { c.MaxAge = time.Minute }, "max_age: 1m is less than checkpoint"},
+		{func(c *Config) { c.MaxAge, c.MinAge, c.Reserve = 2*time.Hour, 3*time.Hour, 1<<30 }, "min_age: 3h is more than max_age"},
 		{func(c *Config) { c.MinAge = 3 * time.Hour }, "min_age: min_age keeps records from max_size and reserve"},
 		{func(c *Config) { c.MaxSize = 1 }, "max_size: 1 is too small"},
 		{func(c *Config) { c.Fsync = "x" }, "fsync: unknown \"x\""},
@@ -60,5 +60,12 @@ func TestCheck(t *testing.T) {
 	}
 	if entries, _ := os.ReadDir(dir); len(entries) != 0 {
 		t.Errorf("checking has left %v", entries)
+	}
+	c.Path = filepath.Join(dir, "file")
+	if err := os.WriteFile(c.Path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Check(); err == nil || !strings.Contains(err.Error(), "no directory, which an archive is") {
+		t.Errorf("a file: %v", err)
 	}
 }

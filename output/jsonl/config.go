@@ -80,7 +80,7 @@ func (c *Config) validateRotation(report func(field, msg string)) {
 		report("max_size", fmt.Sprintf("%s is too small; write %s or more", c.MaxSize, unit.Size(minMaxSize)))
 	}
 	if c.Rotate != 0 && (c.Rotate < time.Minute || day%c.Rotate != 0) {
-		report("rotate", fmt.Sprintf("%s is no even part of a day; write 24h, 1h, or another of a minute or more", c.Rotate))
+		report("rotate", fmt.Sprintf("%s is no even part of a day; write 24h, 1h, or another of a minute or more", unit.FormatDuration(c.Rotate)))
 	}
 	switch {
 	case c.Keep == 0 && c.MaxAge == 0:
@@ -90,9 +90,9 @@ func (c *Config) validateRotation(report func(field, msg string)) {
 	}
 	switch {
 	case c.MaxAge < 0 || c.MaxAge != 0 && c.MaxAge < time.Minute:
-		report("max_age", fmt.Sprintf("%s is out of range; write a minute or more", c.MaxAge))
+		report("max_age", fmt.Sprintf("%s is out of range; write a minute or more", unit.FormatDuration(c.MaxAge)))
 	case c.MaxAge != 0 && c.MaxAge < c.Rotate:
-		report("max_age", fmt.Sprintf("%s is less than rotate, so files would be older when they are rotated; write %s or more", c.MaxAge, c.Rotate))
+		report("max_age", fmt.Sprintf("%s is less than rotate, so files would be older when they are rotated; write %s or more", unit.FormatDuration(c.MaxAge), unit.FormatDuration(c.Rotate)))
 	}
 	if c.compresses() && !slices.Contains(Compressions, c.Compress) {
 		report("compress", fmt.Sprintf("unknown compression %q; use %s", c.Compress, strings.Join(Compressions, ", ")))

@@ -17,6 +17,7 @@ import (
 func (c Config) Warnings(report func(field, msg string)) {
 	rules := c.compileValid()
 	decided := make([]bool, len(kinds)) // by the rules before
+	accepts := false                    // some kind, maybe
 	for i := range rules {
 		field := "[" + strconv.Itoa(i) + "]"
 		may, sure := rules[i].kinds()
@@ -35,8 +36,13 @@ func (c Config) Warnings(report func(field, msg string)) {
 				report(field, "is never reached: the rules before it decide about everything that it matches; move it up, or remove it")
 			}
 		}
+		before := slices.Contains(decided, false)
 		for k := range kinds {
+			accepts = accepts || rules[i].accept && may[k] && !decided[k]
 			decided[k] = decided[k] || sure[k]
+		}
+		if before && !accepts && !slices.Contains(decided, false) {
+			report(field, "leaves nothing but gaps: with it every record is dropped; put a rule before it that accepts what is wanted")
 		}
 	}
 }

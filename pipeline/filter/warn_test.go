@@ -13,6 +13,7 @@ import (
 
 func TestWarnings(t *testing.T) {
 	const change, move = "; change or remove one of them", "; move this rule before it, or remove it"
+	const nothing = "leaves nothing but gaps: with it every record is dropped; put a rule before it that accepts what is wanted"
 	for rules, want := range map[string][]string{
 		`[{action: drop, match: {proto: tcp}}, {action: accept, match: {proto: udp}}, {action: drop}]`: nil,
 		`[{action: drop, match: {proto: tcp}, not: {proto: [udp, 6]}}]`: {
@@ -38,7 +39,13 @@ func TestWarnings(t *testing.T) {
 		`[{action: drop, match: {status: assured}, not: {status: [assured, seen_reply]}}]`: nil,
 		`[{action: drop, match: {mark: 0x110/0xff0}, not: {mark: 0x100/0xf00}}]`: {
 			"[0]: never matches: match.mark and not.mark exclude each other" + change},
+		`[{action: drop, match: {proto: icmp}}, {action: drop}]`: {"[1]: " + nothing},
+		`[{action: drop}]`:   {"[0]: " + nothing},
+		`[{action: accept}]`: nil,
+		`[{action: accept, match: {min_bytes: 1M}}, {action: drop}]`:               nil,
+		`[{action: drop, match: {proto: tcp}}, {action: drop, not: {proto: tcp}}]`: {"[1]: " + nothing},
 		`[{action: drop}, {action: accept, match: {proto: tcp}}]`: {
+			"[0]: " + nothing,
 			"[1]: is never reached: entry [0] of this list has no matchers and decides about every record" + move},
 		`[{action: accept, match: {src: 10.0.0.0/8}}, {action: drop, match: {src: 10.1.2.0/24, proto: tcp}}]`: {
 			"[1]: is never reached: entry [0] of this list matches all that this one matches" + move},
@@ -49,6 +56,7 @@ func TestWarnings(t *testing.T) {
 			"[1]: is never reached: entry [0] of this list matches all that this one matches" + move},
 		`[{action: accept, not: {dst_port: [20-25]}}, {action: drop, not: {dst_port: 22}}]`: nil,
 		`[{action: drop, match: {family: ipv4}}, {action: drop, match: {family: ipv6}}, {action: accept, match: {proto: tcp}}]`: {
+			"[1]: " + nothing,
 			"[2]: is never reached: the rules before it decide about everything that it matches; move it up, or remove it"},
 		`[{action: drop, match: {proto: icmp, port: 1}}, {action: accept}]`: {
 			"[0]: never matches: match.proto and match.port exclude each other" + change},
@@ -62,7 +70,8 @@ func TestWarnings(t *testing.T) {
 	Config{{}}.Warnings(func(field, msg string) { t.Errorf("rules that are not valid: %s %s", field, msg) })
 }
 
-// A rule that is said to be without effect has none: whatever record there is, the rules without it decide the same.
+// A rule that is said to be without effect has none: whatever record there is, the rules without it decide the same. Rules
+// that are said to drop everything do.
 func TestWarningsAreTrue(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	warned := 0
@@ -78,6 +87,12 @@ func TestWarningsAreTrue(t *testing.T) {
 			without := append(append(Config{}, c[:i]...), c[i+1:]...)
 			for range 100 {
 				r := randomRecord(rng)
+				if strings.Contains(msg, "every record is dropped") {
+					if r.Has&flow.HasOrig != 0 && accepts(c, r) {
+						t.Fatalf("%s%s: %s, but it accepts %v %+v", text, field, msg, r.Event, *r)
+					}
+					continue
+				}
 				if r.Has&flow.HasOrig != 0 && accepts(c, r) != accepts(without, r) { // all records from the kernel have it
 					t.Fatalf("%s%s: %s, but it decides about %v %+v", text, field, msg, r.Event, *r)
 				}
