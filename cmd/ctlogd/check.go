@@ -247,7 +247,13 @@ func hostChecks(cfg *Config) preflight.Options {
 	}
 	for i, out := range cfg.Outputs.Archive {
 		name := add("archive", i, out.Path, &out.OutputConfig, func(context.Context) error { return out.Check() },
-			func(context.Context) (expires time.Time, err error) { return expires, loose(out.Key) })
+			func(context.Context) (expires time.Time, err error) {
+				if err := loose(out.Key); err != nil {
+					return expires, err
+				}
+				return expires, out.Fits(cfg.Host)
+			})
+		o.Outputs[len(o.Outputs)-1].Tell = func() string { return out.Tell(cfg.Host) }
 		files(name, out.Path, out.MaxSize, 0, out.Reserve)
 	}
 	for i, out := range cfg.Outputs.Syslog {
