@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
+
+	"github.com/ctlogd/ctlogd/flow"
 )
 
 // signedArchive makes an archive of three segments and an unsealed row log, with a note that covers all of it.
@@ -73,7 +75,7 @@ func lastNote(t *testing.T, dir string) Witness {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Witness{"elsewhere", text}
+	return Witness{From: "elsewhere", Text: text}
 }
 
 func read(t *testing.T, path string) []byte {
@@ -209,6 +211,14 @@ func TestVerify(t *testing.T) {
 			l := lines(read(t, p.catalog))
 			l[3] = strings.Replace(l[3], `"v":1`, `"v": 1`, 1)
 			write(t, p.catalog, []byte(strings.Join(l, "")))
+		}},
+		{name: "a segment cannot be read", want: []string{Unreadable}, text: "is a directory", do: func(t *testing.T, p place) {
+			if err := os.Remove(p.segments[0]); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Mkdir(p.segments[0], 0o700); err != nil {
+				t.Fatal(err)
+			}
 		}},
 		{name: "a foreign segment", want: []string{Cut}, text: "or the file was put there", do: func(t *testing.T, p place) {
 			write(t, strings.Replace(p.segments[0], "-1.parquet", "-77.parquet", 1), read(t, p.segments[0]))
@@ -488,4 +498,51 @@ func FuzzVerify(f *testing.F) {
 		}
 		_ = fmt.Sprint(v)
 	})
+}
+
+// TestVerifyCopyWithoutRowLogs: of a copy of what is sealed alone, that can be verified, and nothing is missing.
+func TestVerifyCopyWithoutRowLogs(t *testing.T) {
+	o, public := signedArchive(t, nil)
+	rows, _ := filepath.Glob(o.Dir + "/host=gw1/*.rows")
+	if len(rows) != 1 || os.Remove(rows[0]) != nil {
+		t.Fatal(rows)
+	}
+	if v := verifyTest(t, o.Dir, VerifyOptions{Keys: []string{public}, Sealed: true}); v.Verdict != Whole || v.Segments != 3 || len(v.Unsealed) != 0 {
+		t.Error(asJSON(v))
+	}
+	if v := verifyTest(t, o.Dir, VerifyOptions{Keys: []string{public}}); v.Verdict != Missing || !strings.Contains(v.Findings[0].Text, "without row logs") {
+		t.Error(asJSON(v))
+	}
+}
+
+// TestVerifyWhileWriting: what a daemon writes, seals and removes meanwhile is no fault of the archive.
+func TestVerifyWhileWriting(t *testing.T) {
+	o, public := signedArchive(t, nil)
+	o.Retention = Retention{MaxAge: 5 * 24 * time.Hour}
+	w := openTest(t, o)
+	const segments = 30
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		for n := 165; n < 165+50*segments; n++ {
+			if _, err := w.Append([]*flow.Record{numbered(n)}); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	for done := false; !done; {
+		v := verifyTest(t, o.Dir, VerifyOptions{Keys: []string{public}})
+		if v.Verdict != Whole {
+			t.Fatal(asJSON(v))
+		}
+		select {
+		case <-written:
+			done = w.Stats.Seals.Load() >= segments
+		default:
+		}
+	}
+	if w.Stats.RemovedAge.Load() == 0 {
+		t.Error("retention has removed nothing meanwhile")
+	}
 }

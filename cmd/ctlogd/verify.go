@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -28,6 +29,7 @@ type verifyOptions struct {
 	dirs        []string
 	keys        []string // files
 	checkpoints []string // files
+	sealed      bool
 	json        bool
 }
 
@@ -65,6 +67,7 @@ The exit status is that of the worst archive:
 	}
 	cmd.Flags().StringArrayVar(&o.keys, "key", nil, "`FILE` with public keys, a line each; may be given again")
 	cmd.Flags().StringArrayVar(&o.checkpoints, "checkpoint", nil, "`FILE` with checkpoints that were kept elsewhere: a note, several, or a log of ctlogd; may be given again")
+	cmd.Flags().BoolVar(&o.sealed, "sealed", false, "look at what is sealed alone: for a copy that was made without row logs")
 	cmd.Flags().BoolVar(&o.json, "json", false, "print the results as a JSON array, one for each host")
 	return cmd
 }
@@ -95,7 +98,7 @@ func runVerify(ctx context.Context, o verifyOptions, stdout, stderr io.Writer) (
 			return 0, err
 		}
 	}
-	with := archive.VerifyOptions{Witness: len(o.checkpoints) > 0}
+	with := archive.VerifyOptions{Witness: len(o.checkpoints) > 0, Sealed: o.sealed}
 	for _, file := range o.keys {
 		text, err := os.ReadFile(file)
 		if err != nil {
@@ -118,12 +121,13 @@ func runVerify(ctx context.Context, o verifyOptions, stdout, stderr io.Writer) (
 			return 0, fmt.Errorf("%s has no checkpoint; it is a copy of checkpoint.note, or the lines of ctlogd's log that say \"checkpoint: ctlogd archive\"", file)
 		}
 		for _, n := range notes {
-			with.Notes = append(with.Notes, archive.Witness{From: file, Text: n})
-			if n, err := archive.ReadNote(n); err == nil {
-				hosts[n.Host] = true
+			if read, err := archive.ReadNote(n); err == nil {
+				with.Notes = append(with.Notes, archive.Witness{From: file, Text: n, Time: read.Time})
+				hosts[read.Host] = true
 			}
 		}
 	}
+	slices.SortStableFunc(with.Notes, func(a, b archive.Witness) int { return cmp.Compare(a.Time, b.Time) })
 	r, err := archive.OpenReader(o.dirs...)
 	if err != nil {
 		return 0, err
