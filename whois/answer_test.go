@@ -176,7 +176,7 @@ func small(t *testing.T) string {
 	t.Helper()
 	t.Chdir(t.TempDir())
 	clock := noon - 2*hour
-	a, err := archive.Open(archive.Options{Dir: "archive", Host: "gw1", Observer: "obs", Interval: time.Hour, Records: 6, Sync: archive.SyncNever,
+	a, err := archive.Open(archive.Options{Dir: "archive", Host: "gw1", Observer: "obs", Interval: time.Hour, Records: 7, Sync: archive.SyncNever,
 		Compression: "none", Now: func() time.Time { return time.Unix(0, clock) },
 		Seal: func(_ context.Context, path string) (s archive.Sealed, err error) {
 			s.Segment, s.Date, err = archive.Seal(path)
