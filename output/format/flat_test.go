@@ -280,7 +280,7 @@ func TestSchemaRefuses(t *testing.T) {
 
 // TestFlatDrop drops each key by itself and all at once, and wants the rest untouched.
 func TestFlatDrop(t *testing.T) {
-	recs := append(examples(), generate(140)...)
+	recs := append(examples(), generate(42)...)
 	for _, drop := range append(slices.Collect(slices.Chunk(keyNames[:], 1)), keyNames[:]) {
 		e, full := withCommunity(t, drop...), withCommunity(t)
 		dropped := false

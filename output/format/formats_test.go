@@ -138,7 +138,7 @@ func checkLine(t testing.TB, name string, line []byte) {
 func TestFormatsLines(t *testing.T) {
 	for _, name := range Names {
 		e := encoder(t, name)
-		for _, ex := range append(examples(), generate(1400)...) {
+		for _, ex := range append(examples(), generate(350)...) {
 			checkLine(t, name, e.Append(nil, &ex.rec))
 		}
 		checkLine(t, name, e.Append(nil, &flow.Record{Event: flow.EventGap, Received: 1})) // a gap without its facts
@@ -149,7 +149,7 @@ func TestFormatsLines(t *testing.T) {
 // TestFormatsDrop drops each key by itself, and all at once: what is left has to be a part of what was there, and
 // something of it has to go.
 func TestFormatsDrop(t *testing.T) {
-	recs := append(examples(), generate(70)...)
+	recs := append(examples(), generate(20)...)
 	for _, name := range Names[1:] {
 		k, err := lookup(name)
 		if err != nil {
