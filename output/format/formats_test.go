@@ -149,7 +149,7 @@ func TestFormatsLines(t *testing.T) {
 // TestFormatsDrop drops each key by itself, and all at once: what is left has to be a part of what was there, and
 // something of it has to go.
 func TestFormatsDrop(t *testing.T) {
-	recs := append(examples(), generate(20)...)
+	recs := append(examples(), generate(21)...)
 	for _, name := range Names[1:] {
 		k, err := lookup(name)
 		if err != nil {
