@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/flow"
 )
@@ -217,6 +218,14 @@ func TestVerify(t *testing.T) {
 				t.Fatal(err)
 			}
 			if err := os.Mkdir(p.segments[0], 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{name: "a FIFO in the place of a segment", want: []string{Altered}, text: "it has 0 bytes", do: func(t *testing.T, p place) {
+			if err := os.Remove(p.segments[0]); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Mkfifo(p.segments[0], 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}},
