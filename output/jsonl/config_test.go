@@ -77,12 +77,12 @@ func TestConfigValidate(t *testing.T) {
 			"rotate: standard output is not rotated; leave out max_size, rotate, keep, max_age and compress, or write a file's path",
 		}},
 		{Config{Path: "f", Rotate: 7 * time.Hour, MaxAge: -1, Compress: "lz4"}, []string{
-			"rotate: 7h0m0s is no even part of a day; write 24h, 1h, or another of a minute or more",
+			"rotate: 7h is no even part of a day; write 24h, 1h, or another of a minute or more",
 			"max_age: -1ns is out of range; write a minute or more",
 			`compress: unknown compression "lz4"; use none, gzip, zstd`,
 		}},
 		{Config{Path: "f", Rotate: 24 * time.Hour, MaxAge: time.Hour}, []string{
-			"max_age: 1h0m0s is less than rotate, so files would be older when they are rotated; write 24h0m0s or more",
+			"max_age: 1h is less than rotate, so files would be older when they are rotated; write 1d or more",
 		}},
 		{Config{Path: "f", Rotate: 90 * time.Second}, []string{
 			"keep: missing keep; write how many rotated files rotate leaves, 1 to 10000, or max_age: for how long",
