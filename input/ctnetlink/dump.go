@@ -123,13 +123,15 @@ func (d *dump) step(stats *Stats, now time.Time, visit func(*flow.Record)) (more
 		msg := rest[:size]
 		rest = rest[min((size+3)&^3, len(rest)):]
 		switch binary.NativeEndian.Uint16(msg[4:]) {
-		case unix.NLMSG_DONE:
-			return false, nil
-		case unix.NLMSG_ERROR:
+		case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+			// Both carry an error number, 0 or negative: a dump that broke off is DONE with one (netlink_dump_done).
 			if len(msg) < nlHeader+4 {
 				return false, errHeader
 			}
-			return false, unix.Errno(-int32(binary.NativeEndian.Uint32(msg[nlHeader:])))
+			if errno := -int32(binary.NativeEndian.Uint32(msg[nlHeader:])); errno != 0 {
+				return false, unix.Errno(errno)
+			}
+			return false, nil
 		}
 		d.batch.Reset()
 		r, skipped, err := decode(msg, d.batch)
