@@ -23,7 +23,6 @@ func runRun(ctx context.Context, file string, stderr io.Writer) error {
 		debug.SetGCPercent(400)
 	}
 	signals := catchSignals()
-	defer signals.release()
 	m := findManager()
 	defer m.abandon()
 	cfg, err := LoadConfig(ctx, file)
@@ -62,7 +61,8 @@ func spread(outputs int) {
 }
 
 // signals are those that ask the daemon for something. They are caught as long as the process lives: one that comes during
-// the start is answered once the daemon runs, and one that comes during the end does not kill it.
+// the start is answered once the daemon runs, and one that comes during the end does not kill it. So nothing ever stops
+// catching them: the kernel may deliver one late.
 type signals struct{ hangup, open chan os.Signal }
 
 func catchSignals() signals {
@@ -70,11 +70,6 @@ func catchSignals() signals {
 	signal.Notify(s.hangup, unix.SIGHUP)
 	signal.Notify(s.open, unix.SIGUSR1)
 	return s
-}
-
-func (s signals) release() {
-	signal.Stop(s.hangup)
-	signal.Stop(s.open)
 }
 
 // answer calls do at each signal until it is stopped, which waits for a call that is under way.
