@@ -117,6 +117,20 @@ func New(c Config, opts Options) (*Exporter, error) {
 	return e, nil
 }
 
+// backlogPace is how many records of a backlog a second a collector over UDP gets: some 10 MB/s, of which the usual socket
+// buffer of 208 KiB holds the datagrams of ten milliseconds.
+const backlogPace = 100_000
+
+// Pace implements deliver.Pacer: over UDP a collector cannot slow the exporter down.
+func (e *Exporter) Pace() int {
+	for _, c := range e.collectors {
+		if c.datagrams() {
+			return backlogPace
+		}
+	}
+	return 0
+}
+
 // Name returns "ipfix:" and the configured address, with "#" and the observation domain where one is configured.
 func (e *Exporter) Name() string { return e.name }
 

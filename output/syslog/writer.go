@@ -86,6 +86,19 @@ func New(c Config, o Options) (*Writer, error) {
 	return w, nil
 }
 
+// backlogPace is how many messages of a backlog a second a receiver of datagrams gets.
+const backlogPace = 20_000
+
+// Pace implements deliver.Pacer: nobody can slow datagrams down.
+func (w *Writer) Pace() int {
+	for _, a := range w.addresses {
+		if a.scheme == "udp" {
+			return backlogPace
+		}
+	}
+	return 0
+}
+
 // Name returns "syslog:" and the configured address.
 func (w *Writer) Name() string { return w.name }
 

@@ -43,6 +43,13 @@ type Reopener interface {
 	Reopen() error
 }
 
+// Pacer is an Output whose destination cannot slow it down, such as one over UDP: what finds no room in the receiver's
+// buffer is lost there without a word.
+type Pacer interface {
+	// Pace returns how many records of a backlog a second the destination takes for certain; 0: there is no limit.
+	Pace() int
+}
+
 // Counter is an Output with counters of its own, beside those of its queue.
 type Counter interface {
 	// Counters calls emit for each of them. label tells counters of one name apart, and is "" for a name that has only

@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -263,5 +264,44 @@ func TestSpoolRemoved(t *testing.T) {
 		if got+lost != int(next-1) || reads != (got > 0) {
 			t.Errorf("read before the end %v: %d delivered, %d in gaps, want %d in all", reads, got, lost, next-1)
 		}
+	}
+}
+
+// paced is an output whose destination cannot slow it down.
+type paced struct {
+	*switched
+	largest atomic.Int64 // of the writes
+}
+
+func (p *paced) Pace() int { return 1_000_000 }
+
+func (p *paced) Write(ctx context.Context, recs []*flow.Record) (int, error) {
+	p.largest.Store(max(p.largest.Load(), int64(len(recs))))
+	return p.switched.Write(ctx, recs)
+}
+
+// What a spool has kept goes to a destination that cannot push back in portions that its buffer holds.
+func TestPace(t *testing.T) {
+	dir := t.TempDir()
+	broken := queueOf(newSwitched(true), nil, 0, zap.NewNop())
+	broken.spill(openSpool(t, dir, 0))
+	p := start(broken)
+	next := uint32(0)
+	for range 20 {
+		next = send(p, next, BatchRecords)
+	}
+	p.Close(t.Context())
+
+	out := &paced{switched: newSwitched(false)}
+	q := queueOf(out, nil, 0, zap.NewNop())
+	q.spill(openSpool(t, dir, 0))
+	p = start(q)
+	eventually(t, "everything is delivered", func() bool { return len(out.got()) >= int(next) })
+	p.Close(t.Context())
+	if got := out.got(); !slices.Equal(got, upTo(next)) {
+		t.Errorf("%d records delivered, want each of %d once, in order", len(got), next)
+	}
+	if n := out.largest.Load(); n > pacedPortion {
+		t.Errorf("a write of %d records, want %d at most", n, pacedPortion)
 	}
 }

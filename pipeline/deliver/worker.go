@@ -297,7 +297,7 @@ func (w *worker) took(d *delivery, n int, sent bool) {
 func (w *worker) deliver(d *delivery) {
 	q := w.q
 	for {
-		n, err := w.write(d.recs)
+		n, err := w.write(w.portion(d))
 		if w.abandoned.Load() {
 			return
 		}
@@ -310,7 +310,10 @@ func (w *worker) deliver(d *delivery) {
 		switch {
 		case err == nil:
 			w.note(nil)
-			return
+			if len(d.recs) == 0 || w.replaced() || w.ctx.Err() != nil {
+				return
+			}
+			continue
 		case w.ctx.Err() != nil:
 			return
 		}
@@ -328,6 +331,29 @@ func (w *worker) deliver(d *delivery) {
 			return
 		}
 	}
+}
+
+// pacedPortion is how many records a Pacer gets at a time: some ten datagrams, which any socket's buffer holds.
+const pacedPortion = 128
+
+// portion returns the records that the next Write gets: all of them, but that a Pacer gets what comes from the spool at its
+// pace. Only that is a backlog that can wait: the disk has room for what comes meanwhile.
+func (w *worker) portion(d *delivery) []*flow.Record {
+	pacer, ok := w.out.(Pacer)
+	if !ok || !d.spooled {
+		return d.recs
+	}
+	pace := pacer.Pace()
+	if pace <= 0 {
+		return d.recs
+	}
+	timer := time.NewTimer(pacedPortion * time.Second / time.Duration(pace))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-w.ctx.Done():
+	}
+	return d.recs[:min(len(d.recs), pacedPortion)]
 }
 
 // refusalIn returns the refusal that err is, or nil.
