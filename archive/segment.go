@@ -162,8 +162,7 @@ type Segment struct {
 // sortKey is what rows are sorted by, and where their record is. There is one for each row in memory, and nothing else.
 type sortKey struct {
 	hi, lo uint64 // source as the far side saw it: text of IPv4, bytes of IPv6
-	end    int64
-	off    int64
+	off    int64  // records that are alike otherwise stay in the order of arrival
 	size   uint32
 	port   uint16
 	long   bool
@@ -182,8 +181,6 @@ func (a *sortKey) compare(b *sortKey) int {
 		return cmp.Compare(a.lo, b.lo)
 	case a.port != b.port:
 		return cmp.Compare(a.port, b.port)
-	case a.end != b.end:
-		return cmp.Compare(a.end, b.end)
 	}
 	return cmp.Compare(a.off, b.off)
 }
@@ -351,8 +348,7 @@ func survey(s *rowScan) (keys []sortKey, facts Facts, lost *flow.Record, err err
 			}
 			r := &b.Records[0]
 			size := len(payload) - len(rest)
-			t, _ := r.Time()
-			k := sortKey{end: t, off: at, size: uint32(size), long: facts.add(r, interval)}
+			k := sortKey{off: at, size: uint32(size), long: facts.add(r, interval)}
 			k.source(r)
 			if len(keys) == cap(keys) { // by a quarter: doubling would take twice the memory for a moment
 				keys = slices.Grow(keys, max(len(keys)/4, 4096))
