@@ -12,3 +12,5 @@ dir=${BENCH_DIR:-$(mktemp -d /var/tmp/ctlogd-archive.XXXXXX)}
 go build -o "$dir/bench" ./bench/archive
 grep -m1 'model name' /proc/cpuinfo || true
 "$dir/bench" -dir "$dir/archive" -records "$records"
+go build -o "$dir/ctlogd" ./cmd/ctlogd
+"$dir/bench" -dir "$dir/archive" -records "$records" -whois "$dir/ctlogd"

@@ -7,9 +7,12 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -28,7 +31,15 @@ func main() {
 	questions := flag.Int("questions", 200, "questions of each kind")
 	seed := flag.Uint64("seed", 1, "of the trace")
 	compression := flag.String("compression", archive.Compressions[0], "of the segments")
+	whois := flag.String("whois", "", "time this ctlogd's whois on the archive that is there, instead of making one")
 	flag.Parse()
+	if *whois != "" {
+		if err := askWhois(*whois, *dir, *records, *seed); err != nil {
+			fmt.Fprintln(os.Stderr, "archive:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := run(*dir, *records, *segment, *questions, *seed, *compression); err != nil {
 		fmt.Fprintln(os.Stderr, "archive:", err)
 		os.Exit(1)
@@ -163,6 +174,59 @@ func query(dir string, ask []flow.Record) error {
 			float64(found)/float64(len(ask)), missed, len(ask))
 	}
 	return nil
+}
+
+// askWhois runs "ctlogd whois" about flows of the trace, and tells how long it took and how much memory: of the whole command.
+// This process is a small one, as a child's peak counts from its parent's size.
+func askWhois(ctlogd, dir string, records int, seed uint64) error {
+	cfg := trace.Default()
+	cfg.Seed = seed
+	tr := trace.New(cfg)
+	var r flow.Record
+	var ask []flow.Record
+	for n := range records {
+		r = flow.Record{}
+		if tr.Next(&r); n%max(records/20, 1) == records/40 {
+			ask = append(ask, r)
+		}
+	}
+	for _, kind := range []struct {
+		name string
+		cold bool
+		args func(r *flow.Record) []string
+	}{
+		{"point, cold", true, pointArgs}, {"point, warm", false, pointArgs},
+		{"--src, 1 h, warm", false, func(r *flow.Record) []string {
+			return []string{"--src", r.Orig.SrcAddr().String(), "--from", text(r.Stop - int64(time.Hour)), "--to", text(r.Stop)}
+		}},
+	} {
+		var times []time.Duration
+		most, missed := int64(0), 0
+		for i := range ask {
+			if kind.cold {
+				drop(dir)
+			}
+			cmd := exec.Command(ctlogd, append([]string{"whois", "--archive", dir, "--json"}, kind.args(&ask[i])...)...)
+			began := time.Now()
+			out, _ := cmd.Output() // the exit status is the verdict
+			times = append(times, time.Since(began))
+			most = max(most, cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss)
+			if !strings.Contains(string(out), ask[i].Orig.SrcAddr().String()) {
+				missed++
+			}
+		}
+		slices.Sort(times)
+		fmt.Printf("whois     %8.2f ms median, %.2f ms p95, at most %d MiB: %s (%d of %d without)\n", ms(times[len(times)/2]), ms(times[len(times)*95/100]),
+			most>>10, kind.name, missed, len(ask))
+	}
+	return nil
+}
+
+func text(ns int64) string { return time.Unix(0, ns).UTC().Format(time.RFC3339Nano) }
+
+func pointArgs(r *flow.Record) []string {
+	a, port := archive.PublicSource(r)
+	return []string{netip.AddrPortFrom(a, port).String(), "--at", text((r.Start + r.Stop) / 2)}
 }
 
 func ms(d time.Duration) float64 { return d.Seconds() * 1000 }
