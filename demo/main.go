@@ -9,17 +9,20 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -51,7 +54,9 @@ input:
 outputs:
   jsonl:
     - path: "-"
-live: {socket: %s}
+  archive:
+    - path: %[1]s/archive
+live: {socket: %[1]s/ctlogd.sock}
 `
 
 func run(ctx context.Context, ctlogd string, rounds int) error {
@@ -75,8 +80,12 @@ func run(ctx context.Context, ctlogd string, rounds int) error {
 	}
 	defer os.RemoveAll(dir)
 	socket := filepath.Join(dir, "ctlogd.sock")
-	cmd := exec.Command(ctlogd, "run", "-c", "/dev/stdin")
-	cmd.Stdin, cmd.Stderr = strings.NewReader(fmt.Sprintf(config, socket)), os.Stderr
+	file := filepath.Join(dir, "ctlogd.yaml")
+	if err := os.WriteFile(file, fmt.Appendf(nil, config, dir), 0o644); err != nil {
+		return err
+	}
+	cmd := exec.Command(ctlogd, "run", "-c", file)
+	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the demo, which then ends the daemon
 	records, err := cmd.StdoutPipe()
 	if err != nil {
@@ -88,8 +97,9 @@ func run(ctx context.Context, ctlogd string, rounds int) error {
 	ctx, ended := context.WithCancelCause(ctx)
 	terminal := isTerminal(os.Stdout)
 	read := make(chan int, 1)
+	var last atomic.Pointer[translated]
 	go func() {
-		read <- pass(records, !terminal)
+		read <- pass(records, !terminal, &last)
 		ended(errors.New("ctlogd has ended"))
 	}()
 	err = listening(ctx, cmd.Process.Pid, socket)
@@ -101,6 +111,9 @@ func run(ctx context.Context, ctlogd string, rounds int) error {
 	}
 	if err == nil {
 		err = n.play(ctx, rounds)
+	}
+	if err == nil {
+		err = n.whois(ctx, ctlogd, file, &last)
 	}
 	_ = cmd.Process.Signal(syscall.SIGTERM)
 	late := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
@@ -114,15 +127,53 @@ func run(ctx context.Context, ctlogd string, rounds int) error {
 	return err
 }
 
+// translated is what a record of a TCP connection from inside tells.
+type translated struct {
+	Proto string `json:"proto"`
+	IP    string `json:"nat_src_ip"`
+	Port  uint16 `json:"nat_src_port"`
+	Start string `json:"start"`
+}
+
 // pass reads the records, as JSON lines, until there are no more, prints them if they are to be seen like this, and
-// returns how many there were.
-func pass(records io.Reader, print bool) (count int) {
+// returns how many there were. last is the last one that was translated.
+func pass(records io.Reader, print bool, last *atomic.Pointer[translated]) (count int) {
 	for lines := bufio.NewScanner(records); lines.Scan(); count++ {
 		if print {
 			fmt.Println(lines.Text())
 		}
+		t := new(translated)
+		if json.Unmarshal(lines.Bytes(), t) == nil && t.Proto == "tcp" && t.IP != "" && t.Start != "" {
+			last.Store(t)
+		}
 	}
 	return count
+}
+
+// whois asks the archive who had the address and port of a flow that has just been seen. The answer goes to standard
+// error, as whatever the demo says.
+func (n *network) whois(ctx context.Context, ctlogd, file string, last *atomic.Pointer[translated]) error {
+	for deadline := time.Now().Add(5 * time.Second); last.Load() == nil; {
+		if time.Now().After(deadline) {
+			return errors.New("no record of a translated flow has come")
+		}
+		if err := sleep(ctx, 20*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	t := last.Load()
+	end := net.JoinHostPort(t.IP, strconv.Itoa(int(t.Port)))
+	say("ctlogd whois %s --at %s", end, t.Start)
+	cmd := exec.Command(ctlogd, "whois", end, "--at", t.Start, "-c", file)
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	if err := n.gateway.Start(cmd); err != nil {
+		return err
+	}
+	var exit *exec.ExitError
+	if err := cmd.Wait(); err != nil && (!errors.As(err, &exit) || exit.ExitCode() < 3 || exit.ExitCode() > 5) {
+		return fmt.Errorf("ctlogd whois: %w", err)
+	}
+	return nil
 }
 
 // tap shows the records as "ctlogd tap" does, until the daemon ends. tapped is called when none is missed any more.
