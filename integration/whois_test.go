@@ -1,0 +1,123 @@
+//go:build integration
+
+package integration
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A flow of the kernel is found by whois while it is alive, in the table, and after its end, in the archive that the running
+// daemon writes; a moment before it has no holder.
+func TestWhois(t *testing.T) {
+	need(t)
+	ns, flood := newFloodNS(t)
+	room(t, 1000)
+	dir := t.TempDir()
+	store, conf, audit := filepath.Join(dir, "archive"), filepath.Join(dir, "ctlogd.yaml"), filepath.Join(dir, "audit.jsonl")
+	binary := buildDaemon(t, false)
+	must(t, os.WriteFile(conf, []byte("host: gw1\nobserver: lab\noutputs: {archive: [{path: "+store+"}]}\nwhois: {audit: "+audit+", case: required}\n"), 0o644))
+	d := start(t, ns, exec.Command(binary, "run", "-c", conf))
+	eventually(t, "the daemon runs", func() bool { return strings.Contains(d.stderr.String(), "logging flows") })
+	must(t, flood.Create(0, 1)) // its end is the archive's first record
+	must(t, flood.Delete(0, 1))
+	eventually(t, "the archive has a record", func() bool {
+		logs, _ := filepath.Glob(store + "/host=gw1/*.rows")
+		if len(logs) != 1 {
+			return false
+		}
+		text, _ := exec.Command(binary, "cat", logs[0]).Output()
+		return len(text) > 0
+	})
+	before := time.Now()
+	must(t, flood.Create(1, 2))
+
+	type holder struct {
+		Inside string `json:"inside_ip"`
+		Port   uint16 `json:"inside_port"`
+		Start  string `json:"start"`
+		End    string `json:"end"`
+		Alive  bool   `json:"alive"`
+		FlowID string `json:"flow_id"`
+	}
+	type answer struct {
+		Verdict string   `json:"verdict"`
+		Holders []holder `json:"holders"`
+		Missing []struct {
+			Kind string `json:"kind"`
+		} `json:"missing"`
+	}
+	ask := func(args ...string) (a answer, code int) {
+		t.Helper()
+		cmd := exec.Command(binary, append([]string{"whois", "-c", conf, "--case", "1", "--json"}, args...)...)
+		var out, stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &stderr
+		must(t, ns.Start(cmd))
+		_ = cmd.Wait() // the exit status tells the verdict
+		if err := json.Unmarshal(out.Bytes(), &a); err != nil {
+			t.Fatalf("whois %v: %v\n%s%s", args, err, &out, &stderr)
+		}
+		// What the laboratory's clock is like is no matter here.
+		code = cmd.ProcessState.ExitCode()
+		if len(a.Missing) > 0 {
+			for _, m := range a.Missing {
+				if m.Kind != "clock_unsynchronized" {
+					t.Errorf("whois %v: missing: %s", args, m.Kind)
+				}
+			}
+		}
+		return a, code
+	}
+	cmd := exec.Command(binary, "list", "--json")
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	must(t, ns.Start(cmd))
+	must(t, cmd.Wait())
+	var flow struct {
+		IP   string `json:"src_ip"`
+		Port uint16 `json:"src_port"`
+		// What the far side sees, where it was translated.
+		NATIP   string `json:"nat_src_ip"`
+		NATPort uint16 `json:"nat_src_port"`
+	}
+	must(t, json.NewDecoder(&out).Decode(&flow))
+	end := fmt.Sprintf("%s:%d", flow.IP, flow.Port)
+	if flow.NATIP != "" {
+		end = fmt.Sprintf("%s:%d", flow.NATIP, flow.NATPort)
+	}
+	t.Logf("%s is %+v", end, flow)
+
+	a, _ := ask(end, "--at", "now")
+	if a.Verdict != "sole" || len(a.Holders) != 1 || !a.Holders[0].Alive || a.Holders[0].Inside != flow.IP || a.Holders[0].Port != flow.Port || a.Holders[0].Start == "" {
+		t.Fatalf("of the flow that is alive: %+v", a)
+	}
+	alive := a.Holders[0]
+	at := alive.Start
+	must(t, flood.Delete(1, 2))
+	eventually(t, "its end is in the archive", func() bool {
+		a, _ = ask(end, "--at", at)
+		return len(a.Holders) == 1 && a.Holders[0].End != ""
+	})
+	if a.Verdict != "sole" || a.Holders[0].FlowID != alive.FlowID || a.Holders[0].Alive {
+		t.Errorf("of the flow that has ended: %+v, and it was %+v", a, alive)
+	}
+	if a, code := ask(end, "--at", before.UTC().Format(time.RFC3339Nano)); a.Verdict != "none" || code != 3 {
+		t.Errorf("of the time before it: %+v, exit status %d", a, code)
+	}
+	text, err := os.ReadFile(audit)
+	must(t, err)
+	if n := bytes.Count(text, []byte("\n")); n < 3 || !bytes.Contains(text, []byte(`"case":"1"`)) {
+		t.Errorf("the audit file has %d lines:\n%s", n, text)
+	}
+	refused := exec.Command(binary, "whois", "-c", conf, end, "--at", "now")
+	if said, _ := refused.CombinedOutput(); refused.ProcessState.ExitCode() != 2 || !bytes.Contains(said, []byte("name it with --case")) {
+		t.Errorf("without a case: %d\n%s", refused.ProcessState.ExitCode(), said)
+	}
+}
