@@ -222,12 +222,17 @@ func (s *stream) deaf() bool {
 	return err == nil && info.Retransmits >= deafAfter
 }
 
+// partingWait bounds the parting words of TLS to a collector that does not read.
+const partingWait = time.Second
+
 func (s *stream) close() error {
 	conn := s.conn
 	if s.err() != nil {
 		conn = s.wire // no parting words of TLS to somebody who does not listen
 	}
+	end := time.AfterFunc(partingWait, func() { s.wire.Close() }) // package tls waits 5 s for its parting words to leave
 	err := conn.Close()
+	end.Stop()
 	<-s.reader
 	return err
 }
