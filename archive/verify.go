@@ -558,6 +558,15 @@ func (v *verifier) compareRows(from string, n *Note, r NoteRows) {
 	name := rowLogName(r.Sequence)
 	path := filepath.Join(v.h.Dir, name)
 	info, err := os.Stat(path)
+	sum := ""
+	if err == nil && info.Size() >= r.Bytes {
+		h := v.hashes[r.Sequence]
+		if h == nil {
+			h = new(rowHash)
+			v.hashes[r.Sequence] = h
+		}
+		sum, err = h.upTo(path, r.Bytes) // it may be gone by now
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		now := &Host{Dir: v.h.Dir}
@@ -575,21 +584,9 @@ func (v *verifier) compareRows(from string, n *Note, r NoteRows) {
 		v.find(Unreadable, name, 0, "%v", err)
 	case info.Size() < r.Bytes:
 		v.find(Cut, name, 0, "the end of the row log was cut off: it has %d bytes, and the checkpoint of %s in %s has seen %d; a power failure does this too where fsync is never", info.Size(), n.Time, from, r.Bytes)
+	case sum != r.SHA256:
+		v.find(Altered, name, 0, "the row log was altered: its first %d bytes are not those that the checkpoint of %s in %s has seen", r.Bytes, n.Time, from)
 	default:
-		h := v.hashes[r.Sequence]
-		if h == nil {
-			h = new(rowHash)
-			v.hashes[r.Sequence] = h
-		}
-		sum, err := h.upTo(path, r.Bytes)
-		if err != nil {
-			v.find(Unreadable, name, 0, "%v", err)
-			return
-		}
-		if sum != r.SHA256 {
-			v.find(Altered, name, 0, "the row log was altered: its first %d bytes are not those that the checkpoint of %s in %s has seen", r.Bytes, n.Time, from)
-			return
-		}
 		for i := range v.v.Unsealed {
 			if u := &v.v.Unsealed[i]; u.File == name {
 				u.Covered = max(u.Covered, r.Bytes)
