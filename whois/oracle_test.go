@@ -375,9 +375,9 @@ func (w *world) questions(n int, seed uint64) (all []*Question) {
 // TestOracle: random questions are answered, from an archive and from JSON lines, as a scan of everything in memory answers
 // them; and what is called complete is the truth.
 func TestOracle(t *testing.T) {
-	n, flows := 1000, 5000
+	n, flows := 1000, 2000
 	if os.Getenv("CTLOGD_LONG") != "" {
-		n, flows = 10000, 60000
+		n, flows = 10000, 6000
 	}
 	worlds := []*world{newWorld("gw1", flows, 1), newWorld("gw2", flows/10, 2)}
 	dir, files := t.TempDir(), t.TempDir()
