@@ -5,7 +5,9 @@
 # same real kernel events. Each consumer runs in turn in a network namespace; the whole is done RUNS times (default 5)
 # and for each row the median is printed:
 #   us/event   CPU time of the consumer for each flow
-#   x drain    the same as a ratio to `drain`, which reads with recvmmsg and throws away
+#   x nap      the same as a ratio to `drain-nap`, which reads with recvmmsg, throws away and naps 1 ms: the floor, and what
+#              budgets are ratios to, as it moves less between processors than
+#   x drain    the same as a ratio to `drain`, which does not nap, so that nearly each event wakes it
 #   records    what it delivered, of FLOWS (default 300,000)
 #   peak       the most resident memory it ever had
 #   flows/s    the rate that the kernel kept while it listened, which is the price that the packet path pays, also as a
@@ -241,14 +243,15 @@ FNR == 1 { run++ }
     speed[$1] = speed[$1] " " $5
 }
 END {
-    printf "%-14s %9s %8s %9s %9s %10s %9s %12s\n", "", "us/event", "x drain", "records", "least", "peak MiB", "flows/s", "x drain-nap"
+    printf "%-14s %9s %8s %8s %9s %9s %10s %9s %8s\n", "", "us/event", "x nap", "x drain", "records", "least", "peak MiB", "flows/s", "x nap"
     for (i = 1; i <= rows; i++) {
         r = order[i]
         for (k = 1; k <= run; k++) if ((k, r) in us) {
+            if (us[k, "drain-nap"]) nap[r] = nap[r] " " us[k, r] / us[k, "drain-nap"]
             if (us[k, "drain"]) ratio[r] = ratio[r] " " us[k, r] / us[k, "drain"]
             if (rate[k, "drain-nap"]) path[r] = path[r] " " rate[k, r] / rate[k, "drain-nap"]
         }
-        printf "%-14s %9.2f %8.2f %9d %8.2f%% %10.1f %9d %12.2f\n", r, median(cost[r]), median(ratio[r]), median(records[r]), \
+        printf "%-14s %9.2f %8.2f %8.2f %9d %8.2f%% %10.1f %9d %8.2f\n", r, median(cost[r]), median(nap[r]), median(ratio[r]), median(records[r]), \
             100 * least[r] / flows, peak[r] / 1024, median(speed[r]), median(path[r])
     }
 }' "$work"/results.*
