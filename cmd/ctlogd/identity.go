@@ -40,6 +40,14 @@ func (c *Config) identify() error {
 	return nil
 }
 
+// keepID keeps the machine id of the running configuration where it cannot be read now: the id of a machine that has one
+// does not become its host's name because there is no descriptor left, and with it every flow_id another.
+func (c *Config) keepID(running *Config) {
+	if c.machine.observer && c.machine.noID != nil && running.machine.observer && running.machine.noID == nil {
+		c.Observer, c.machine.noID = running.Observer, nil
+	}
+}
+
 // identityResults says what is doubtful about who the machine is.
 func identityResults(c *Config) []preflight.Result {
 	host := preflight.Result{Name: "host name", Status: preflight.Pass, Detail: c.Host}
@@ -96,6 +104,7 @@ func (a *app) identify(ctx context.Context) {
 		a.log.Error("the machine's name stays as it was", zap.Error(err))
 		return
 	}
+	cfg.keepID(a.cfg)
 	if cfg.Host == a.cfg.Host && cfg.Observer == a.cfg.Observer {
 		return
 	}

@@ -60,3 +60,23 @@ func TestIdentify(t *testing.T) {
 		t.Errorf("again: %q, %q, %v", c.Host, c.Observer, err)
 	}
 }
+
+// A machine id that cannot be read for a while does not give way to the host's name; one that comes is taken up.
+func TestKeepID(t *testing.T) {
+	none := errors.New("too many open files")
+	for _, tt := range []struct{ running, now, want Config }{
+		{Config{Observer: "id", machine: machine{observer: true}}, Config{Observer: "gw1", machine: machine{observer: true, noID: none}},
+			Config{Observer: "id", machine: machine{observer: true}}},
+		{Config{Observer: "gw1", machine: machine{observer: true, noID: none}}, Config{Observer: "id", machine: machine{observer: true}},
+			Config{Observer: "id", machine: machine{observer: true}}},
+		{Config{Observer: "id", machine: machine{observer: true}}, Config{Observer: "set"}, Config{Observer: "set"}},
+		{Config{Observer: "set"}, Config{Observer: "gw1", machine: machine{observer: true, noID: none}},
+			Config{Observer: "gw1", machine: machine{observer: true, noID: none}}},
+	} {
+		got := tt.now
+		got.keepID(&tt.running)
+		if got.Observer != tt.want.Observer || got.machine != tt.want.machine {
+			t.Errorf("running %q, now %q: %q, %v", tt.running.Observer, tt.now.Observer, got.Observer, got.machine)
+		}
+	}
+}

@@ -78,6 +78,7 @@ func (a *app) reload(ctx context.Context) error {
 	if err := cfg.Resolve(); err != nil {
 		return err
 	}
+	cfg.keepID(a.cfg)
 	cfg.logWarnings(a.log.Named("config"))
 	return a.adopt(ctx, cfg)
 }
