@@ -164,9 +164,6 @@ func DefaultConfig() *Config {
 // errUnread says that there is no reading the configuration.
 var errUnread = errors.New("read the configuration")
 
-// loadWithin bounds the reading of a configuration, and of the files that it names.
-const loadWithin = 30 * time.Second
-
 // LoadConfig reads the configuration from file, "" being the one without a file. If the file can be read but is not
 // right, the error is a *config.Error with all that is wrong.
 func LoadConfig(ctx context.Context, file string) (*Config, error) {
