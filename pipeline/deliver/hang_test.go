@@ -74,6 +74,48 @@ func TestHangingWriteSpills(t *testing.T) {
 	}
 }
 
+// A Write that hangs and then fails is tried again before what has gone to the spool behind its back: what comes in is more
+// than half of the room before anybody knows that it hangs.
+func TestHangingWriteKeepsOrder(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		out := &stub{write: func(_ context.Context, call int, recs []*flow.Record) (int, error) {
+			if call == 1 {
+				<-release
+				return 0, errors.New("connection reset")
+			}
+			return len(recs), nil
+		}}
+		q := queueOf(out, nil, 2_000, zap.NewNop())
+		q.spill(openSpool(t, dir, 0))
+		p := start(q)
+		time.Sleep(time.Second) // the spool is open
+		next := send(p, 0, 10)
+		synctest.Wait()
+		for range 100 {
+			next = send(p, next, 200)
+			synctest.Wait()
+		}
+		if n := spooled(q); n == 0 {
+			t.Error("nothing is in the spool before the hang is known")
+		}
+		time.Sleep(hangAfter + time.Second)
+		next = send(p, next, 200)
+		synctest.Wait()
+		close(release)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := out.got(); !slices.Equal(got, upTo(next)) {
+			t.Errorf("%d delivered of %d, in order: %v", len(got), next, slices.IsSorted(got))
+		}
+		p.Close(t.Context())
+		if gaps := q.Unrecorded(); len(gaps) > 0 {
+			t.Errorf("gaps %+v", gaps)
+		}
+	})
+}
+
 // A Write that hangs and then ends well is no failure any more. What was moved to the spool meanwhile comes from there, the
 // hand again.
 func TestHangingWriteReturns(t *testing.T) {

@@ -287,17 +287,14 @@ func (s *spooler) read() {
 	s.q.worker.wakeUp()
 }
 
-// moveHand puts on the disk what an output that fails leaves in the worker's hand, unless newer records were moved there
-// before. What hangs goes in any case: it may never come back.
+// moveHand puts on the disk what an output that fails or hangs leaves in the worker's hand. Where newer records were moved
+// there before, the hand stays in memory, and is tried first when the output answers: behind them it would be out of order.
+// At the end it goes to the disk in any case.
 func (s *spooler) moveHand() bool {
-	if !s.q.health.failing.Load() {
+	if !s.q.health.failing.Load() || s.q.buffer.older() {
 		return false
 	}
-	hangs := s.q.health.hangs()
-	if s.q.buffer.older() && !hangs {
-		return false
-	}
-	id, recs := s.q.buffer.lendHand(hangs)
+	id, recs := s.q.buffer.lendHand(s.q.health.hangs())
 	if len(recs) == 0 {
 		return false
 	}
