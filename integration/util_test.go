@@ -259,6 +259,10 @@ func runDaemon(t *testing.T, ns *lab.NS, binary, top, outputs string) *daemon {
 	cmd.Stdout = os.Stdout
 	d.process = start(t, ns, cmd)
 	d.awaitMember(t, lab.GroupDestroy)
+	eventually(t, "the output has opened its file, beside the start", func() bool {
+		_, err := os.Stat(d.file)
+		return err == nil
+	})
 	return d
 }
 
