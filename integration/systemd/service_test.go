@@ -168,12 +168,13 @@ func TestMistakes(t *testing.T) {
 	m.systemctl(t, "start", "ctlogd")
 }
 
-// The unit exposes no more than it must, as systemd counts it.
+// The unit exposes no more than it must, as systemd counts it: 1.7, of which the host's own name, the records' group and
+// the low priority of what seals an archive are 0.1 each or less.
 func TestSecurity(t *testing.T) {
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
 		t.Skip("needs the command systemd-analyze")
 	}
-	out, err := exec.Command("systemd-analyze", "security", "--offline=yes", "--threshold=16",
+	out, err := exec.Command("systemd-analyze", "security", "--offline=yes", "--threshold=17",
 		"../../packaging/systemd/ctlogd.service").CombinedOutput()
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 	t.Log(lines[len(lines)-1])
