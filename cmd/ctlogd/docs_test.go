@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"gopkg.in/yaml.v3"
 
 	"github.com/ctlogd/ctlogd/preflight"
 )
@@ -258,6 +259,32 @@ func TestDocsNameTests(t *testing.T) {
 			if !slices.ContainsFunc(there, func(name string) bool { return strings.HasPrefix(name, test) }) {
 				t.Errorf("%s names %s, and there is no such test", name, test)
 			}
+		}
+	}
+}
+
+// What the examples for Vector and Logstash read of a record is in the schema. The programs themselves are not run.
+func TestDocsReaders(t *testing.T) {
+	var schema struct {
+		Properties map[string]any `json:"properties"`
+	}
+	if err := json.Unmarshal([]byte(document(t, "../../docs/flow.schema.json")), &schema); err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal([]byte(document(t, "../../docs/examples/vector.yaml")), new(map[string]any)); err != nil {
+		t.Error(err)
+	}
+	own := []string{"message", "timestamp", "public_ip", "public_port"}
+	for file, key := range map[string]string{"vector.yaml": `(?:^|[ (])\.([a-z_0-9]+)`, "logstash.conf": `\[([a-z_0-9]+)\]`} {
+		n := 0
+		text := regexp.MustCompile(`(?m)#.*$`).ReplaceAllString(document(t, "../../docs/examples/"+file), "")
+		for _, m := range regexp.MustCompile(key).FindAllStringSubmatch(text, -1) {
+			if n++; schema.Properties[m[1]] == nil && !slices.Contains(own, m[1]) {
+				t.Errorf("%s: records have no %s", file, m[1])
+			}
+		}
+		if n < 8 {
+			t.Errorf("%s: %d keys", file, n)
 		}
 	}
 }
