@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -243,13 +244,22 @@ func progress(t *testing.T, w *Writer) {
 	}
 }
 
-// TestBrokerKilled: the only broker is killed and started again, three times, under load. Nothing is missing.
+// kills is how often brokers are killed: three times with CTLOGD_LONG=1. The daemon's own trial of brokers that are killed is
+// in package integration.
+func kills(usual int) int {
+	if os.Getenv("CTLOGD_LONG") != "" {
+		return 3
+	}
+	return usual
+}
+
+// TestBrokerKilled: the only broker is killed and started again, under load. Nothing is missing.
 func TestBrokerKilled(t *testing.T) {
 	c := broker.Start(t, broker.Options{})
 	c.CreateTopic(t, "flows", 6, 1)
 	w := newWriter(t, c.Addrs, "flows", nil)
 	stop := load(t, w, 20_000)
-	for range 3 {
+	for range kills(2) {
 		progress(t, w)
 		c.Kill(t, 0)
 		c.Restart(t, 0)
@@ -266,13 +276,13 @@ func TestBrokerKilled(t *testing.T) {
 	}
 }
 
-// TestBrokersKilled: three brokers, replication 3, min.insync.replicas 2, each killed and started again in turn.
+// TestBrokersKilled: three brokers, replication 3, min.insync.replicas 2, killed and started again in turn.
 func TestBrokersKilled(t *testing.T) {
 	c := broker.Start(t, broker.Options{Nodes: 3})
 	c.CreateTopic(t, "flows", 6, 3, "min.insync.replicas", "2")
 	w := newWriter(t, c.Addrs, "flows", func(c *Config) { c.RequestTimeout = 10 * time.Second })
 	stop := load(t, w, 20_000)
-	for i := range 3 {
+	for i := range kills(1) {
 		progress(t, w)
 		c.Kill(t, i)
 		progress(t, w) // the other two take over
