@@ -1,6 +1,9 @@
 package flow
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+	"unsafe"
+)
 
 // Batch is the unit that moves: records in the order in which they were read. It is filled and amended by one
 // goroutine, and read-only and shared from the moment at which it is offered to the outputs. The last holder to call
@@ -14,6 +17,7 @@ type Batch struct {
 
 	extras []*[extraChunk]Extra
 	used   int
+	text   []byte // what Text returned
 	refs   atomic.Int32
 	free   func(*Batch)
 }
@@ -54,11 +58,24 @@ func (b *Batch) Extra(r *Record) *Extra {
 	return r.Extra
 }
 
+// Text returns a copy of s in the batch's storage, valid for as long as its records are. The storage is kept when the
+// batch is reused.
+func (b *Batch) Text(s string) string {
+	if len(s) > cap(b.text)-len(b.text) {
+		// Texts made before stay where they are; the old storage goes when the last of them does.
+		b.text = make([]byte, 0, max(2*cap(b.text), len(s), 1024))
+	}
+	at := len(b.text)
+	b.text = append(b.text, s...)
+	return unsafe.String(unsafe.SliceData(b.text[at:]), len(s))
+}
+
 // Reset empties the batch for its next use.
 func (b *Batch) Reset() {
 	b.Records = b.Records[:0]
 	b.Since = 0
 	b.used = 0
+	b.text = b.text[:0]
 }
 
 // Hold makes n more holders of the batch.
@@ -78,7 +95,10 @@ func (b *Batch) Append(recs []Record) {
 		*r = recs[i]
 		if x := r.Extra; x != nil {
 			r.Extra = nil
-			*b.Extra(r) = *x
+			own := b.Extra(r)
+			*own = *x
+			s := &own.Subscriber
+			s.ID, s.Name, s.Next, s.Source = b.Text(s.ID), b.Text(s.Name), b.Text(s.Next), b.Text(s.Source)
 		}
 	}
 }

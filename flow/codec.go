@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"unsafe"
 )
 
 // errCorrupt is what DecodeBinary returns for bytes that AppendBinary did not write.
@@ -68,8 +69,19 @@ const (
 	exLostKnown // is true
 	exOutput
 	exCheckpoint
+	exSubscriber // a byte of subX bits, and what they name
 
-	exAll = exCheckpoint<<1 - 1
+	exAll = exSubscriber<<1 - 1
+)
+
+const (
+	subID = 1 << iota
+	subName
+	subNext
+	subSource
+	subDst // is true
+
+	subAll = subDst<<1 - 1
 )
 
 // AppendBinary appends r, its Extra included, to dst in a compact form that DecodeBinary reads. It is for the disk:
@@ -242,7 +254,26 @@ func appendExtra(dst []byte, x *Extra) []byte {
 		mask |= exCheckpoint
 		dst = append(dst, byte(x.Checkpoint))
 	}
+	if x.Subscriber != (Subscriber{}) {
+		mask |= exSubscriber
+		dst = appendSubscriber(dst, &x.Subscriber)
+	}
 	binary.LittleEndian.PutUint16(dst[start:], uint16(mask))
+	return dst
+}
+
+func appendSubscriber(dst []byte, s *Subscriber) []byte {
+	start := len(dst)
+	dst = append(dst, 0)
+	for i, text := range [...]string{s.ID, s.Name, s.Next, s.Source} {
+		if text != "" {
+			dst[start] |= subID << i
+			dst = append(binary.AppendUvarint(dst, uint64(len(text))), text...)
+		}
+	}
+	if s.Dst {
+		dst[start] |= subDst
+	}
 	return dst
 }
 
@@ -250,12 +281,13 @@ func appendExtra(dst []byte, x *Extra) []byte {
 // and returns what follows it. The record shares no memory with src. On error nothing is appended.
 func (b *Batch) DecodeBinary(src []byte) (rest []byte, err error) {
 	d := decoder{src: src}
-	used := b.used
+	used, text := b.used, len(b.text)
 	r := b.Next()
 	d.record(b, r)
 	if d.bad {
 		b.Drop()
 		b.used = used
+		b.text = b.text[:min(text, len(b.text))]
 		return src, errCorrupt
 	}
 	return d.src, nil
@@ -322,7 +354,7 @@ func (d *decoder) record(b *Batch, r *Record) {
 		r.State = d.uint8()
 	}
 	if mask&hasExtra != 0 {
-		d.extra(b.Extra(r))
+		d.extra(b, b.Extra(r))
 	}
 }
 
@@ -356,7 +388,7 @@ func (d *decoder) addr(a *Addr, form byte) {
 	}
 }
 
-func (d *decoder) extra(x *Extra) {
+func (d *decoder) extra(b *Batch, x *Extra) {
 	mask := int(d.uint16())
 	if mask&^exAll != 0 {
 		d.bad = true
@@ -395,6 +427,24 @@ func (d *decoder) extra(x *Extra) {
 	if mask&exCheckpoint != 0 {
 		x.Checkpoint = Checkpoint(d.uint8())
 	}
+	if mask&exSubscriber != 0 {
+		d.subscriber(b, &x.Subscriber)
+	}
+}
+
+func (d *decoder) subscriber(b *Batch, s *Subscriber) {
+	bits := d.uint8()
+	if bits&^subAll != 0 {
+		d.bad = true
+		return
+	}
+	for i, text := range [...]*string{&s.ID, &s.Name, &s.Next, &s.Source} {
+		if bits&(subID<<i) != 0 {
+			p := d.bytes(int(d.uvarint(math.MaxInt32)))
+			*text = b.Text(unsafe.String(unsafe.SliceData(p), len(p)))
+		}
+	}
+	s.Dst = bits&subDst != 0
 }
 
 // bytes takes n bytes, which alias src; nil if there are not so many.

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -300,4 +301,47 @@ func BenchmarkBinary(b *testing.B) {
 			}
 		}
 	})
+}
+
+// TestText holds texts of a batch to stay as they are while it grows, and their storage to be used again.
+func TestText(t *testing.T) {
+	b := NewBatch(256, nil)
+	fill := func() (texts []string) {
+		for i := range 256 {
+			texts = append(texts, b.Text(strings.Repeat(string(rune('a'+i%26)), i)))
+		}
+		return texts
+	}
+	for i, s := range fill() {
+		if want := strings.Repeat(string(rune('a'+i%26)), i); s != want {
+			t.Fatalf("text %d is %q, want %q", i, s, want)
+		}
+	}
+	b.Reset()
+	long := strings.Repeat("x", 100)
+	if n := testing.AllocsPerRun(100, func() {
+		b.Reset()
+		for range 256 {
+			b.Text(long)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations in a batch that has held as much", n)
+	}
+}
+
+// TestSubscriberMoves holds a record that is copied to another batch to keep its subscriber when the first is used again.
+func TestSubscriberMoves(t *testing.T) {
+	from, to := NewBatch(1, nil), NewBatch(1, nil)
+	set := func(id string) {
+		from.Reset()
+		r := from.Next()
+		r.Event = EventDestroy
+		from.Extra(r).Subscriber = Subscriber{ID: from.Text(id), Name: from.Text(id), Next: from.Text(id), Source: from.Text(id)}
+	}
+	set("alice")
+	to.Append(from.Records)
+	set("mallory")
+	if got, want := *to.Records[0].Subscriber(), (Subscriber{ID: "alice", Name: "alice", Next: "alice", Source: "alice"}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
 }

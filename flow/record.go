@@ -87,6 +87,26 @@ type Extra struct {
 	Gap Gap
 
 	Checkpoint Checkpoint
+
+	Subscriber Subscriber
+}
+
+// Subscriber is who had the flow's inside address, as a source of subscribers tells: foreign text. The texts belong to
+// the record's Batch (Batch.Text).
+type Subscriber struct {
+	ID     string // whose the address was when the flow began; "" where that is not known
+	Name   string // what the source calls them besides
+	Next   string // whose it was when the flow ended, if that is another
+	Source string // the source and the time of the state of it that tells so: dhcp@2026-03-09T14:02:11Z
+	Dst    bool   // the address is that of the flow's destination: the flow came from outside
+}
+
+// Subscriber returns whose flow it is, nil if that is not known.
+func (r *Record) Subscriber() *Subscriber {
+	if r.Extra == nil || r.Event >= EventExpectNew || r.Extra.Subscriber.ID == "" && r.Extra.Subscriber.Next == "" {
+		return nil
+	}
+	return &r.Extra.Subscriber
 }
 
 // Checkpoint marks the records of a reading of the table that is made for archives: other outputs do not get them.

@@ -251,8 +251,34 @@ func (e *cef) appendState(b []byte, r *flow.Record) []byte {
 	if x != nil && x.SecCtx != "" && e.has(kSecCtx) {
 		b = appendCEF(append(b, e.custom[kSecCtx]...), x.SecCtx)
 	}
+	if s := r.Subscriber(); s != nil {
+		b = e.appendSubscriber(b, s)
+	}
 	if r.Has&flow.HasID != 0 {
 		b = e.number(b, kCTID, uint64(r.ID))
+	}
+	return b
+}
+
+func (e *cef) appendSubscriber(b []byte, s *flow.Subscriber) []byte {
+	id, name := " suid=", " suser="
+	if s.Dst {
+		id, name = " duid=", " duser="
+	}
+	if s.ID != "" && e.has(kSubscriber) {
+		b = appendCEF(append(b, id...), s.ID)
+	}
+	if s.Name != "" && e.has(kSubscriberName) {
+		b = appendCEF(append(b, name...), s.Name)
+	}
+	if s.Dst && e.has(kSubscriberSide) {
+		b = append(append(b, e.custom[kSubscriberSide]...), "dst"...)
+	}
+	if s.Next != "" && e.has(kSubscriberNext) {
+		b = appendCEF(append(b, e.custom[kSubscriberNext]...), s.Next)
+	}
+	if s.Source != "" && e.has(kSubscriberSource) {
+		b = appendCEF(append(b, e.custom[kSubscriberSource]...), s.Source)
 	}
 	return b
 }

@@ -86,7 +86,10 @@ func (e *cim) Append(dst []byte, r *flow.Record) []byte {
 	if r.Has&flow.HasCounters != 0 {
 		b = e.appendCounters(b, r)
 	}
-	b = e.appendState(b, r)
+	if s := r.Subscriber(); s != nil && s.ID != "" && e.has(kSubscriber) {
+		b = appendString(append(b, `,"user":`...), s.ID)
+	}
+	b = e.appendState(b, r, e.set&^setOf(kSubscriber))
 	if r.Event == flow.EventDestroy {
 		b = append(b, e.reasons[r.EndReason()]...)
 	}

@@ -180,6 +180,7 @@ func (e *ecs) appendEnds(b []byte, r *flow.Record) []byte {
 		}
 		b = closed(b, at, inside)
 	}
+	b = e.appendUser(b, user(r, false), `,"user":`, `,"id":`)
 	b = closed(b, start, members)
 
 	b, start, members = opened(b, `,"destination":`)
@@ -220,6 +221,7 @@ func (e *ecs) appendEnds(b []byte, r *flow.Record) []byte {
 		}
 		b = closed(b, at, inside)
 	}
+	b = e.appendUser(b, user(r, true), `,"user":`, `,"id":`)
 	b = closed(b, start, members)
 
 	if n == 0 {

@@ -97,7 +97,7 @@ func (e *flat) Append(dst []byte, r *flow.Record) []byte {
 			b = appendUint(append(b, `,"reply_bytes":`...), r.ReplyCounters.Bytes)
 		}
 	}
-	b = e.appendState(b, r)
+	b = e.appendState(b, r, e.set)
 	if r.Event == flow.EventDestroy {
 		b = append(b, e.reasons[r.EndReason()]...)
 	}

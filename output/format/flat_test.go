@@ -173,6 +173,9 @@ func generate(n int) []example {
 				if chance(50) {
 					x.SecCtx = foreign(200)
 				}
+				if i%2 == 0 {
+					x.Subscriber = subscriberOf(i)
+				}
 			}
 			r.Extra = x
 		}
@@ -201,6 +204,20 @@ func generate(n int) []example {
 		out = append(out, example{fmt.Sprintf("generated %d", i), r})
 	}
 	return out
+}
+
+// subscriberOf returns a subscriber with hostile texts.
+func subscriberOf(i int) (s flow.Subscriber) {
+	rng := rand.New(rand.NewPCG(uint64(i), 7))
+	for _, text := range []*string{&s.ID, &s.Name, &s.Next, &s.Source} {
+		b := make([]byte, 1+rng.IntN(255))
+		for i := range b {
+			b[i] = byte(rng.Uint32())
+		}
+		*text = string(b)
+	}
+	s.Dst = i%4 == 0
+	return s
 }
 
 // TestFlatSchema holds what the encoder writes to docs/flow.schema.json, to the order of the keys, and to "one object

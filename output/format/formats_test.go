@@ -385,6 +385,7 @@ func FuzzFormats(f *testing.F) {
 	f.Add("\\", "\\", "]\"\\", "h ost", uint8(5), uint16(0x1f), []byte{1})
 	f.Fuzz(func(t *testing.T, helper, secctx, output, host string, event uint8, has uint16, raw []byte) {
 		x := &flow.Extra{Helper: flow.NameFrom(helper), SecCtx: secctx, HasMaster: has&1 != 0, HasLabels: has&2 != 0}
+		x.Subscriber = flow.Subscriber{ID: secctx, Name: host, Next: output, Source: helper, Dst: has&8 != 0}
 		x.Gap = flow.Gap{Cause: flow.Cause(event) % flow.Cause(len(flow.CauseNames)), Output: output, LostKnown: has&4 != 0}
 		r := flow.Record{Event: flow.Event(event), Has: flow.Has(has), Received: 1, Extra: x}
 		var b [128]byte

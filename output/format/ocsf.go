@@ -154,6 +154,7 @@ func (e *ocsf) appendEnds(b []byte, r *flow.Record) []byte {
 			}
 			b = append(b, '}')
 		}
+		b = e.appendUser(b, user(r, false), `,"owner":`, `,"uid":`)
 		b = append(b, '}')
 	}
 	if e.has(kDstIP) {
@@ -168,6 +169,7 @@ func (e *ocsf) appendEnds(b []byte, r *flow.Record) []byte {
 			}
 			b = append(b, '}')
 		}
+		b = e.appendUser(b, user(r, true), `,"owner":`, `,"uid":`)
 		b = append(b, '}')
 	}
 	b = append(b, `,"connection_info":{"direction_id":0`...) // inside and outside are not known here

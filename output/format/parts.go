@@ -117,11 +117,12 @@ func (e *parts) appendOwn(b []byte, r *flow.Record) []byte {
 	if r.Has&flow.HasOrig != 0 {
 		b = e.appendIDs(b, r)
 	}
-	return e.appendLast(e.appendState(b, r), r)
+	return e.appendLast(e.appendState(b, r, e.set&^setOf(kSubscriber, kSubscriberName)), r)
 }
 
-// appendState appends what conntrack itself holds of the flow: its state, status, helper, zones, mark, labels and id.
-func (e *parts) appendState(b []byte, r *flow.Record) []byte {
+// appendState appends what conntrack itself holds of the flow, its state, status, helper, zones, mark, labels and id, and
+// those keys of its subscriber that are in keep: schemas of others have places for some of them.
+func (e *parts) appendState(b []byte, r *flow.Record, keep set) []byte {
 	switch {
 	case r.Has&(flow.HasTCP|flow.HasSCTP|flow.HasDCCP) == 0:
 	case r.Has&flow.HasTCP != 0:
@@ -168,11 +169,57 @@ func (e *parts) appendState(b []byte, r *flow.Record) []byte {
 		if x.SecCtx != "" && e.has(kSecCtx) {
 			b = appendString(append(b, `,"secctx":`...), x.SecCtx)
 		}
+		if s := r.Subscriber(); s != nil {
+			b = keep.appendSubscriber(b, s)
+		}
 	}
 	if r.Has&flow.HasID != 0 && e.has(kCTID) {
 		b = appendUint(append(b, `,"ct_id":`...), uint64(r.ID))
 	}
 	return b
+}
+
+// appendSubscriber appends whose flow it is. The side is told where it is the destination's.
+func (keep set) appendSubscriber(b []byte, s *flow.Subscriber) []byte {
+	if s.ID != "" && keep.has(kSubscriber) {
+		b = appendString(append(b, `,"subscriber":`...), s.ID)
+	}
+	if s.Name != "" && keep.has(kSubscriberName) {
+		b = appendString(append(b, `,"subscriber_name":`...), s.Name)
+	}
+	if s.Dst && keep.has(kSubscriberSide) {
+		b = append(b, `,"subscriber_side":"dst"`...)
+	}
+	if s.Next != "" && keep.has(kSubscriberNext) {
+		b = appendString(append(b, `,"subscriber_next":`...), s.Next)
+	}
+	if s.Source != "" && keep.has(kSubscriberSource) {
+		b = appendString(append(b, `,"subscriber_source":`...), s.Source)
+	}
+	return b
+}
+
+// user returns whose the flow is if it is theirs on that side, nil otherwise.
+func user(r *flow.Record, dst bool) *flow.Subscriber {
+	if s := r.Subscriber(); s != nil && s.Dst == dst {
+		return s
+	}
+	return nil
+}
+
+// appendUser appends a member for whose end of the flow it is.
+func (e *parts) appendUser(b []byte, s *flow.Subscriber, member, id string) []byte {
+	if s == nil {
+		return b
+	}
+	b, start, members := opened(b, member)
+	if s.ID != "" && e.has(kSubscriber) {
+		b = appendString(append(b, id...), s.ID)
+	}
+	if s.Name != "" && e.has(kSubscriberName) {
+		b = appendString(append(b, `,"name":`...), s.Name)
+	}
+	return closed(b, start, members)
 }
 
 // appendLast appends what an expectation has besides, and how many seconds are left. The kernel sends a DESTROY's timeout
