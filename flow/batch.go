@@ -17,7 +17,8 @@ type Batch struct {
 
 	extras []*[extraChunk]Extra
 	used   int
-	text   []byte // what Text returned
+	text   []byte  // what Text returned
+	netns  []Netns // held for the records
 	refs   atomic.Int32
 	free   func(*Batch)
 }
@@ -70,12 +71,26 @@ func (b *Batch) Text(s string) string {
 	return unsafe.String(unsafe.SliceData(b.text[at:]), len(s))
 }
 
+// SetNetns says that r, the last record of the batch, is of a flow in n, which somebody must be holding. The batch holds it
+// until it is reset.
+func (b *Batch) SetNetns(r *Record, n Netns) {
+	r.Netns = n
+	if last := len(b.netns) - 1; n != 0 && (last < 0 || b.netns[last] != n) {
+		n.Hold()
+		b.netns = append(b.netns, n)
+	}
+}
+
 // Reset empties the batch for its next use.
 func (b *Batch) Reset() {
 	b.Records = b.Records[:0]
 	b.Since = 0
 	b.used = 0
 	b.text = b.text[:0]
+	for _, n := range b.netns {
+		n.Release()
+	}
+	b.netns = b.netns[:0]
 }
 
 // Hold makes n more holders of the batch.
@@ -88,17 +103,22 @@ func (b *Batch) Done() {
 	}
 }
 
+// Copy makes r, the last record of the batch, a copy of what from is, its Extra included.
+func (b *Batch) Copy(r, from *Record) {
+	*r = *from
+	if x := r.Extra; x != nil {
+		r.Extra = nil
+		own := b.Extra(r)
+		*own = *x
+		s := &own.Subscriber
+		s.ID, s.Name, s.Next, s.Source = b.Text(s.ID), b.Text(s.Name), b.Text(s.Next), b.Text(s.Source)
+	}
+	b.SetNetns(r, from.Netns)
+}
+
 // Append copies recs to the end of the batch, their Extra included. There must be room.
 func (b *Batch) Append(recs []Record) {
 	for i := range recs {
-		r := b.Next()
-		*r = recs[i]
-		if x := r.Extra; x != nil {
-			r.Extra = nil
-			own := b.Extra(r)
-			*own = *x
-			s := &own.Subscriber
-			s.ID, s.Name, s.Next, s.Source = b.Text(s.ID), b.Text(s.Name), b.Text(s.Next), b.Text(s.Source)
-		}
+		b.Copy(b.Next(), &recs[i])
 	}
 }

@@ -40,8 +40,14 @@ const (
 	hasZone
 	hasState
 	hasExtra
+	hasMore
+)
 
-	hasAll = hasExtra<<1 - 1
+// What hasMore stands for: a byte of these bits, and what they name.
+const (
+	moNetns = 1 << iota // length (v) of what follows: the id in 4 bytes, and the name
+
+	moAll = moNetns<<1 - 1
 )
 
 const (
@@ -152,7 +158,24 @@ func AppendBinary(dst []byte, r *Record) []byte {
 		mask |= hasExtra
 		dst = appendExtra(dst, r.Extra)
 	}
+	if r.Netns != 0 {
+		mask |= hasMore
+		dst = appendMore(dst, r)
+	}
 	binary.LittleEndian.PutUint16(dst[start+4:], uint16(mask))
+	return dst
+}
+
+func appendMore(dst []byte, r *Record) []byte {
+	start := len(dst)
+	dst = append(dst, 0)
+	mask := byte(0)
+	if r.Netns != 0 {
+		mask |= moNetns
+		info := r.Netns.Info()
+		dst = appendNetns(binary.AppendUvarint(dst, uint64(4+len(info.Name))), info)
+	}
+	dst[start] = mask
 	return dst
 }
 
@@ -307,7 +330,7 @@ func (d *decoder) record(b *Batch, r *Record) {
 	r.Event = Event(h[1])
 	r.Has = Has(binary.LittleEndian.Uint16(h[2:]))
 	mask := int(binary.LittleEndian.Uint16(h[4:]))
-	if h[0] != binaryVersion || r.Event > EventGap || mask&^hasAll != 0 {
+	if h[0] != binaryVersion || r.Event > EventGap {
 		d.bad = true
 		return
 	}
@@ -356,6 +379,31 @@ func (d *decoder) record(b *Batch, r *Record) {
 	if mask&hasExtra != 0 {
 		d.extra(b, b.Extra(r))
 	}
+	if mask&hasMore != 0 {
+		d.more(b, r)
+	}
+}
+
+func (d *decoder) more(b *Batch, r *Record) {
+	mask := d.uint8()
+	if mask&^moAll != 0 {
+		d.bad = true
+		return
+	}
+	if mask&moNetns != 0 {
+		d.netns(b, r)
+	}
+}
+
+func (d *decoder) netns(b *Batch, r *Record) {
+	key := d.bytes(int(d.uvarint(math.MaxInt32)))
+	if d.bad || len(key) < 4 {
+		d.bad = true
+		return
+	}
+	n := namespaces.hold(key)
+	b.SetNetns(r, n)
+	n.Release()
 }
 
 func (d *decoder) tuple(t *Tuple) {

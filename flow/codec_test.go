@@ -71,6 +71,11 @@ func values(t *testing.T, path string, v reflect.Value) (vals []reflect.Value) {
 		add(int64(math.MaxInt64))
 		add(int64(math.MinInt64))
 	case reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		if v.Type() == reflect.TypeFor[Netns]() {
+			add(HoldNetns(0, ""))
+			add(HoldNetns(math.MaxInt32, "blue"))
+			break
+		}
 		add(uint64(1))
 		if v.Type() == reflect.TypeFor[Event]() {
 			add(uint64(EventGap))

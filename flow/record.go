@@ -63,6 +63,7 @@ type Record struct {
 	Status  Status
 
 	Zone  uint16 // zone of both directions (CTA_ZONE); a zone of one direction stands in its tuple
+	Netns Netns  // see Batch.SetNetns
 	Has   Has
 	Event Event
 	State uint8 // CTA_PROTOINFO's state; which protocol's, says Has

@@ -270,11 +270,7 @@ func (r *Reader) flush() {
 
 // Put implements Sink.
 func (r *Reader) Put(rec *flow.Record) {
-	n := r.next()
-	*n = *rec
-	if n.Extra = nil; rec.Extra != nil {
-		*r.batch.Extra(n) = *rec.Extra
-	}
+	r.batch.Copy(r.next(), rec)
 	r.added()
 }
 

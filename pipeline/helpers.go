@@ -29,6 +29,7 @@ type Helpers struct {
 
 type flowKey struct {
 	orig    flow.Tuple
+	netns   uint32 // flow.Netns.Key
 	zone    uint16
 	hasZone bool
 }
@@ -58,7 +59,7 @@ func NewHelpers(max int, labels bool) *Helpers {
 func (h *Helpers) SetLabels(on bool) { h.labels = on }
 
 func keyOf(r *flow.Record) idKey {
-	return idKey{flowKey{r.Orig, r.Zone, r.Has&flow.HasZone != 0}, r.ID}
+	return idKey{flowKey{r.Orig, r.Netns.Key(), r.Zone, r.Has&flow.HasZone != 0}, r.ID}
 }
 
 // Process remembers what the batch's records tell, and amends those of flows that have ended.
@@ -84,7 +85,7 @@ func (h *Helpers) Remember(r *flow.Record) {
 	}
 	x := r.Extra
 	if x.HasMaster && x.Helper.Len() == 0 {
-		master := flowKey{x.Master, r.Zone, r.Has&flow.HasZone != 0}
+		master := flowKey{x.Master, r.Netns.Key(), r.Zone, r.Has&flow.HasZone != 0}
 		if i, ok := h.byFlow[master]; ok {
 			x.Helper = h.known[i].extra.Helper
 		}

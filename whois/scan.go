@@ -92,6 +92,8 @@ type line struct {
 	OrigB    *uint64  `json:"orig_bytes"`
 	ReplyP   *uint64  `json:"reply_packets"`
 	ReplyB   *uint64  `json:"reply_bytes"`
+	Netns    string   `json:"netns"`
+	NSID     *int32   `json:"nsid"`
 	Zone     *uint16  `json:"zone"`
 	ZoneO    *uint16  `json:"zone_orig"`
 	ZoneR    *uint16  `json:"zone_reply"`
@@ -210,6 +212,13 @@ func (l *line) tuples(r *flow.Record) error {
 			p.DstPort = port(l.NATSrc, port(l.NATKey, p.DstPort))
 			p.SrcPort = port(l.NATDst, port(l.NATDstK, p.SrcPort))
 		}
+	}
+	if l.Netns != "" || l.NSID != nil {
+		id := int32(-1)
+		if l.NSID != nil {
+			id = *l.NSID
+		}
+		r.Netns = flow.HoldNetns(id, l.Netns)
 	}
 	if l.Zone != nil {
 		r.Has |= flow.HasZone

@@ -270,10 +270,10 @@ func (t *table) finish() {
 
 var identitySeed = maphash.MakeSeed()
 
-// identity returns a hash of what tells a flow from all others: tuple, zones, id and start. It is keyed: subscribers
+// identity returns a hash of what tells a flow from all others: namespace, tuple, zones, id and start. It is keyed: subscribers
 // choose tuples.
 func identity(r *flow.Record) uint64 {
-	var b [54]byte
+	var b [58]byte
 	t := &r.Orig
 	copy(b[:], t.Src[:])
 	copy(b[16:], t.Dst[:])
@@ -290,5 +290,6 @@ func identity(r *flow.Record) uint64 {
 	}
 	binary.NativeEndian.PutUint32(b[42:], r.ID)
 	binary.NativeEndian.PutUint64(b[46:], uint64(r.Start))
+	binary.NativeEndian.PutUint32(b[54:], r.Netns.Key())
 	return maphash.Bytes(identitySeed, b[:])
 }

@@ -233,6 +233,9 @@ func (e *cef) appendState(b []byte, r *flow.Record) []byte {
 	if x != nil && x.HasMaster {
 		b = e.appendMaster(b, &x.Master)
 	}
+	if r.Netns != 0 {
+		b = e.appendNetns(b, r)
+	}
 	if r.Has&flow.HasZone != 0 {
 		b = e.number(b, kZone, uint64(r.Zone))
 	}
@@ -279,6 +282,17 @@ func (e *cef) appendSubscriber(b []byte, s *flow.Subscriber) []byte {
 	}
 	if s.Source != "" && e.has(kSubscriberSource) {
 		b = appendCEF(append(b, e.custom[kSubscriberSource]...), s.Source)
+	}
+	return b
+}
+
+func (e *cef) appendNetns(b []byte, r *flow.Record) []byte {
+	info := r.Netns.Info()
+	if info.Name != "" && e.has(kNetns) {
+		b = appendCEF(append(b, e.custom[kNetns]...), info.Name)
+	}
+	if info.ID >= 0 {
+		b = e.number(b, kNSID, uint64(info.ID))
 	}
 	return b
 }
@@ -357,6 +371,9 @@ func (e *cef) appendGap(b []byte, r *flow.Record) []byte {
 	}
 	if gap.Output != "" {
 		b = appendCEF(append(b, " ctlogdOutput="...), gap.Output)
+	}
+	if r.Netns != 0 {
+		b = e.appendNetns(b, r)
 	}
 	return b
 }

@@ -94,6 +94,13 @@ func examples() []example {
 			Received: ns("2026-03-10T00:00:30.0004Z"), Status: natted&^0x1f0 | flow.StatusHelper | flow.StatusDying,
 			ID: 554, Timeout: 29,
 		}},
+		{"destroy in another network namespace", flow.Record{
+			Event: flow.EventDestroy, Has: common,
+			Orig:  tuple(flow.UDP, "10.64.3.7", 5353, "198.51.100.53", 53),
+			Reply: tuple(flow.UDP, "198.51.100.53", 53, "192.0.2.33", 5353),
+			Start: ns("2026-03-09T14:02:11.5Z"), Stop: ns("2026-03-09T14:02:41.6Z"), Received: ns("2026-03-09T14:02:41.6001Z"),
+			Status: natted | flow.StatusDying, ID: 561, Netns: flow.HoldNetns(3, "blue"),
+		}},
 		{"destroy of an SCTP flow", flow.Record{
 			Event: flow.EventDestroy, Has: common | flow.HasSCTP,
 			Orig:  tuple(flow.SCTP, "10.64.3.7", 3868, "198.51.100.80", 3868),

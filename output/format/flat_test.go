@@ -201,6 +201,9 @@ func generate(n int) []example {
 				r.Extra.Gap.Output = foreign(40)
 			}
 		}
+		if i%5 == 0 {
+			r.Netns = flow.HoldNetns(int32(i%9)-1, []string{"", "blue", "\xff\n\"="}[i%3])
+		}
 		out = append(out, example{fmt.Sprintf("generated %d", i), r})
 	}
 	return out

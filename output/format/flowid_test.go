@@ -16,6 +16,7 @@ var flowIDVectors = []struct{ example, want string }{
 	{"destroy", "bfea1b8136814244aa4f57e3e4f20ec5"},
 	{"destroy of a ping", "9539f77ed301b84336fa22d253cff294"},
 	{"destroy of an FTP data flow", "57095187047de6f0c525b63d1b60fb01"},
+	{"destroy in another network namespace", "27cfc08748f0eb67d602eb614a611869"},
 	{"destroy between two zones", "4398273a2af27e7c9dcdc7576f25c902"},
 }
 
@@ -117,6 +118,8 @@ func TestFlowIDTellsFlowsApart(t *testing.T) {
 		"destination port": func(r *flow.Record) { r.Orig.DstPort++ },
 		"protocol":         func(r *flow.Record) { r.Orig.Proto++ },
 		"family":           func(r *flow.Record) { r.Orig.V6 = false },
+		"namespace":        func(r *flow.Record) { r.Netns = flow.HoldNetns(0, "a") },
+		"other namespace":  func(r *flow.Record) { r.Netns = flow.HoldNetns(1<<30, "a") },
 		"zone":             func(r *flow.Record) { r.Has |= flow.HasZone; r.Zone = 1 },
 		"zone 0":           func(r *flow.Record) { r.Has |= flow.HasZone },
 		"original zone":    func(r *flow.Record) { r.Orig.Zone++ },

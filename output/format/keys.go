@@ -47,6 +47,8 @@ const (
 	kMasterSrcPort
 	kMasterDstIP
 	kMasterDstPort
+	kNetns
+	kNSID
 	kZone
 	kZoneOrig
 	kZoneReply
@@ -81,7 +83,7 @@ var keyNames = [keyCount]string{
 	"community_id", "nat_community_id",
 	"orig_packets", "orig_bytes", "reply_packets", "reply_bytes", "tcp_state", "sctp_state", "dccp_state", "status",
 	"helper", "helper_unknown", "master_proto", "master_src_ip", "master_src_port", "master_dst_ip",
-	"master_dst_port", "zone", "zone_orig", "zone_reply", "mark", "labels", "secctx", "subscriber", "subscriber_name",
+	"master_dst_port", "netns", "nsid", "zone", "zone_orig", "zone_reply", "mark", "labels", "secctx", "subscriber", "subscriber_name",
 	"subscriber_side", "subscriber_next", "subscriber_source", "ct_id", "end_reason",
 	"mask_src_ip", "mask_dst_ip", "mask_src_port", "mask_dst_port", "class", "flags", "timeout_s", "wildcard",
 }

@@ -150,6 +150,9 @@ func (e *parts) appendState(b []byte, r *flow.Record, keep set) []byte {
 	if x := r.Extra; x != nil && x.HasMaster {
 		b = e.appendMaster(b, &x.Master)
 	}
+	if r.Netns != 0 {
+		b = e.appendNetns(b, r)
+	}
 	if r.Has&flow.HasZone != 0 && e.has(kZone) {
 		b = appendUint(append(b, `,"zone":`...), uint64(r.Zone))
 	}
@@ -195,6 +198,18 @@ func (keep set) appendSubscriber(b []byte, s *flow.Subscriber) []byte {
 	}
 	if s.Source != "" && keep.has(kSubscriberSource) {
 		b = appendString(append(b, `,"subscriber_source":`...), s.Source)
+	}
+	return b
+}
+
+// appendNetns appends the network namespace of a flow that is not in ctlogd's own.
+func (e *parts) appendNetns(b []byte, r *flow.Record) []byte {
+	info := r.Netns.Info()
+	if info.Name != "" && e.has(kNetns) {
+		b = appendString(append(b, `,"netns":`...), info.Name)
+	}
+	if info.ID >= 0 && e.has(kNSID) {
+		b = appendUint(append(b, `,"nsid":`...), uint64(info.ID))
 	}
 	return b
 }
@@ -326,6 +341,9 @@ func (e *parts) appendGap(b []byte, r *flow.Record) []byte {
 	var gap flow.Gap
 	if r.Extra != nil {
 		gap = r.Extra.Gap
+	}
+	if r.Netns != 0 {
+		b = e.appendNetns(b, r)
 	}
 	b = append(append(append(b, `,"cause":"`...), gap.Cause.String()...), '"')
 	if r.Start != 0 {

@@ -45,6 +45,7 @@ type Match struct {
 	NATDstPort List[string] `yaml:"nat_dst_port"`
 	Port       List[string] `yaml:"port"` // of any of these ends
 
+	Netns  List[string] `yaml:"netns"`
 	Zone   List[string] `yaml:"zone"`
 	Mark   List[string] `yaml:"mark"`
 	Labels List[string] `yaml:"labels"`

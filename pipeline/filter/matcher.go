@@ -94,6 +94,9 @@ func (m *Match) compile(want verdict, report func(field, msg string)) []conditio
 		eval, possible := evalAnyPort(ranges)
 		add("port", eval, possible)
 	}
+	if names := parseList(m.Netns, "netns", parseNetns, report); names != nil {
+		add("netns", evalNetns(names), nil)
+	}
 	if zones := parseList(m.Zone, "zone", parseZone, report); zones != nil {
 		add("zone", evalZone(zones), nil)
 	}
@@ -442,6 +445,31 @@ func possiblePort(k *flow.Record) verdict {
 		return verdictUnknown
 	}
 	return verdictAny
+}
+
+// ownNetns stands for ctlogd's own network namespace.
+const ownNetns = "own"
+
+func parseNetns(s string) (string, error) {
+	if s == "" || strings.ContainsRune(s, '/') {
+		return "", fmt.Errorf("%q is no network namespace; write a name as ip netns shows it, an nsid such as 7 of one "+
+			"that has no name, or %s", s, ownNetns)
+	}
+	return s, nil
+}
+
+func evalNetns(names []string) func(*flow.Record) verdict {
+	own := verdictOf(slices.Contains(names, ownNetns))
+	return func(r *flow.Record) verdict {
+		if r.Netns == 0 {
+			return own
+		}
+		info := r.Netns.Info()
+		if info.Name == "" {
+			return verdictUnknown
+		}
+		return verdictOf(slices.Contains(names, info.Name))
+	}
 }
 
 // evalZone looks at all zones that the record names. The kernel leaves out zone 0 (ctnetlink_dump_zone_id), so a flow

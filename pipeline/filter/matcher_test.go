@@ -85,6 +85,10 @@ func labels(bits ...int) func(*flow.Record) {
 		}
 	}
 }
+func netns(id int32, name string) func(*flow.Record) {
+	return func(r *flow.Record) { r.Netns = flow.HoldNetns(id, name) }
+}
+
 func zone(id uint16) func(*flow.Record) {
 	return func(r *flow.Record) { r.Zone, r.Has = id, r.Has|flow.HasZone }
 }
@@ -221,6 +225,13 @@ func TestMatchers(t *testing.T) {
 		{`port: 5000`, with(expectation), yes},
 		{`port: 5001`, with(expectation), unknown},
 
+		{`netns: own`, plain(), yes},
+		{`netns: blue`, plain(), no},
+		{`netns: [red, blue]`, with(netns(3, "blue")), yes},
+		{`netns: own`, with(netns(3, "blue")), no},
+		{`netns: "3"`, with(netns(3, "blue")), no},
+		{`netns: "4"`, with(netns(4, "")), yes},
+		{`netns: [own, blue]`, with(netns(-1, "")), unknown},
 		{`zone: 0`, plain(), yes},
 		{`zone: 5`, plain(), no},
 		{`zone: [3, 5-7]`, with(zone(6)), yes},
