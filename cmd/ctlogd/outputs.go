@@ -120,7 +120,7 @@ func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets) (output
 					return nil, err
 				}
 				return syslog.New(c.Config, syslog.Options{
-					Encoder: enc, Observer: cfg.Observer, Host: cfg.Host, Dial: sockets.DialContext, Log: log.Named("syslog"),
+					Encoder: enc, Observer: cfg.Observer, Host: cfg.Host, Sockets: sockets, Log: log.Named("syslog"),
 				})
 			},
 		}, false)

@@ -2,9 +2,9 @@ package syslog
 
 import "math"
 
-// backlog holds a copy of what was written to a stream until the receiver's host has acknowledged it. When a session dies,
-// it goes to the next one first: what Write has reported as delivered is not in the caller's hands any more. It holds no
-// more than a socket's send buffer, a few MiB.
+// backlog holds a copy of what was sent until it has arrived. When a session dies, it goes to the next one first: what Write
+// has reported as delivered is not in the caller's hands any more. It holds no more than a socket's send buffer, a few MiB,
+// and over UDP what is in doubt.
 type backlog struct {
 	chunks []chunk // the oldest first
 	free   []chunk // whose buffers are used again
@@ -34,7 +34,7 @@ func (b *backlog) records() (n int) {
 	return n
 }
 
-// arrived returns how many records have arrived of those that Write has reported, which are so many.
+// arrived returns how many records have arrived of those that Write has reported.
 func (b *backlog) arrived(reported uint64) uint64 {
 	if b.empty() {
 		return reported

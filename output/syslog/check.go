@@ -41,11 +41,15 @@ func (c Config) Reach(ctx context.Context) (expires time.Time, err error) {
 		return expires, err
 	}
 	err = w.cfg.each(ctx, "records wait until a session can be begun", func(ctx context.Context, a address) error {
-		session, err := w.dialAddress(ctx, a)
+		r := w.newReceiver(a)
+		session, err := w.dial(ctx, r)
 		if err != nil {
 			return err
 		}
 		defer session.close()
+		if r.peer != nil {
+			defer r.peer.Close()
+		}
 		if s, ok := session.(*stream); ok {
 			for _, cert := range s.chain() {
 				if expires.IsZero() || cert.NotAfter.Before(expires) {

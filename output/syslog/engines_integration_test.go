@@ -401,6 +401,58 @@ func TestRsyslogRestarts(t *testing.T) {
 	}
 }
 
+// TestRsyslogKilled has rsyslogd killed and started again between records that go there without a connection. The kernel
+// takes some meanwhile, and nothing counts as arrived until rsyslogd listens again: then all of them come, each once.
+func TestRsyslogKilled(t *testing.T) {
+	e, _ := newRsyslogd(t, "")
+	for _, way := range []string{"udp", "unix"} {
+		c := Config{Address: fmt.Sprint("udp://127.0.0.1:", e.ports["udp"])}
+		if way == "unix" {
+			c.Address = "unix://" + e.dir + "/log"
+		}
+		w := newWriter(t, c)
+		n := 0
+		for range 2 {
+			e.begin(t)
+			more := 50 // what a socket's buffer holds
+			send(t, w, n, n+more)
+			n += more
+			acknowledged(t, w, n)
+			e.await(t, way, n)
+
+			e.cmd.Process.Kill()
+			<-e.exited
+			before := w.counts.refused.Load()
+			reported, failures := 0, 0
+			eventually(t, way+": nothing is taken", func() bool {
+				k, err := w.Write(context.Background(), records(n+reported, n+reported+10))
+				reported += k
+				if err != nil {
+					failures++
+				}
+				return failures == 3
+			})
+			if a := w.Acknowledged(); a != uint64(n) {
+				t.Errorf("%s: %d records count as arrived, %d have", way, a, n)
+			}
+			if w.counts.refused.Load() == before {
+				t.Errorf("%s: no refusal is counted", way)
+			}
+			n += reported
+		}
+		e.begin(t)
+		send(t, w, n, n+10)
+		n += 10
+		acknowledged(t, w, n)
+		e.await(t, way, n)
+		e.check(t, way, n)
+		if err := w.Close(context.Background()); err != nil {
+			t.Errorf("%s: %v", way, err)
+		}
+		e.end(t)
+	}
+}
+
 // syslogNG returns the command of a real syslog-ng, from Debian's packages, which are taken apart in the user's cache:
 // installed, they would take rsyslogd's place.
 func syslogNG(t *testing.T) func(conf, dir string) *exec.Cmd {

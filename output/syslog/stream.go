@@ -173,8 +173,6 @@ func (s *stream) send(ctx context.Context, buf []byte, ends []int) (n int, err e
 	return len(ends), nil
 }
 
-func (s *stream) reliable() bool { return true }
-
 func (s *stream) progress() (written, acked uint64) {
 	written = s.wire.written.Load()
 	var queued int

@@ -16,15 +16,13 @@ type transport interface {
 	// no *oversizeError the session is over.
 	send(ctx context.Context, buf []byte, ends []int) (n int, err error)
 
-	// reliable reports whether the session is a stream, in which nothing is lost while it lasts.
-	reliable() bool
-
 	// err returns why the session is over, nil while it is not.
 	err() error
 
-	// progress returns how many octets the session has carried so far, and how many of those the receiver's host has
-	// acknowledged. For streams only; it works until close.
-	progress() (written, acked uint64)
+	// progress returns how many octets the session has carried so far, and how many of those have arrived for all that is
+	// known: over TCP what the receiver's host has acknowledged, over UDP what nobody has refused in time, at a unix socket
+	// what has been read. It works until close, and may notice that the session is over.
+	progress() (written, arrived uint64)
 
 	close()
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/output/format"
+	"github.com/ctlogd/ctlogd/ownflow"
 )
 
 const (
@@ -29,35 +29,38 @@ const (
 
 // Options are what a Writer needs beside its configuration.
 type Options struct {
-	Encoder  format.Encoder // makes the messages; the Writer's own
-	Observer string         // whose flow ids these are; "": none
-	Host     string         // stands in every header
-	Dial     Dial           // nil: net.Dialer's
-	Log      *zap.Logger    // nil: none
+	Encoder  format.Encoder   // makes the messages; the Writer's own
+	Observer string           // whose flow ids these are; "": none
+	Host     string           // stands in every header
+	Sockets  *ownflow.Sockets // is told of the Writer's sockets; may be nil
+	Log      *zap.Logger      // nil: none
 }
 
 // Writer is an output that sends a message for each record. Write and Close are for one goroutine.
 type Writer struct {
-	name      string
-	cfg       Config
-	log       *zap.Logger
-	dial      Dial
-	composer  composer
-	octets    bool // frames by octet counting
-	addresses []address
+	name     string
+	cfg      Config
+	log      *zap.Logger
+	sockets  *ownflow.Sockets
+	composer composer
+	octets   bool // frames by octet counting
+
+	reopen atomic.Bool // names are to be looked up again
 
 	held chan struct{} // a lock that can be waited for
 
-	active   int // of addresses: the one to try next, or the session's
+	receivers []*receiver
+
+	active   int // of receivers: the one to try next, or the session's
 	session  transport
 	backlog  backlog
 	taken    uint64 // records that Write has reported as delivered
 	buf, msg []byte
 	ends     []int
-	retry    time.Duration // maintain's: until its next attempt; 0: none is due
+	retry    time.Duration // maintain's: how long it last waited for its next attempt
 
 	arrived atomic.Uint64
-	counts  struct{ octets, resent atomic.Uint64 }
+	counts  struct{ octets, resent, sessions, refused, moves atomic.Uint64 }
 
 	wake    chan struct{}
 	stop    context.CancelFunc
@@ -73,15 +76,15 @@ func New(c Config, o Options) (*Writer, error) {
 		return nil, errors.Join(errs...)
 	}
 	w := &Writer{
-		name: c.Name(), cfg: c, log: o.Log, dial: o.Dial, addresses: c.addresses(), held: make(chan struct{}, 1),
+		name: c.Name(), cfg: c, log: o.Log, sockets: o.Sockets, held: make(chan struct{}, 1),
 		composer: newComposer(&c, o.Encoder, o.Host, o.Observer), octets: c.Framing != framingLF, wake: make(chan struct{}, 1),
 	}
 	if w.log == nil {
 		w.log = zap.NewNop()
 	}
 	w.log = w.log.With(zap.String("output", w.name))
-	if w.dial == nil {
-		w.dial = new(net.Dialer).DialContext
+	for _, a := range c.addresses() {
+		w.receivers = append(w.receivers, w.newReceiver(a))
 	}
 	return w, nil
 }
@@ -91,8 +94,8 @@ const backlogPace = 20_000
 
 // Pace implements deliver.Pacer: nobody can slow datagrams down.
 func (w *Writer) Pace() int {
-	for _, a := range w.addresses {
-		if a.scheme == "udp" {
+	for _, r := range w.receivers {
+		if r.scheme == "udp" {
 			return backlogPace
 		}
 	}
@@ -105,6 +108,9 @@ func (w *Writer) Name() string { return w.name }
 // Counters tells the output's own totals.
 func (w *Writer) Counters(emit func(name, label string, n uint64)) {
 	emit("bytes", "", w.counts.octets.Load())
+	emit("sessions", "", w.counts.sessions.Load())
+	emit("refusals", "", w.counts.refused.Load())
+	emit("address_changes", "", w.counts.moves.Load())
 	emit("resent_records", "", w.counts.resent.Load())
 }
 
@@ -124,22 +130,26 @@ func (w *Writer) lock(ctx context.Context) error {
 
 func (w *Writer) unlock() { <-w.held }
 
-// Write sends recs, many messages at once. Without a session it makes one first, which takes the dial timeout at most for
-// each receiver; with none to be had it returns an error, and the caller waits before it tries again. Over UDP and to a
-// unix socket, sent means handed to the kernel; over TCP and TLS, written to the session, and kept until the receiver's
-// host has acknowledged it. A stream that breaks may have carried some of the records that Write reports as not sent.
+// Write sends recs, many messages at once. Without a session it begins one first, which takes the dial timeout at most for
+// each receiver; with none to be had it returns an error, and the caller waits before it tries again. Sent means handed to
+// the kernel, and kept until it has arrived: over TCP and TLS, until the receiver's host has acknowledged it; over UDP, until
+// that host has had the time to refuse it; at a unix socket, until it has been read. A session that breaks may have carried
+// some of the records that Write reports as not sent.
 func (w *Writer) Write(ctx context.Context, recs []*flow.Record) (n int, err error) {
+	if len(recs) == 0 {
+		return 0, nil
+	}
 	if err := w.lock(ctx); err != nil {
 		return 0, err
 	}
 	defer w.unlock()
-	if err := w.begin(ctx); err != nil {
+	n, err = w.begin(ctx, recs[0])
+	if err != nil {
 		return 0, err
 	}
-	to := w.addresses[w.active]
-	w.buf, w.ends = w.buf[:0], w.ends[:0]
-	for i, r := range recs {
-		w.add(r, to)
+	to := w.receivers[w.active].address
+	for i := n; i < len(recs); i++ {
+		w.add(recs[i], to)
 		if len(w.buf) < maxSend && i+1 < len(recs) {
 			continue
 		}
@@ -181,34 +191,35 @@ func (w *Writer) flush(ctx context.Context) (n int, err error) {
 	n, err = w.session.send(ctx, w.buf, w.ends)
 	if n > 0 {
 		w.counts.octets.Add(uint64(w.ends[n-1]))
-		if w.session.reliable() {
-			written, _ := w.session.progress()
-			w.backlog.add(w.buf, w.ends, w.taken, written)
-		}
+		written, _ := w.session.progress()
+		w.backlog.add(w.buf[:w.ends[n-1]], w.ends[:n], w.taken, written)
 		w.taken += uint64(n)
 	}
 	w.buf, w.ends = w.buf[:0], w.ends[:0]
 	return n, err
 }
 
-// Acknowledged returns how many of the records that Write has reported as sent a receiver's host has acknowledged, or, over
-// UDP and to a unix socket, the kernel has sent: the first so many. Any goroutine may call it. It waits for nothing, and
-// while a Write or Close is under way the answer may be that of some time ago.
+// Acknowledged returns how many of the records that Write has reported as sent have arrived, for all that is known: the first
+// so many. Any goroutine may call it. It waits for nothing, and while a Write or Close is under way the answer may be that of
+// some time ago.
 func (w *Writer) Acknowledged() uint64 {
 	select {
 	case w.held <- struct{}{}:
 		w.acknowledge()
+		if w.session != nil && w.session.err() != nil {
+			w.look() // what is left needs another session, even if nothing is written
+		}
 		w.unlock()
 	default:
 	}
 	return w.arrived.Load()
 }
 
-// acknowledge drops from the backlog what has been acknowledged.
+// acknowledge drops from the backlog what has arrived.
 func (w *Writer) acknowledge() {
-	if w.session != nil && w.session.reliable() {
-		_, acked := w.session.progress()
-		w.backlog.ack(acked)
+	if w.session != nil && !w.backlog.empty() {
+		_, arrived := w.session.progress()
+		w.backlog.ack(arrived)
 	}
 	w.arrived.Store(w.backlog.arrived(w.taken))
 }
@@ -221,134 +232,164 @@ func (w *Writer) look() {
 	}
 }
 
-// begin makes sure that there is a session that, for all that is known, lives.
-func (w *Writer) begin(ctx context.Context) error {
+// begin makes sure that there is a session that, for all that is known, lives. With a new one, first may have been sent
+// already: then n is 1.
+func (w *Writer) begin(ctx context.Context, first *flow.Record) (n int, err error) {
 	if w.session != nil {
 		err := w.session.err()
 		if err == nil {
-			return nil
+			return 0, nil
 		}
 		w.hangUp(err)
 	}
-	return w.connect(ctx)
+	return w.connect(ctx, first)
 }
 
-// connect begins a session with the first receiver that can be reached, from the active one on.
-func (w *Writer) connect(ctx context.Context) error {
-	var errs []error
-	for range w.addresses {
-		a := w.addresses[w.active]
-		err := w.start(ctx, a)
+// connect begins a session with the first receiver that can be reached, from the active one on, and tries each of its
+// addresses. n is that of begin.
+func (w *Writer) connect(ctx context.Context, first *flow.Record) (n int, err error) {
+	fail := func(reason error) {
 		if err == nil {
-			w.log.Info("session begun", zap.Stringer("receiver", a))
-			return nil
-		}
-		errs = append(errs, fmt.Errorf("connect to %s: %w", a, err))
-		if ctx.Err() != nil {
-			break
+			err = reason
+		} else {
+			err = fmt.Errorf("%w; %w", err, reason)
 		}
 	}
-	return errors.Join(errs...)
+	for range w.receivers {
+		r := w.receivers[w.active]
+		for tries := 1; ; tries++ {
+			n, reason := w.start(ctx, r, first)
+			if reason == nil {
+				r.absent(false)
+				w.counts.sessions.Add(1)
+				w.log.Info("session begun", zap.Stringer("receiver", r.address), zap.String("at", r.at()))
+				return n, nil
+			}
+			if at := r.at(); at != "" {
+				reason = fmt.Errorf("at %s: %w", at, reason)
+			}
+			fail(fmt.Errorf("connect to %s: %w", r.address, reason))
+			if ctx.Err() != nil {
+				return 0, err
+			}
+			r.rotate()
+			if tries >= r.tries() {
+				break
+			}
+		}
+		r.absent(true)
+		w.standBy()
+	}
+	return 0, err
 }
 
-// start begins a session with a: what the last session did not deliver goes first.
-func (w *Writer) start(ctx context.Context, a address) error {
+// start begins a session with r: what the last session did not deliver goes first. A session over UDP has begun when somebody
+// has not refused a message, so that first goes now if there is no other.
+func (w *Writer) start(ctx context.Context, r *receiver, first *flow.Record) (n int, err error) {
 	dialing, cancel := context.WithTimeout(ctx, w.cfg.DialTimeout)
 	defer cancel()
-	session, err := w.dialAddress(dialing, a)
-	if err != nil {
-		w.standBy()
-		return err
+	if w.session, err = w.dial(dialing, r); err != nil {
+		w.session = nil
+		return 0, err
 	}
-	w.session = session
-	if w.stopped == nil && session.reliable() {
+	if w.stopped == nil {
 		w.stopped = make(chan struct{})
 		var background context.Context
 		background, w.stop = context.WithCancel(context.Background())
 		go w.maintain(background)
 	}
+	err = w.resend(ctx)
+	if err == nil && first != nil && w.backlog.empty() && r.scheme == "udp" {
+		w.add(first, r.address)
+		var oversize *oversizeError
+		if n, err = w.flush(ctx); errors.As(err, &oversize) {
+			err = nil // Write finds out again
+		}
+	}
+	if err != nil {
+		w.leave()
+	}
+	return n, err
+}
+
+// resend sends the backlog.
+func (w *Writer) resend(ctx context.Context) error {
 	for i := range w.backlog.chunks {
 		c := &w.backlog.chunks[i]
-		if _, err := session.send(ctx, c.buf, c.ends); err != nil {
-			w.hangUp(err)
+		if _, err := w.session.send(ctx, c.buf, c.ends); err != nil {
 			return err
 		}
-		c.end, _ = session.progress()
+		c.end, _ = w.session.progress()
 		w.counts.resent.Add(uint64(len(c.ends)))
-	}
-	if !session.reliable() {
-		w.backlog.ack(never) // handed to the kernel, which is all that datagrams promise
 	}
 	return nil
 }
 
-func (w *Writer) dialAddress(ctx context.Context, a address) (transport, error) {
-	switch a.scheme {
-	case "tcp":
-		return dialStream(ctx, w.dial, a, nil, w.look)
-	case "tls":
-		return dialStream(ctx, w.dial, a, &w.cfg.TLS, w.look)
-	}
-	return dialDatagrams(ctx, w.dial, a)
-}
-
-// hangUp ends the session because of err. What it had not delivered waits for the next session, which is tried with the
+// hangUp ends a session that is over because of err. The next one is tried with another address of the receiver, or with the
 // next receiver of the list.
 func (w *Writer) hangUp(err error) {
-	w.log.Warn("session ended", zap.Stringer("receiver", w.addresses[w.active]), zap.Error(err))
-	if w.session.reliable() {
-		w.acknowledge()
-		w.backlog.orphan()
+	r := w.receivers[w.active]
+	w.log.Warn("session ended", zap.Stringer("receiver", r.address), zap.Error(err),
+		zap.String("remedy", "records wait until a receiver answers; see that it runs and that the address is right"))
+	w.leave()
+	if r.tries() > 1 {
+		r.rotate()
+	} else {
+		w.standBy()
 	}
+}
+
+// leave ends the session. What it had not delivered waits for the next one.
+func (w *Writer) leave() {
+	w.acknowledge()
+	w.backlog.orphan()
 	w.session.close()
 	w.session = nil
-	w.standBy()
 }
 
 // standBy makes the next receiver of the list the active one.
-func (w *Writer) standBy() { w.active = (w.active + 1) % len(w.addresses) }
+func (w *Writer) standBy() { w.active = (w.active + 1) % len(w.receivers) }
 
 // maintain does what is due while nothing is written, until ctx ends.
 func (w *Writer) maintain(ctx context.Context) {
 	defer close(w.stopped)
+	timer := time.NewTimer(lookUpEvery)
+	defer timer.Stop()
 	for {
-		var timer <-chan time.Time
-		if w.retry > 0 {
-			timer = time.After(w.retry)
-		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-w.wake:
-		case <-timer:
+		case <-timer.C:
 		}
-		if w.lock(ctx) != nil {
+		if w.lock(ctx) != nil || w.lookUp(ctx) != nil {
 			return
 		}
-		w.tend(ctx)
+		wait := w.tend(ctx)
 		w.unlock()
+		timer.Reset(wait)
 	}
 }
 
-// tend notices that the session is over, and delivers a backlog to the next one.
-func (w *Writer) tend(ctx context.Context) {
-	waited := w.retry
-	w.retry = 0
+// tend notices that the session is over, and delivers a backlog to the next one. It returns for how long nothing is due.
+func (w *Writer) tend(ctx context.Context) time.Duration {
 	if w.session != nil {
-		err := w.session.err()
-		if err == nil {
-			return
+		if err := w.session.err(); err != nil {
+			w.hangUp(err)
 		}
-		w.hangUp(err)
 	}
-	if w.backlog.empty() {
-		return // the next Write connects
+	if w.session != nil || w.backlog.empty() { // else the next Write connects
+		w.retry = 0
+		return lookUpEvery
 	}
-	if err := w.connect(ctx); err != nil {
-		w.retry = min(max(2*waited, firstRetry), lastRetry)
+	if _, err := w.connect(ctx, nil); err != nil {
+		w.retry = min(max(2*w.retry, firstRetry), lastRetry)
 		w.log.Warn("records wait for a session", zap.Int("records", w.backlog.records()), zap.Duration("retry_in", w.retry),
 			zap.Error(err))
+		return w.retry
 	}
+	w.retry = 0
+	return lookUpEvery
 }
 
 // Close waits until everything has been acknowledged, ends the session and gives everything back. If ctx ends before, or
@@ -365,6 +406,11 @@ func (w *Writer) Close(ctx context.Context) error {
 	if w.session != nil {
 		w.session.close()
 		w.session = nil
+	}
+	for _, r := range w.receivers {
+		if r.peer != nil {
+			r.peer.Close()
+		}
 	}
 	if n := w.backlog.records(); n > 0 {
 		return fmt.Errorf("%d records not acknowledged by the receiver: %w", n, err)
@@ -391,7 +437,7 @@ func (w *Writer) finish(ctx context.Context) (err error) {
 			return err
 		}
 		wait := 5 * time.Millisecond
-		if e := w.begin(ctx); e != nil {
+		if _, e := w.begin(ctx, nil); e != nil {
 			err, wait = e, 100*time.Millisecond
 		}
 		select {

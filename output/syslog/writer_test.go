@@ -35,8 +35,8 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// receiver is a stream's receiver that keeps what it reads, by connection.
-type receiver struct {
+// listener is a stream's receiver that keeps what it reads, by connection.
+type listener struct {
 	net.Listener
 	octets bool
 
@@ -45,7 +45,7 @@ type receiver struct {
 	got   []*bytes.Buffer
 }
 
-func listen(t *testing.T, address string, secure *tls.Config, octets bool) *receiver {
+func listen(t *testing.T, address string, secure *tls.Config, octets bool) *listener {
 	t.Helper()
 	var ln net.Listener
 	var err error
@@ -53,7 +53,7 @@ func listen(t *testing.T, address string, secure *tls.Config, octets bool) *rece
 	if secure != nil {
 		ln = tls.NewListener(ln, secure)
 	}
-	r := &receiver{Listener: ln, octets: octets}
+	r := &listener{Listener: ln, octets: octets}
 	go func() {
 		for {
 			c, err := ln.Accept()
@@ -82,7 +82,7 @@ func listen(t *testing.T, address string, secure *tls.Config, octets bool) *rece
 	return r
 }
 
-func (r *receiver) end() {
+func (r *listener) end() {
 	r.Close()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -91,7 +91,7 @@ func (r *receiver) end() {
 	}
 }
 
-func (r *receiver) octetsRead() (n int) {
+func (r *listener) octetsRead() (n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, b := range r.got {
@@ -101,7 +101,7 @@ func (r *receiver) octetsRead() (n int) {
 }
 
 // ids counts the messages by the ct_id in them.
-func (r *receiver) ids(t *testing.T) map[int]int {
+func (r *listener) ids(t *testing.T) map[int]int {
 	t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -315,9 +315,7 @@ func TestDatagrams(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
-		if w.Acknowledged() != 100 {
-			t.Errorf("%s: %d acknowledged", address, w.Acknowledged())
-		}
+		eventually(t, "all messages have arrived", func() bool { return w.Acknowledged() == 100 })
 		if err := w.Close(context.Background()); err != nil {
 			t.Error(err)
 		}
@@ -358,6 +356,7 @@ func TestUnixReceiverGone(t *testing.T) {
 		if err != nil || idOf(t, string(buf[:n])) != round {
 			t.Fatalf("round %d: %q, %v", round, buf[:n], err)
 		}
+		eventually(t, "the message has been read", func() bool { return w.Acknowledged() == uint64(round+1) })
 		conn.Close()
 		os.Remove(path)
 	}

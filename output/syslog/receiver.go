@@ -1,0 +1,132 @@
+package syslog
+
+import (
+	"context"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/ctlogd/ctlogd/output/datagram"
+)
+
+// receiver is one of the configured receivers.
+type receiver struct {
+	address
+	peer *datagram.Peer // over UDP; else nil
+}
+
+// lookUpEvery is how old the address of a receiver's name may be over UDP, where nothing but an answer tells that it listens
+// there.
+const lookUpEvery = time.Minute
+
+func (w *Writer) newReceiver(a address) *receiver {
+	r := &receiver{address: a}
+	if a.scheme == "udp" {
+		r.peer = &datagram.Peer{
+			Host: a.host, Port: a.port, Resolve: w.sockets.Resolver().LookupNetIP, Sockets: w.sockets, Refused: &w.counts.refused,
+		}
+	}
+	return r
+}
+
+// tries returns at how many addresses the receiver is to be tried.
+func (r *receiver) tries() int {
+	if r.peer == nil {
+		return 1
+	}
+	return max(1, r.peer.Targets())
+}
+
+// at returns the address that is tried, where the receiver's name does not tell.
+func (r *receiver) at() string {
+	if r.peer == nil {
+		return ""
+	}
+	return r.peer.At()
+}
+
+// absent notes whether the receiver was at none of its addresses.
+func (r *receiver) absent(is bool) {
+	if r.peer != nil {
+		r.peer.Absent = is
+	}
+}
+
+// rotate has another address of the receiver tried next.
+func (r *receiver) rotate() {
+	if r.peer != nil {
+		r.peer.Rotate()
+	}
+}
+
+// dial begins a session with r.
+func (w *Writer) dial(ctx context.Context, r *receiver) (transport, error) {
+	switch r.scheme {
+	case "tcp":
+		return dialStream(ctx, w.sockets.DialContext, r.address, nil, w.look)
+	case "tls":
+		return dialStream(ctx, w.sockets.DialContext, r.address, &w.cfg.TLS, w.look)
+	case "udp":
+		s, err := r.peer.Dial(ctx, lookUpEvery)
+		if err != nil {
+			return nil, err
+		}
+		return &datagrams{Socket: s, kept: true}, nil
+	}
+	s, err := datagram.DialUnix(r.host, &w.counts.refused)
+	if err != nil {
+		return nil, err
+	}
+	return &datagrams{Socket: s}, nil
+}
+
+// lookUpDue returns the receiver whose name is to be looked up again, nil if none is.
+func (w *Writer) lookUpDue() *receiver {
+	r := w.receivers[w.active]
+	if w.session == nil || r.peer == nil || !r.peer.Named() {
+		return nil
+	}
+	if asked := w.reopen.Swap(false); !asked && r.peer.Age() < lookUpEvery {
+		return nil
+	}
+	return r
+}
+
+// lookUp has the name of the session's receiver looked up if that is due. If its session goes to where it is not any more,
+// it ends, and the next begins. It lets go of the lock meanwhile: a name server may take its time.
+func (w *Writer) lookUp(ctx context.Context) error {
+	r := w.lookUpDue()
+	if r == nil {
+		return nil
+	}
+	w.unlock()
+	asking, cancel := context.WithTimeout(ctx, w.cfg.DialTimeout)
+	targets, err := r.peer.LookUp(asking)
+	cancel()
+	if err := w.lock(ctx); err != nil {
+		return err
+	}
+	if err != nil {
+		w.log.Warn("the receiver's name cannot be looked up; its session goes on with the address that it had",
+			zap.Stringer("receiver", r.address), zap.Error(err))
+	}
+	was := r.at()
+	if !r.peer.Move(targets) || w.session == nil || r != w.receivers[w.active] {
+		return nil
+	}
+	w.counts.moves.Add(1)
+	w.log.Info("the receiver's address has changed", zap.Stringer("receiver", r.address), zap.String("was", was),
+		zap.String("is", r.at()))
+	w.leave()
+	if _, err := w.connect(ctx, nil); err != nil {
+		w.log.Warn("records wait for a session", zap.Error(err))
+	}
+	return nil
+}
+
+// Reopen has the name of the receiver looked up again, at once. Any goroutine may call it; it does not wait.
+func (w *Writer) Reopen() error {
+	w.reopen.Store(true)
+	w.look()
+	return nil
+}
