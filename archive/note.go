@@ -99,10 +99,13 @@ type NoteRows struct {
 	SHA256   string // of so many, in hex
 }
 
+// Origin returns the note's first line, which says whose archive it is of.
+func (n *Note) Origin() string { return noteOrigin + printable(n.Host) }
+
 // text returns the note's text, which is what is signed.
 func (n *Note) text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s%s\n%d\n%s\n", noteOrigin, printable(n.Host), n.Lines, toBase64(n.Hash))
+	fmt.Fprintf(&b, "%s\n%d\n%s\n", n.Origin(), n.Lines, toBase64(n.Hash))
 	for _, r := range n.Rows {
 		fmt.Fprintf(&b, "rows %d %d %s\n", r.Sequence, r.Bytes, toBase64(r.SHA256))
 	}
@@ -203,7 +206,7 @@ func (h *rowHash) upTo(path string, size int64) (string, error) {
 	return hex.EncodeToString(h.sum.Sum(nil)), nil
 }
 
-// note writes the note of this moment, and tells it to Options.Log. logs are the row logs that wait to be sealed.
+// note writes the note of this moment, and tells it to Options.Log and Options.Noted. logs are the row logs that wait to be sealed.
 func (w *Writer) note(logs []*rowLog) error {
 	if w.o.Sync != SyncNever { // what a note has seen shall not be gone after a power failure
 		if err := w.Sync(); err != nil {
@@ -259,6 +262,9 @@ func (w *Writer) note(logs []*rowLog) error {
 	}
 	w.Stats.Checkpointed.Store(int64(n.Time))
 	w.o.Log(Info, "checkpoint: "+string(bytes.TrimSpace(msg)), path, nil, "")
+	if w.o.Noted != nil {
+		w.o.Noted(&n, string(msg))
+	}
 	return nil
 }
 

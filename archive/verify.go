@@ -595,8 +595,8 @@ func (v *verifier) compareRows(from string, n *Note, r NoteRows) {
 	}
 }
 
-// FindNotes returns the notes that stand in a text: one note, several one after the other, or a log of ctlogd's, in which
-// the ends of their lines are escaped.
+// FindNotes returns the notes that stand in a text: one note, several one after the other, or a log of ctlogd's or
+// records of any format, in which the ends of their lines are escaped.
 func FindNotes(text []byte) (notes [][]byte) {
 	for {
 		i := bytes.Index(text, []byte(noteOrigin))
@@ -619,6 +619,7 @@ func FindNotes(text []byte) (notes [][]byte) {
 var (
 	escapedEnd  = regexp.MustCompile(`\\+n`)
 	escapedDash = regexp.MustCompile(`\\+u2014`)
+	escapedSign = regexp.MustCompile(`\\+=`) // in CEF
 )
 
 // oneNote returns the note at the start of a text, nil if there is none.
@@ -627,6 +628,7 @@ func oneNote(text []byte) []byte {
 	inLog := escapedEnd.Match(line)
 	if inLog {
 		text = escapedDash.ReplaceAll(escapedEnd.ReplaceAll(line, []byte("\n")), []byte("—"))
+		text = escapedSign.ReplaceAll(text, []byte("="))
 	}
 	var b bytes.Buffer
 	blank := false

@@ -42,6 +42,9 @@ type Options struct {
 	// Seal makes a segment of a row log. Nil: Child, a process of this binary.
 	Seal func(ctx context.Context, path string) (Sealed, error)
 
+	// Noted is told each note that was written, and its text with its signatures. It must not wait. Nil: nobody is told.
+	Noted func(n *Note, text string)
+
 	retry time.Duration // until a seal that has failed is tried again, at first; 0: sealRetry
 
 	// Now is the clock; nil: time.Now.

@@ -76,8 +76,9 @@ const (
 	exOutput
 	exCheckpoint
 	exSubscriber // a byte of subX bits, and what they name
+	exNote
 
-	exAll = exSubscriber<<1 - 1
+	exAll = exNote<<1 - 1
 )
 
 const (
@@ -281,6 +282,13 @@ func appendExtra(dst []byte, x *Extra) []byte {
 		mask |= exSubscriber
 		dst = appendSubscriber(dst, &x.Subscriber)
 	}
+	if n := x.Note; n != nil {
+		mask |= exNote
+		dst = binary.AppendUvarint(dst, n.Lines)
+		for _, s := range [...]string{n.Output, n.Origin, n.Hash, n.Text} {
+			dst = append(binary.AppendUvarint(dst, uint64(len(s))), s...)
+		}
+	}
 	binary.LittleEndian.PutUint16(dst[start:], uint16(mask))
 	return dst
 }
@@ -330,7 +338,7 @@ func (d *decoder) record(b *Batch, r *Record) {
 	r.Event = Event(h[1])
 	r.Has = Has(binary.LittleEndian.Uint16(h[2:]))
 	mask := int(binary.LittleEndian.Uint16(h[4:]))
-	if h[0] != binaryVersion || r.Event > EventGap {
+	if h[0] != binaryVersion || r.Event > EventCheckpoint {
 		d.bad = true
 		return
 	}
@@ -477,6 +485,13 @@ func (d *decoder) extra(b *Batch, x *Extra) {
 	}
 	if mask&exSubscriber != 0 {
 		d.subscriber(b, &x.Subscriber)
+	}
+	if mask&exNote != 0 {
+		n := &Note{Lines: d.uvarint(math.MaxUint64)}
+		for _, s := range [...]*string{&n.Output, &n.Origin, &n.Hash, &n.Text} {
+			*s = d.string()
+		}
+		x.Note = n
 	}
 }
 

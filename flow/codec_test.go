@@ -78,7 +78,7 @@ func values(t *testing.T, path string, v reflect.Value) (vals []reflect.Value) {
 		}
 		add(uint64(1))
 		if v.Type() == reflect.TypeFor[Event]() {
-			add(uint64(EventGap))
+			add(uint64(EventCheckpoint))
 		} else {
 			add(uint64(1)<<v.Type().Bits() - 1)
 		}
@@ -188,7 +188,7 @@ func TestBinaryCorrupt(t *testing.T) {
 		{"empty", nil},
 		{"version 0", full(func(e []byte) { e[0] = 0 })},
 		{"a newer version", full(func(e []byte) { e[0] = binaryVersion + 1 })},
-		{"unknown event", full(func(e []byte) { e[1] = byte(EventGap) + 1 })},
+		{"unknown event", full(func(e []byte) { e[1] = byte(EventCheckpoint) + 1 })},
 		{"unknown field", full(func(e []byte) { e[5] |= 0x80 })},
 		{"address of 4 and of 16 bytes", full(func(e []byte) { e[6] |= tuSrc4 })},
 		{"unknown field of Extra", full(func(e []byte) { e[len(e)-2] |= 0x80 })},

@@ -11,10 +11,11 @@ const (
 	EventExpectNew                      // a helper expects a flow
 	EventExpectDestroy                  // an expectation is gone: met, withdrawn or timed out
 	EventGap                            // records are missing here; see Extra.Gap
+	EventCheckpoint                     // an archive has put on record what it holds; see Extra.Note
 )
 
 // EventNames are the names of the events, indexed by Event.
-var EventNames = [...]string{"", "new", "update", "destroy", "open", "expect_new", "expect_destroy", "gap"}
+var EventNames = [...]string{"", "new", "update", "destroy", "open", "expect_new", "expect_destroy", "gap", "checkpoint"}
 
 func (e Event) String() string {
 	if int(e) < len(EventNames) {
@@ -85,7 +86,8 @@ type Extra struct {
 	Class uint32 // CTA_EXPECT_CLASS
 	Flags uint32 // CTA_EXPECT_FLAGS, see ExpectFlagNames
 
-	Gap Gap
+	Gap  Gap
+	Note *Note // never changed; nil but in an EventCheckpoint
 
 	Checkpoint Checkpoint
 
@@ -138,6 +140,15 @@ type Gap struct {
 	Lost      uint64 // records; valid if LostKnown
 	LostKnown bool
 	Output    string // the name of the output concerned; "" if all are
+}
+
+// Note is a checkpoint of an archive: who has it can tell later whether the archive was changed since.
+type Note struct {
+	Output string // the archive's name
+	Origin string // of the note: whose archive it is
+	Lines  uint64 // of the catalog
+	Hash   string // SHA-256 of the last one in hex; "" if there is none
+	Text   string // the note itself, with its signatures, without the last newline
 }
 
 // Cause is why records are missing.
@@ -246,7 +257,7 @@ func (r *Record) Time() (ns int64, kernel bool) {
 	if r.Event == EventDestroy {
 		t = r.Stop // the stamp of a DESTROY is that of its delivery, up to seconds later
 	}
-	if t != 0 && r.Event != EventOpen && r.Event != EventGap {
+	if t != 0 && r.Event != EventOpen && r.Event < EventGap {
 		return t, true
 	}
 	return r.Received, false

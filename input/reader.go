@@ -35,6 +35,9 @@ const (
 	// drainFor bounds the reading of what is left when the reader is told to stop.
 	drainFor = 2 * time.Second
 
+	// tellRoom is how many records Tell takes before the reader looks.
+	tellRoom = 64
+
 	// finishWithin bounds the finishing of what was requested, unless Options say otherwise.
 	finishWithin = 10 * time.Second
 )
@@ -67,7 +70,8 @@ type Reader struct {
 	source Source
 	opts   Options
 	clock  clock
-	calls  chan func() // what Do wants done
+	calls  chan func()       // what Do wants done
+	told   chan *flow.Record // what Tell has been told
 
 	batch     *flow.Batch
 	emit      func(*flow.Batch) *flow.Batch
@@ -85,7 +89,8 @@ func New(source Source, opts Options) *Reader {
 	if opts.FinishUntil == nil {
 		opts.FinishUntil = func() time.Time { return time.Now().Add(finishWithin) }
 	}
-	r := &Reader{source: source, opts: opts, clock: newClock(opts.Log), calls: make(chan func(), 1)}
+	r := &Reader{source: source, opts: opts, clock: newClock(opts.Log), calls: make(chan func(), 1),
+		told: make(chan *flow.Record, tellRoom)}
 	r.readUntil.Store(source.ReadUntil().UnixNano())
 	r.Stats.Round.Store(time.Now().UnixNano())
 	return r
@@ -146,6 +151,7 @@ func (r *Reader) round() (n int, busy bool, err error) {
 	if err != nil {
 		return n, false, err
 	}
+	r.takeTold()
 	now := time.Now()
 	busy = r.source.Turn(now, r)
 	if len(r.batch.Records) > 0 && now.Sub(r.oldest) >= batchAge {
@@ -331,6 +337,29 @@ func (r *Reader) Do(ctx context.Context, f func() error) (err error) {
 		return errors.New("the reader has ended")
 	case <-done: // it was running
 		return err
+	}
+}
+
+// Tell has a copy of rec handed over behind what is read, within a second. It waits for nothing: ok is false if it has no
+// room, or nobody reads. Any goroutine may call it; rec is not changed any more.
+func (r *Reader) Tell(rec *flow.Record) (ok bool) {
+	select {
+	case r.told <- rec:
+		return true
+	default:
+		return false
+	}
+}
+
+// takeTold puts what Tell was told into the batch.
+func (r *Reader) takeTold() {
+	for {
+		select {
+		case rec := <-r.told:
+			r.Put(rec)
+		default:
+			return
+		}
 	}
 }
 

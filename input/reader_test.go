@@ -145,6 +145,8 @@ func (r *run) take(b *flow.Batch) *flow.Batch {
 			e.Recs = append(e.Recs, rec.Extra.Gap.Cause.String())
 		case flow.EventOpen:
 			e.Recs = append(e.Recs, fmt.Sprint("open ", rec.ID))
+		case flow.EventCheckpoint:
+			e.Recs = append(e.Recs, rec.Extra.Note.Text)
 		default:
 			e.Recs = append(e.Recs, fmt.Sprint(rec.ID))
 		}
@@ -492,6 +494,31 @@ func TestDo(t *testing.T) {
 			t.Errorf("records (-want +got):\n%s", diff)
 		}
 	})
+}
+
+// Tell hands a record over within a second and the age of a batch, in its order, and waits for nobody: not for a reader
+// that is not there.
+func TestTell(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFake()
+		r := start(t, s, Options{}, 256)
+		time.Sleep(time.Second)
+		if !r.Tell(&flow.Record{Event: flow.EventCheckpoint, Received: 1, Extra: &flow.Extra{Note: &flow.Note{Text: "note"}}}) {
+			t.Error("it is not taken")
+		}
+		time.Sleep(idleEvery + batchAge)
+		if diff := cmp.Diff([]string{"note"}, r.records()); diff != "" {
+			t.Errorf("records (-want +got):\n%s", diff)
+		}
+		r.stop()
+	})
+	r, told := New(newFake(), Options{}), 0
+	for r.Tell(&flow.Record{}) {
+		told++
+	}
+	if told != tellRoom {
+		t.Errorf("%d records are taken while nobody reads, want %d", told, tellRoom)
+	}
 }
 
 // A call that the reader has not come to when the caller gives up is not made any more: what it needs may be closed.

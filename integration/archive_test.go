@@ -42,16 +42,22 @@ func TestArchive(t *testing.T) {
 			strings.Contains(d.stderr.String(), `checkpoint: ctlogd archive gw1\n3\n`)
 	})
 	// What verifies is what another machine would have: a copy, the public key, the log. The daemon still writes.
+	log := filepath.Join(t.TempDir(), "log")
 	verify := func(dir string, code int, want string) {
 		t.Helper()
-		log := filepath.Join(t.TempDir(), "log")
 		must(t, os.WriteFile(log, []byte(d.stderr.String()), 0o600))
-		cmd := exec.Command(binary, "verify", dir, "--key", pub, "--checkpoint", log)
-		out, _ := cmd.CombinedOutput()
-		if cmd.ProcessState.ExitCode() != code || !strings.Contains(string(out), want) {
-			t.Errorf("verify ends with %d and no %q:\n%s\n%s", cmd.ProcessState.ExitCode(), want, out, d.stderr.String())
+		for _, witness := range []string{log, file} { // the records of another output are as good as the log
+			cmd := exec.Command(binary, "verify", dir, "--key", pub, "--checkpoint", witness)
+			out, _ := cmd.CombinedOutput()
+			if cmd.ProcessState.ExitCode() != code || !strings.Contains(string(out), want) {
+				t.Errorf("verify by %s ends with %d and no %q:\n%s\n%s", witness, cmd.ProcessState.ExitCode(), want, out, d.stderr.String())
+			}
 		}
 	}
+	eventually(t, "the other output has the checkpoint", func() bool {
+		text, _ := os.ReadFile(file)
+		return bytes.Contains(text, []byte(`"event":"checkpoint","host":"gw1","output":"archive:`+store+`","origin":"ctlogd archive gw1","lines":3,`))
+	})
 	verify(store, 0, "newest checkpoint witnessed elsewhere")
 	d.stop(t)
 	copied := filepath.Join(dir, "copy")
@@ -71,7 +77,7 @@ func TestArchive(t *testing.T) {
 	must(t, err)
 	text, err := os.ReadFile(file)
 	must(t, err)
-	text = regexp.MustCompile(`,"ct_id":\d+`).ReplaceAll(text, nil)
+	text = regexp.MustCompile(`,"ct_id":\d+|.*"event":"checkpoint".*\n`).ReplaceAll(text, nil)
 	sorted := func(b []byte) []string {
 		lines := strings.Split(strings.TrimSpace(string(b)), "\n")
 		slices.Sort(lines)

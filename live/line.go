@@ -125,8 +125,11 @@ func (p *Printer) Line(r *flow.Record) string {
 		zone = time.Local
 	}
 	when := time.Unix(0, ns).In(zone).Format("15:04:05.000")
-	if r.Event == flow.EventGap {
+	switch r.Event {
+	case flow.EventGap:
 		return p.gap(when, r)
+	case flow.EventCheckpoint:
+		return p.checkpoint(when, r)
 	}
 	ports := r.HasPorts()
 	src, dst, seenAs, sentTo := end(r.Orig.SrcAddr(), r.Orig.SrcPort, ports), end(r.Orig.DstAddr(), r.Orig.DstPort, ports), "", ""
@@ -168,7 +171,7 @@ func (p *Printer) Line(r *flow.Record) string {
 var protoColors = map[flow.Proto]string{flow.TCP: green, flow.UDP: cyan, flow.ICMP: magenta, flow.ICMPv6: magenta}
 
 // shortEvents are the names of the events that fit the column.
-var shortEvents = [...]string{"", "new", "update", "destroy", "open", "exp_new", "exp_end", "gap"}
+var shortEvents = [...]string{"", "new", "update", "destroy", "open", "exp_new", "exp_end", "gap", "chkpt"}
 
 // gap tells what is missing: in the log, or in what a tap that reads slowly shows.
 func (p *Printer) gap(when string, r *flow.Record) string {
@@ -188,6 +191,16 @@ func (p *Printer) gap(when string, r *flow.Record) string {
 		text += " of " + printable.Word(g.Output)
 	}
 	return p.paint(red, text)
+}
+
+// checkpoint tells what an archive has put on record.
+func (p *Printer) checkpoint(when string, r *flow.Record) string {
+	var n flow.Note
+	if r.Extra != nil && r.Extra.Note != nil {
+		n = *r.Extra.Note
+	}
+	return p.paint(magenta, when+" checkpoint of "+printable.Word(n.Output)+": "+strconv.FormatUint(n.Lines, 10)+
+		" lines of the catalog, the last one "+printable.Word(n.Hash))
 }
 
 // end writes an address, and its port if ports are known.

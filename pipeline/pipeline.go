@@ -123,7 +123,7 @@ func (p *pool) get() *flow.Batch {
 }
 
 // Select is the stage that keeps the records of the kinds that are asked for and drops what the global filter drops.
-// Gaps always stay.
+// Gaps and checkpoints always stay.
 type Select struct {
 	Events  [flow.EventGap]bool // by flow.Event
 	Filter  filter.Func         // nil keeps all
@@ -135,7 +135,7 @@ func (s *Select) Process(b *flow.Batch) {
 	kept, dropped := 0, 0
 	for i := range b.Records {
 		r := &b.Records[i]
-		if r.Event != flow.EventGap && r.Checkpoint() < flow.CheckpointWhole {
+		if r.Event < flow.EventGap && r.Checkpoint() < flow.CheckpointWhole {
 			if !s.Events[r.Event] {
 				continue
 			}

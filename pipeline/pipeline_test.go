@@ -69,7 +69,7 @@ func upTo(n uint32) (ids []uint32) {
 
 func TestSelect(t *testing.T) {
 	b := flow.NewBatch(8, nil)
-	for _, e := range []flow.Event{flow.EventNew, flow.EventDestroy, flow.EventGap, flow.EventDestroy, flow.EventUpdate} {
+	for _, e := range []flow.Event{flow.EventNew, flow.EventDestroy, flow.EventGap, flow.EventDestroy, flow.EventUpdate, flow.EventCheckpoint} {
 		r := b.Next()
 		r.Event, r.ID = e, uint32(len(b.Records))
 	}
@@ -79,8 +79,8 @@ func TestSelect(t *testing.T) {
 	for _, r := range b.Records {
 		got = append(got, r.ID)
 	}
-	if want := []uint32{3, 4}; !slices.Equal(got, want) {
-		t.Errorf("kept %v, want %v: the gap, whatever the filter, and the end that it accepts", got, want)
+	if want := []uint32{3, 4, 6}; !slices.Equal(got, want) {
+		t.Errorf("kept %v, want %v: gap and checkpoint, whatever the filter, and the end that it accepts", got, want)
 	}
 	if n := s.Dropped.Load(); n != 1 {
 		t.Errorf("%d counted as dropped by the filter, want 1", n)

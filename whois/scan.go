@@ -466,6 +466,9 @@ func (s *Lines) line(text []byte, path string, n int64, h *lineHost, addrs map[s
 		h.gaps = append(h.gaps, g)
 		return true, h
 	case "checkpoint":
+		if l.From == "" { // a note, which says nothing of flows
+			return true, h
+		}
 		from, err := nanos(l.From)
 		to, toErr := nanos(l.To)
 		if err != nil || toErr != nil {

@@ -134,8 +134,9 @@ func (a *app) settle() {
 // opened by a goroutine of its own, and again as long as that fails.
 func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 	sockets := ownflow.New()
-	a := &app{cfg: cfg, log: log, manager: m, sockets: sockets, outputs: planOutputs(cfg, log, sockets),
+	a := &app{cfg: cfg, log: log, manager: m, sockets: sockets,
 		state: state{started: time.Now(), delivery: cfg.Input.Conntrack.Delivery}}
+	a.outputs = planOutputs(cfg, log, sockets, a.tell)
 	a.state.reloads.rename(cfg.Host, cfg.Observer)
 	var queues []*deliver.Queue
 	for i := range a.outputs {
@@ -165,6 +166,9 @@ func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 	a.reader = input.New(a.source, reading)
 	return a, nil
 }
+
+// tell has a record that an output has made go to the other ones. Queues call it, which are started after the reader was made.
+func (a *app) tell(r *flow.Record) bool { return a.reader.Tell(r) }
 
 // keepUnrecorded puts into the mark what the guard has thrown away after the reader had ended.
 func (a *app) keepUnrecorded() {

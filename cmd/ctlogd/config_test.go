@@ -265,6 +265,16 @@ metrics: {listen: "LISTEN"}
 			t.Errorf("%s (-want +got):\n%s", listen, diff)
 		}
 	}
+	const signed = "outputs: {archive: [{path: /a, key: /k}], ipfix: [{address: udp://192.0.2.1}]OTHERS}"
+	for others, told := range map[string]bool{"": true, ", jsonl: [{path: /x}]": false, ", syslog: [{address: udp://192.0.2.2}]": false} {
+		c, err := parseConfig("f", []byte(strings.Replace(signed, "OTHERS", others, 1)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := len(c.warnings) == 1 && strings.HasPrefix(c.warnings[0], "f:1: outputs.archive[0].key: the signed checkpoints go to no other machine"); got != told {
+			t.Errorf("%q: %q", others, c.warnings)
+		}
+	}
 	for _, file := range []string{"../../ctlogd.yaml.example", "../../packaging/ctlogd.yaml"} {
 		c, err := LoadConfig(t.Context(), file)
 		if err != nil {

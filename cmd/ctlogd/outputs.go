@@ -56,8 +56,9 @@ type plannedOutput struct {
 	archive bool // takes what the table is read for at each checkpoint
 }
 
-// planOutputs returns all outputs of the configuration, which tell sockets of their own. It touches nothing.
-func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets) (outputs []plannedOutput) {
+// planOutputs returns all outputs of the configuration, which tell sockets of their own, and tell of records for the other
+// outputs. It touches nothing.
+func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets, tell func(*flow.Record) bool) (outputs []plannedOutput) {
 	hideNew := cfg.newOnDemand()
 	add := func(o plannedOutput, needsNew bool) {
 		o.filter = o.common.Filter
@@ -106,7 +107,7 @@ func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets) (output
 			name: c.Name(), path: fmt.Sprintf("outputs.archive[%d]", i), common: c.OutputConfig,
 			config: []any{c.Config, cfg.Host, cfg.Observer}, archive: true,
 			build: func() (deliver.Output, error) {
-				return archive.New(c.Config, cfg.Host, cfg.Observer, log.Named("archive"))
+				return archive.New(c.Config, cfg.Host, cfg.Observer, log.Named("archive"), tell)
 			},
 		}, false)
 	}
@@ -128,10 +129,14 @@ func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets) (output
 	return outputs
 }
 
-// wants returns what the output takes. Records that were made for archives are for them alone.
+// wants returns what the output takes. Records that were made for archives are for them alone; an archive's checkpoint is for
+// all others, which may be out of the reach of those who could change the archive.
 func (o *plannedOutput) wants() func(*flow.Record) bool {
 	own := o.filter.Compile()
 	return func(r *flow.Record) bool {
+		if r.Event == flow.EventCheckpoint {
+			return !o.archive
+		}
 		switch c := r.Checkpoint(); {
 		case c == 0:
 		case !o.archive:

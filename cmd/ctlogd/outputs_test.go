@@ -27,7 +27,7 @@ func plan(t *testing.T, text, file string) (*Config, []plannedOutput) {
 		t.Fatal(err)
 	}
 	cfg.Host, cfg.Observer = "gw1", "o"
-	return cfg, planOutputs(cfg, zap.NewNop(), nil)
+	return cfg, planOutputs(cfg, zap.NewNop(), nil, nil)
 }
 
 // The name under which an output is planned is that of the output that is built.
@@ -52,6 +52,20 @@ func TestPlannedNames(t *testing.T) {
 	if diff := cmp.Diff([]string{"outputs.jsonl[0]", "outputs.ipfix[0]", "outputs.ipfix[1]", "outputs.kafka[0]"},
 		paths); diff != "" {
 		t.Errorf("paths (-want +got):\n%s", diff)
+	}
+}
+
+// An archive's checkpoint is for all outputs but archives, whatever they filter; what the table is read for is for archives.
+func TestCheckpointsForWhom(t *testing.T) {
+	_, outputs := plan(t, "outputs: {jsonl: [{path: FILE, filter: [{action: drop}]}], archive: [{path: /a, filter: [{action: drop}]}]}",
+		filepath.Join(t.TempDir(), "flows.jsonl"))
+	for _, o := range outputs {
+		accepts := o.wants()
+		note := &flow.Record{Event: flow.EventCheckpoint, Extra: &flow.Extra{Note: new(flow.Note)}}
+		over := &flow.Record{Event: flow.EventOpen, Extra: &flow.Extra{Checkpoint: flow.CheckpointWhole}}
+		if accepts(note) == o.archive || accepts(over) != o.archive || accepts(&flow.Record{Event: flow.EventDestroy}) {
+			t.Errorf("%s: checkpoint %v, end of a reading %v", o.name, accepts(note), accepts(over))
+		}
 	}
 }
 

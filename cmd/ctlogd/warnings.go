@@ -36,6 +36,14 @@ func (c *Config) Warnings(report func(path, msg string)) {
 	for i, o := range c.Outputs.Syslog {
 		formats("syslog", i, o.Format, o.Fields, o.Spool)
 	}
+	if o := &c.Outputs; len(o.JSONL)+len(o.Kafka)+len(o.Syslog) == 0 && len(o.IPFIX) > 0 {
+		for i, a := range o.Archive {
+			if a.Key != "" {
+				report(fmt.Sprintf("outputs.archive[%d].key", i), "the signed checkpoints go to no other machine: IPFIX has no place for them, and no "+
+					"other output is there; have the journal's host keep ctlogd's own log, which has them too, or add an output syslog")
+			}
+		}
+	}
 	if m := &c.Metrics; m.Listen != "" && m.WebConfig == "" && everyAddress(m.Listen) {
 		report("metrics.listen", fmt.Sprintf("%s is every address of this host, and whoever reaches one may look, without a "+
 			"password; listen on 127.0.0.1 or on an inner address, or set web_config", m.Listen))

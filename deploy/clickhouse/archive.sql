@@ -35,7 +35,7 @@ FROM file('/var/log/ctlogd/archive/**/*.parquet', Parquet, '
     cause String, `from` Nullable(DateTime64(9, \'UTC\')), `to` Nullable(DateTime64(9, \'UTC\')), lost Nullable(UInt64), output String');
 
 -- Then, with the observer of each host in turn:
---   INSERT INTO flows (* EXCEPT (community_id, nat_community_id, ct_id)) SELECT * EXCEPT (cause, `from`, `to`, lost, output) FROM archive(observer = '...') WHERE event != 'gap' AND host = '...';
+--   INSERT INTO flows (* EXCEPT (community_id, nat_community_id, ct_id)) SELECT * EXCEPT (cause, `from`, `to`, lost, output) FROM archive(observer = '...') WHERE event NOT IN ('gap', 'checkpoint') AND host = '...';
 --   INSERT INTO gaps SELECT time, time_source, clock, host, cause, `from`, `to`, lost, output FROM archive(observer = '') WHERE event = 'gap';
 --   INSERT INTO checkpoints SELECT * FROM archive_checkpoints;
 --   INSERT INTO notes SELECT * FROM archive_notes;

@@ -172,7 +172,9 @@ func TestTables(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(catalog, "catalog.jsonl"), append(line, '\n'), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	judge(t, 37, "judge_tables.py", lines(t, recs), dir, observer, "../../docs")
+	note := &flow.Record{Event: flow.EventCheckpoint, Received: int64(hour(1)), Extra: &flow.Extra{Note: &flow.Note{
+		Output: "archive:/a", Origin: "ctlogd archive gw1", Lines: 3, Hash: strings.Repeat("0af9", 16), Text: "ctlogd archive gw1\n3\n"}}}
+	judge(t, 38, "judge_tables.py", lines(t, append(recs, note)), dir, observer, "../../docs")
 }
 
 // TestWhois: random questions are answered as a scan of all records in another language answers them.

@@ -18,7 +18,8 @@ CREATE TABLE flows_queue
     mark Nullable(UInt32), labels String, secctx String, ct_id Nullable(UInt32), end_reason String,
     mask_src_ip String, mask_dst_ip String, mask_src_port Nullable(UInt16), mask_dst_port Nullable(UInt16),
     class Nullable(UInt32), flags Array(String), timeout_s Nullable(UInt32), wildcard Bool,
-    cause String, `from` Nullable(DateTime64(9, 'UTC')), `to` Nullable(DateTime64(9, 'UTC')), lost Nullable(UInt64), output String
+    cause String, `from` Nullable(DateTime64(9, 'UTC')), `to` Nullable(DateTime64(9, 'UTC')), lost Nullable(UInt64), output String,
+    origin String, lines Nullable(UInt64), hash String, note String
 )
 ENGINE = Kafka
 SETTINGS kafka_broker_list = 'kafka1:9092,kafka2:9092', kafka_topic_list = 'flows', kafka_group_name = 'clickhouse',
@@ -26,12 +27,16 @@ SETTINGS kafka_broker_list = 'kafka1:9092,kafka2:9092', kafka_topic_list = 'flow
     date_time_input_format = 'best_effort', input_format_skip_unknown_fields = 1;
 
 CREATE MATERIALIZED VIEW flows_of_queue TO flows AS
-SELECT * EXCEPT (v, cause, `from`, `to`, lost, output) FROM flows_queue
-WHERE _error = '' AND v = 1 AND event != 'gap';
+SELECT * EXCEPT (v, cause, `from`, `to`, lost, output, origin, lines, hash, note) FROM flows_queue
+WHERE _error = '' AND v = 1 AND event NOT IN ('gap', 'checkpoint');
 
 CREATE MATERIALIZED VIEW gaps_of_queue TO gaps AS
 SELECT time, time_source, clock, host, cause, `from`, `to`, lost, output FROM flows_queue
 WHERE _error = '' AND v = 1 AND event = 'gap';
+
+CREATE MATERIALIZED VIEW notes_of_queue TO notes AS
+SELECT host, time, ifNull(lines, 0) AS lines, hash, note FROM flows_queue
+WHERE _error = '' AND v = 1 AND event = 'checkpoint';
 
 -- What cannot be read does not stop the others, and is not lost either.
 CREATE TABLE rejects

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -16,8 +17,9 @@ type Output struct {
 	w    *archive.Writer
 }
 
-// New opens the archive of cfg, and makes it if there is none.
-func New(cfg Config, host, observer string, log *zap.Logger) (*Output, error) {
+// New opens the archive of cfg, and makes it if there is none. tell, if not nil, takes a record of each checkpoint, for the
+// other outputs. It must not wait, and reports whether it has taken the record.
+func New(cfg Config, host, observer string, log *zap.Logger, tell func(*flow.Record) bool) (*Output, error) {
 	if log == nil {
 		log = zap.NewNop()
 	}
@@ -27,6 +29,11 @@ func New(cfg Config, host, observer string, log *zap.Logger) (*Output, error) {
 		Interval: cfg.Checkpoint, Records: uint64(cfg.SegmentRecords), Drop: cfg.Fields.Drop,
 		Compression: cfg.Compression, Sync: cfg.Fsync, Key: cfg.Key,
 		Retention: archive.Retention{MaxAge: cfg.MaxAge, MinAge: cfg.MinAge, MaxSize: int64(cfg.MaxSize), Reserve: int64(cfg.Reserve)},
+		Noted: func(n *archive.Note, text string) {
+			if tell != nil && !tell(checkpoint(cfg.Name(), n, text)) {
+				log.Warn("a checkpoint does not go to the other outputs, as the reader is not taking any; the next one does")
+			}
+		},
 		Log: func(level archive.Level, msg, file string, err error, remedy string) {
 			fields := []zap.Field{zap.String("file", file)}
 			if err != nil {
@@ -49,6 +56,12 @@ func New(cfg Config, host, observer string, log *zap.Logger) (*Output, error) {
 		return nil, err
 	}
 	return &Output{cfg.Name(), w}, nil
+}
+
+// checkpoint returns the record of a note.
+func checkpoint(name string, n *archive.Note, text string) *flow.Record {
+	return &flow.Record{Event: flow.EventCheckpoint, Received: int64(n.Time),
+		Extra: &flow.Extra{Note: &flow.Note{Output: name, Origin: n.Origin(), Lines: n.Lines, Hash: n.Hash, Text: strings.TrimSuffix(text, "\n")}}}
 }
 
 // Name returns "archive:" and the path.

@@ -29,6 +29,7 @@ type cef struct {
 var cefNames = [len(flow.EventNames)]string{
 	flow.EventNew: "Flow opened", flow.EventUpdate: "Flow changed", flow.EventDestroy: "Flow ended", flow.EventOpen: "Flow alive",
 	flow.EventExpectNew: "Flow expected", flow.EventExpectDestroy: "Expectation gone", flow.EventGap: "Records missing",
+	flow.EventCheckpoint: "Archive checkpoint",
 }
 
 func newCEF(p parts) Encoder {
@@ -86,8 +87,11 @@ func (e *cef) Append(dst []byte, r *flow.Record) []byte {
 	b = append(b, e.heads[eventOf(r)]...)
 	b = appendMillis(append(b, "rt="...), now)
 	b = append(b, e.marks[markOf(r, kernel)]...)
-	if r.Event == flow.EventGap {
+	switch r.Event {
+	case flow.EventGap:
 		return e.appendGap(b, r)
+	case flow.EventCheckpoint:
+		return e.appendNote(b, r)
 	}
 	if e.has(kFlowID) {
 		if id, ok := FlowID(e.observer, r); ok {
@@ -376,6 +380,21 @@ func (e *cef) appendGap(b []byte, r *flow.Record) []byte {
 		b = e.appendNetns(b, r)
 	}
 	return b
+}
+
+// appendNote appends the rest of a checkpoint.
+func (e *cef) appendNote(b []byte, r *flow.Record) []byte {
+	if r.Extra == nil || r.Extra.Note == nil {
+		return b
+	}
+	n := r.Extra.Note
+	b = appendCEF(append(b, " ctlogdOutput="...), n.Output)
+	b = appendCEF(append(b, " ctlogdOrigin="...), n.Origin)
+	b = appendUint(append(b, " ctlogdLines="...), n.Lines)
+	if n.Hash != "" {
+		b = appendCEF(append(b, " ctlogdHash="...), n.Hash)
+	}
+	return appendCEF(append(b, " ctlogdNote="...), n.Text)
 }
 
 // appendCEF appends s, which may be any bytes, as a value. What is not UTF-8, and what ends a line or is obeyed by a

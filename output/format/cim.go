@@ -28,7 +28,7 @@ func newCIM(p parts) Encoder {
 			switch flow.Event(ev) {
 			case flow.EventDestroy:
 				action = `,"action":"teardown"`
-			case flow.EventGap, flow.EventExpectNew, flow.EventExpectDestroy:
+			case flow.EventGap, flow.EventCheckpoint, flow.EventExpectNew, flow.EventExpectDestroy:
 				action = ""
 			}
 			e.heads[i][ev] = marks(i) + `,"vendor_product":"ctlogd","event":"` + name + `"` + action + host
@@ -60,8 +60,8 @@ func (e *cim) Append(dst []byte, r *flow.Record) []byte {
 	now, kernel := r.Time()
 	b = appendSeconds(append(b, `{"_time":`...), now)
 	b = append(b, e.heads[markOf(r, kernel)][eventOf(r)]...)
-	if r.Event == flow.EventGap {
-		return append(e.appendGap(b, r), '}')
+	if r.Event >= flow.EventGap {
+		return append(e.appendReport(b, r), '}')
 	}
 	if e.has(kFlowID) {
 		if id, ok := FlowID(e.observer, r); ok {

@@ -38,8 +38,11 @@ func newECS(p parts) Encoder {
 	}
 	for ev, name := range flow.EventNames {
 		kind, types := "event", `"connection","`+ecsTypes[ev]+`"`
-		if ev == int(flow.EventGap) {
+		switch flow.Event(ev) {
+		case flow.EventGap:
 			kind, types = "pipeline_error", `"info"`
+		case flow.EventCheckpoint:
+			types = `"info"`
 		}
 		e.heads[ev] = `","ecs":{"version":"` + ecsVersion + `"}` + observer + `},"event":{"kind":"` + kind +
 			`","category":["network"],"type":[` + types + `],"module":"ctlogd","dataset":"ctlogd.flow","action":"` + name + `"`
@@ -94,8 +97,8 @@ func (e *ecs) Append(dst []byte, r *flow.Record) []byte {
 	nowAt := len(b)
 	b = e.clock.Append(b, now)
 	b = append(b, e.heads[eventOf(r)]...)
-	if r.Event == flow.EventGap {
-		return e.appendGap(b, r)
+	if r.Event >= flow.EventGap {
+		return e.appendReport(b, r)
 	}
 
 	if e.has(kFlowID) {
@@ -259,8 +262,12 @@ func (e *ecs) appendNetwork(b []byte, r *flow.Record) []byte {
 	return closed(b, start, members)
 }
 
-// appendGap appends the rest of a gap.
-func (e *ecs) appendGap(b []byte, r *flow.Record) []byte {
+// appendReport appends the rest of a gap or a checkpoint.
+func (e *ecs) appendReport(b []byte, r *flow.Record) []byte {
+	if r.Event == flow.EventCheckpoint {
+		b = append(append(b, '}'), e.ctlogd[markOf(r, false)]...)
+		return append(e.appendNote(b, r), `}}`...)
+	}
 	b = append(b, `,"outcome":"failure"`...)
 	if x := r.Extra; x != nil {
 		b = append(append(append(b, `,"reason":"`...), x.Gap.Cause.String()...), '"')
@@ -273,5 +280,5 @@ func (e *ecs) appendGap(b []byte, r *flow.Record) []byte {
 	}
 	b = append(b, `},"error":{"message":"records are missing"}`...)
 	b = append(b, e.ctlogd[markOf(r, false)]...)
-	return append(e.parts.appendGap(b, r), `}}`...)
+	return append(e.appendGap(b, r), `}}`...)
 }

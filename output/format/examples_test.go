@@ -2,6 +2,7 @@ package format
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/ctlogd/ctlogd/flow"
@@ -162,6 +163,17 @@ func examples() []example {
 			Event: flow.EventGap, Start: ns("2026-03-09T14:05:00Z"), Stop: ns("2026-03-09T14:05:09.5Z"),
 			Received: ns("2026-03-09T14:05:09.5Z"),
 			Extra:    &flow.Extra{Gap: flow.Gap{Cause: flow.CauseDowntime}},
+		}},
+		{"checkpoint", flow.Record{
+			Event: flow.EventCheckpoint, Received: ns("2026-03-09T14:00:00.25Z"),
+			Extra: &flow.Extra{Note: &flow.Note{
+				Output: "archive:/var/log/ctlogd/archive", Origin: "ctlogd archive cgn1.example.net", Lines: 41,
+				Hash: strings.Repeat("9f2c4be1", 8),
+				Text: "ctlogd archive cgn1.example.net\n41\nnyxL4Z8sS+GfLEvhnyxL4Z8sS+GfLEvhnyxL4Z8sS+E=\n" +
+					"rows 42 71303168 A9WnyAPVp8gD1afIA9WnyAPVp8gD1afIA9WnyAPVp8g=\ntime 2026-03-09T14:00:00.250000000Z\n" +
+					"key cgn1.example.net+33fded32+AQpnKDsQ5sSUuZXvbDJ+G6fN8a8fAjGFI61NktLeyOqw\n\n" +
+					"— cgn1.example.net M/3tMj8PzkXygAkiz6Z3fpgw97RM3hzLHKwKEccPEAAFWvv3OIr3wBy99DJSrhX8bVJX2U2sd+9dik2X3Uj7b/E9WA8=",
+			}},
 		}},
 	}
 }

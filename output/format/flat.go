@@ -52,8 +52,8 @@ func (e *flat) Append(dst []byte, r *flow.Record) []byte {
 	nowAt := len(b)
 	b = e.clock.Append(b, now)
 	b = append(b, e.heads[markOf(r, kernel)][eventOf(r)]...) // from the quote that ends the time to host
-	if r.Event == flow.EventGap {
-		return append(e.appendGap(b, r), '}')
+	if r.Event >= flow.EventGap {
+		return append(e.appendReport(b, r), '}')
 	}
 
 	if e.has(kFlowID) {

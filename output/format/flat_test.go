@@ -22,7 +22,7 @@ import (
 
 // allKeys are the keys of the format in their order.
 var allKeys = slices.Concat([]string{"v", "time", "time_source", "clock", "event"}, keyNames[:],
-	[]string{"cause", "from", "to", "lost", "output"})
+	[]string{"cause", "from", "to", "lost", "output", "origin", "lines", "hash", "note"})
 
 // withCommunity returns an encoder of the flat format that has all keys but those of drop.
 func withCommunity(t testing.TB, drop ...string) Encoder {
@@ -192,6 +192,13 @@ func generate(n int) []example {
 		}
 		clock := flow.Has(rng.UintN(4)) * flow.Unsynchronized
 		r.Has |= clock
+		if i%97 == 0 {
+			r = flow.Record{Event: flow.EventCheckpoint, Has: clock, Received: when(), Extra: &flow.Extra{Note: &flow.Note{
+				Output: "archive:" + foreign(40), Origin: "ctlogd archive " + foreign(10), Lines: rng.Uint64() >> 1, Text: foreign(200)}}}
+			if chance(50) {
+				r.Extra.Note.Hash = strings.Repeat("0af9", 16)
+			}
+		}
 		if r.Event == flow.EventGap {
 			r = flow.Record{Event: flow.EventGap, Has: clock, Start: when(), Stop: when(), Received: when(), Extra: &flow.Extra{}}
 			r.Extra.Gap = flow.Gap{
@@ -288,6 +295,10 @@ func TestSchemaRefuses(t *testing.T) {
 		{"gap", "no cause", func(m map[string]any) { delete(m, "cause") }},
 		{"gap", "addresses", func(m map[string]any) { m["src_ip"] = "10.0.0.1" }},
 		{"gap", "unknown cause", func(m map[string]any) { m["cause"] = "" }},
+		{"gap", "a checkpoint's key", func(m map[string]any) { m["lines"] = 3 }},
+		{"checkpoint", "no note", func(m map[string]any) { delete(m, "note") }},
+		{"checkpoint", "a short hash", func(m map[string]any) { m["hash"] = "ab" }},
+		{"checkpoint", "a gap's key", func(m map[string]any) { m["cause"] = "crash" }},
 	} {
 		r := exampleRecord(t, tt.example)
 		_, v := parse(t, e.Append(nil, &r))

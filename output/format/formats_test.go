@@ -142,6 +142,7 @@ func TestFormatsLines(t *testing.T) {
 			checkLine(t, name, e.Append(nil, &ex.rec))
 		}
 		checkLine(t, name, e.Append(nil, &flow.Record{Event: flow.EventGap, Received: 1})) // a gap without its facts
+		checkLine(t, name, e.Append(nil, &flow.Record{Event: flow.EventCheckpoint, Received: 1}))
 		checkLine(t, name, e.Append(nil, &flow.Record{Received: 1}))
 	}
 }
@@ -419,11 +420,11 @@ func FuzzFormats(f *testing.F) {
 
 var update = flag.Bool("update", false, "write the examples of docs/formats.md anew")
 
-// TestFormatsDoc holds docs/formats.md to what the encoders write of one flow, and of a gap.
+// TestFormatsDoc holds docs/formats.md to what the encoders write of one flow, of a gap, and of a checkpoint.
 func TestFormatsDoc(t *testing.T) {
 	const file, mark = "../../docs/formats.md", "<!-- The examples are written by go test ./output/format -run Doc -update. -->\n"
 	var want strings.Builder
-	for _, example := range []string{"destroy", "gap"} {
+	for _, example := range []string{"destroy", "gap", "checkpoint"} {
 		for _, name := range Names {
 			r := exampleRecord(t, example)
 			line := encoder(t, name).Append(nil, &r)

@@ -228,7 +228,7 @@ json.dump({c: s.get_class_schema(c, ["datetime", "host"]) for c in ("network_act
 				t.Fatal(err)
 			}
 			class := "network_activity"
-			if ex.rec.Event == flow.EventGap {
+			if ex.rec.Event >= flow.EventGap {
 				class = "base_event"
 			}
 			if err := schemas[class].Validate(v); err != nil {

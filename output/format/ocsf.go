@@ -10,7 +10,7 @@ import (
 // ocsfVersion is the version of the Open Cybersecurity Schema Framework that the events follow.
 const ocsfVersion = "1.8.0"
 
-// ocsf is the Open Cybersecurity Schema Framework: a flow is a network activity (4001), a gap a base event (0). NAT stands
+// ocsf is the Open Cybersecurity Schema Framework: a flow is a network activity (4001), a gap or a checkpoint a base event (0). NAT stands
 // in the endpoints' proxy_endpoint, where the schema wants it. Times are in ms, and whole in the fields of the profile
 // datetime. What the schema has no attribute for stands under unmapped, by its flat name.
 type ocsf struct {
@@ -31,7 +31,8 @@ var ocsfActivities = [len(flow.EventNames) + 1]struct {
 }{
 	flow.EventNew: {1, "Open"}, flow.EventUpdate: {6, "Traffic"}, flow.EventDestroy: {2, "Close"}, flow.EventOpen: {6, "Traffic"},
 	flow.EventExpectNew: {99, "Expect"}, flow.EventExpectDestroy: {99, "Expectation gone"}, flow.EventGap: {99, "Gap"},
-	ocsfReset: {3, "Reset"},
+	flow.EventCheckpoint: {99, "Checkpoint"},
+	ocsfReset:            {3, "Reset"},
 }
 
 func newOCSF(p parts) Encoder {
@@ -49,6 +50,8 @@ func newOCSF(p parts) Encoder {
 		switch i {
 		case int(flow.EventGap):
 			class, category, severity, code = 0, 0, 4, flow.EventNames[i]
+		case int(flow.EventCheckpoint):
+			class, category, code = 0, 0, flow.EventNames[i]
 		case ocsfReset:
 			code = flow.EventNames[flow.EventDestroy]
 		default:
@@ -100,8 +103,8 @@ func (e *ocsf) Append(dst []byte, r *flow.Record) []byte {
 	b = appendMillis(b, now)
 	nowEnd := len(b)
 	b = append(e.clock.Append(append(b, `,"time_dt":"`...), now), '"')
-	if r.Event == flow.EventGap {
-		return e.appendGap(b, r)
+	if r.Event >= flow.EventGap {
+		return e.appendReport(b, r)
 	}
 
 	if r.Start != 0 && e.has(kStart) {
@@ -218,8 +221,12 @@ func (e *ocsf) appendTraffic(b []byte, r *flow.Record) []byte {
 	return closed(b, start, members)
 }
 
-// appendGap appends the rest of a gap.
-func (e *ocsf) appendGap(b []byte, r *flow.Record) []byte {
+// appendReport appends the rest of a gap or a checkpoint.
+func (e *ocsf) appendReport(b []byte, r *flow.Record) []byte {
+	if r.Event == flow.EventCheckpoint {
+		b = append(append(b, `,"status_id":1`...), e.unmapped[markOf(r, false)]...)
+		return append(e.appendNote(b, r), `}}`...)
+	}
 	if r.Start != 0 {
 		b = appendMillis(append(b, `,"start_time":`...), r.Start)
 	}
@@ -232,5 +239,5 @@ func (e *ocsf) appendGap(b []byte, r *flow.Record) []byte {
 	}
 	b = append(b, `","message":"records are missing"`...)
 	b = append(b, e.unmapped[markOf(r, false)]...)
-	return append(e.parts.appendGap(b, r), `}}`...)
+	return append(e.appendGap(b, r), `}}`...)
 }

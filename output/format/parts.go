@@ -361,6 +361,29 @@ func (e *parts) appendGap(b []byte, r *flow.Record) []byte {
 	return b
 }
 
+// appendReport appends what a record that is of no flow says: a gap, or a checkpoint.
+func (e *parts) appendReport(b []byte, r *flow.Record) []byte {
+	if r.Event == flow.EventGap {
+		return e.appendGap(b, r)
+	}
+	return e.appendNote(b, r)
+}
+
+// appendNote appends an archive's checkpoint. The note comes last.
+func (e *parts) appendNote(b []byte, r *flow.Record) []byte {
+	if r.Extra == nil || r.Extra.Note == nil {
+		return b
+	}
+	n := r.Extra.Note
+	b = appendString(append(b, `,"output":`...), n.Output)
+	b = appendString(append(b, `,"origin":`...), n.Origin)
+	b = appendUint(append(b, `,"lines":`...), n.Lines)
+	if n.Hash != "" {
+		b = appendString(append(b, `,"hash":`...), n.Hash)
+	}
+	return appendString(append(b, `,"note":`...), n.Text)
+}
+
 // statusOf returns the status key with its value, valid until the next call.
 func (e *parts) statusOf(s flow.Status) []byte {
 	c, made := e.cached(s)

@@ -13,7 +13,7 @@ var ulogd2Keys = setOf(kHost, kStart, kEnd, kProtoNum, kSrcIP, kSrcPort, kDstIP,
 
 // ulogd2 has the keys of ulogd2's JSON plugin behind NFCT and IP2STR, in their order and with their spaces, for parsers
 // that were written for it. The one difference is the timestamp: it is the event's, in UTC, and says so. What ulogd2 does
-// not report (gaps, expectations) has a key event.
+// not report (gaps, checkpoints, expectations) has a key event.
 type ulogd2 struct {
 	parts
 	host   string
@@ -49,8 +49,8 @@ func (e *ulogd2) Append(dst []byte, r *flow.Record) []byte {
 	if event == "" {
 		b = append(append(append(b, `, "event": "`...), r.Event.String()...), '"')
 	}
-	if r.Event == flow.EventGap {
-		return append(e.appendGap(b, r), '}')
+	if r.Event >= flow.EventGap {
+		return append(e.appendReport(b, r), '}')
 	}
 
 	o, p := &r.Orig, &r.Reply

@@ -71,7 +71,7 @@ func (c Config) Compile() Func {
 		return nil
 	}
 	return func(r *flow.Record) bool {
-		if r.Event == flow.EventGap {
+		if r.Event >= flow.EventGap {
 			return true
 		}
 		for i := range rules {

@@ -57,7 +57,7 @@ func TestOrder(t *testing.T) {
 			"udp icmp gap"},
 		{"each matcher of not", `[{action: drop, not: {proto: udp, dst_port: 443}}]`, "tcp udp icmp gap"},
 		{"an unknown port under not", `[{action: drop, not: {dst_port: 80}}]`, "icmp gap"},
-		{"gaps pass", `[{action: drop, match: {}}]`, "gap"},
+		{"gaps and checkpoints pass", `[{action: drop, match: {}}]`, "gap"},
 	}
 	records := []struct {
 		name string
@@ -71,6 +71,9 @@ func TestOrder(t *testing.T) {
 	for _, tt := range tests {
 		f := mustCompile(t, tt.rules)
 		var accepted []string
+		if !f(&flow.Record{Event: flow.EventCheckpoint, Extra: &flow.Extra{Note: new(flow.Note)}}) {
+			t.Errorf("%s: a checkpoint is dropped", tt.name)
+		}
 		for _, r := range records {
 			if f(r.rec) {
 				accepted = append(accepted, r.name)

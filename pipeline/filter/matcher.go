@@ -161,8 +161,8 @@ func isFlow(r *flow.Record) bool { return r.Event < flow.EventExpectNew }
 func parseEvent(s string) (flow.Event, error) {
 	e := flow.Event(max(slices.Index(flow.EventNames[:], s), 0))
 	switch e {
-	case flow.EventGap:
-		return 0, errors.New("gap records pass every filter; use " + orList(flow.EventNames[1:flow.EventGap]))
+	case flow.EventGap, flow.EventCheckpoint:
+		return 0, errors.New(s + " records pass every filter; use " + orList(flow.EventNames[1:flow.EventGap]))
 	case 0:
 		return 0, fmt.Errorf("unknown event %q; use %s", s, orList(flow.EventNames[1:flow.EventGap]))
 	}
