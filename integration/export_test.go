@@ -85,7 +85,7 @@ func TestCollectorNotThere(t *testing.T) {
 	}
 
 	churn(0) // nobody is there
-	logged("no collector listens on the UDP port")
+	logged("nobody listens there")
 	first := startNfcapd(t, ns, port, path("first"))
 	logged("session begun")
 	logged("output accepts records again")

@@ -14,15 +14,14 @@ import (
 )
 
 // Peer is a receiver over UDP. It is at one or several targets, the addresses of its name, since nothing but an answer tells
-// at which of them it listens.
+// at which of them it listens. The methods of a nil *Peer are for a receiver that is reached otherwise: it has one target.
 type Peer struct {
 	Host, Port string
 	Resolve    Resolver
 	Sockets    *ownflow.Sockets // is told of the peer's sockets; may be nil
 	Refused    *atomic.Uint64   // counts refusals
 
-	Absent bool // at none of its targets, when they were last tried
-
+	absent   bool             // at none of its targets, when they were last tried
 	targets  []netip.AddrPort // the one to try next in front
 	resolved time.Time        // when the name was last looked up
 
@@ -39,12 +38,22 @@ type Resolver func(ctx context.Context, network, host string) ([]netip.Addr, err
 
 // Named reports whether the peer's host is a name, whose addresses may change.
 func (p *Peer) Named() bool {
+	if p == nil {
+		return false
+	}
 	_, err := netip.ParseAddr(p.Host)
 	return err != nil
 }
 
-// Age returns how long ago the name was looked up.
-func (p *Peer) Age() time.Duration { return time.Since(p.resolved) }
+// Stale reports whether the peer has a name that was looked up so long ago.
+func (p *Peer) Stale(age time.Duration) bool { return p.Named() && time.Since(p.resolved) >= age }
+
+// Found notes whether the peer was at one of its targets.
+func (p *Peer) Found(is bool) {
+	if p != nil {
+		p.absent = !is
+	}
+}
 
 // LookUp returns where the peer is now. It may wait for a name server until ctx ends, and reads only what does not change.
 func (p *Peer) LookUp(ctx context.Context) (targets []netip.AddrPort, err error) {
@@ -96,11 +105,16 @@ func (p *Peer) Move(targets []netip.AddrPort) (changed bool) {
 }
 
 // Targets returns how many addresses the peer has, as far as is known.
-func (p *Peer) Targets() int { return len(p.targets) }
+func (p *Peer) Targets() int {
+	if p == nil {
+		return 1
+	}
+	return len(p.targets)
+}
 
 // At returns the target in front, where the name does not tell; "" where it does, or nothing is known.
 func (p *Peer) At() string {
-	if len(p.targets) == 0 || !p.Named() {
+	if !p.Named() || len(p.targets) == 0 {
 		return ""
 	}
 	return p.targets[0].String()
@@ -108,7 +122,7 @@ func (p *Peer) At() string {
 
 // Rotate puts the target in front behind the others.
 func (p *Peer) Rotate() {
-	if len(p.targets) > 1 {
+	if p.Targets() > 1 {
 		p.targets = append(p.targets[1:], p.targets[0])
 	}
 }
@@ -116,10 +130,10 @@ func (p *Peer) Rotate() {
 // Dial returns a socket to the target in front, with a session of its own. The name is looked up if that was longer ago than
 // stale.
 func (p *Peer) Dial(ctx context.Context, stale time.Duration) (*Socket, error) {
-	if p.Absent {
+	if p.absent {
 		stale = min(stale, absentRetry)
 	}
-	if p.targets == nil || p.Named() && p.Age() >= stale {
+	if p.targets == nil || p.Stale(stale) {
 		targets, err := p.LookUp(ctx)
 		switch {
 		case err == nil:
@@ -146,6 +160,9 @@ func (p *Peer) Dial(ctx context.Context, stale time.Duration) (*Socket, error) {
 
 // Close closes the peer's sockets.
 func (p *Peer) Close() {
+	if p == nil {
+		return
+	}
 	for _, s := range p.sockets {
 		s.Close()
 	}

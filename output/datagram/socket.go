@@ -21,13 +21,16 @@ import (
 // Socket is a connected datagram socket. The runtime's poller does not know of it: the kernel would tell the poller of the
 // room that each datagram leaves when it is gone, and wake a thread for it. It is for one goroutine.
 type Socket struct {
-	fd      int
-	to      string
-	header  int    // of IP and UDP; 0 for a unix socket
-	path    string // of a unix socket
-	file    file   // what was at path when the socket was connected
-	trains  bool   // the kernel cuts one buffer into datagrams (UDP_SEGMENT)
-	over    error  // why the session has ended
+	fd     int
+	to     string
+	header int    // of IP and UDP; 0 for a unix socket
+	path   string // of a unix socket
+	file   file   // what was at path when the socket was connected
+	trains bool   // the kernel cuts one buffer into datagrams (UDP_SEGMENT)
+	over   error  // why the session has ended
+
+	Data any // the caller's own, which lives as long as the socket
+
 	release func() // says that the socket has closed
 	refused *atomic.Uint64
 
@@ -35,10 +38,10 @@ type Socket struct {
 	doubts           []doubt // in their order
 
 	// What sendmmsg(2) gets; kept, so that sending allocates nothing.
-	calls  [batch]mmsghdr
-	counts [batch]int // by call: the datagrams that it sends
-	iovs   [batch]unix.Iovec
-	sizes  [batch]segment
+	calls  [Batch]mmsghdr
+	counts [Batch]int // by call: the datagrams that it sends
+	iovs   [Batch]unix.Iovec
+	sizes  [Batch]segment
 }
 
 // doubt is what was sent within a short time, and may yet be refused.
@@ -60,8 +63,8 @@ const (
 	// writeTimeout is for how long there may be no room in the socket before the session is over.
 	writeTimeout = 10 * time.Second
 
-	// batch is how many datagrams one system call sends. 32 leave little of its cost on each.
-	batch = 32
+	// Batch is how many datagrams one system call sends. 32 leave little of its cost on each.
+	Batch = 32
 
 	// maxDatagram is the most octets that UDP carries over IPv4; over IPv6 it is 20 less.
 	maxDatagram = 65507
@@ -214,7 +217,7 @@ func (s *Socket) Send(ctx context.Context, msgs [][]byte) (n int, err error) {
 	}
 	var full time.Time // since when the interface's queue is
 	for n < len(msgs) {
-		calls := s.prepare(msgs[n:min(len(msgs), n+batch)])
+		calls := s.prepare(msgs[n:min(len(msgs), n+Batch)])
 		// The call does not block, so the scheduler need not be told of it.
 		done, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.calls[0])),
 			uintptr(calls), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
@@ -282,6 +285,9 @@ func (s *Socket) note() {
 	}
 	s.doubts = append(s.doubts, doubt{now, now, s.written})
 }
+
+// Written returns how many octets the socket has carried.
+func (s *Socket) Written() uint64 { return s.written }
 
 // Progress returns how many octets the socket has carried, and how many of them have arrived for all that is known: over UDP
 // what was sent some time ago, if nobody has refused anything since, or so long ago that too much would have to be kept; to
@@ -392,7 +398,7 @@ func (s *Socket) Close() {
 	s.release()
 }
 
-// prepare fills calls for msgs, no more than batch, and returns how many they are. Datagrams of the same size that follow
+// prepare fills calls for msgs, no more than Batch, and returns how many they are. Datagrams of the same size that follow
 // each other, and a shorter one behind them, are one call: they take the way through the kernel together, up to where they
 // become datagrams.
 func (s *Socket) prepare(msgs [][]byte) (calls int) {

@@ -45,7 +45,7 @@ func listen(t *testing.T, host string) (*net.UDPConn, *Socket) {
 // they keep their order.
 func TestTrains(t *testing.T) {
 	sizes := []int{1380, 1380, 1380, 700, 1380, 1380, 1400, 1400, 600, 600, 601, 20}
-	for range 3 * batch {
+	for range 3 * Batch {
 		sizes = append(sizes, 1380)
 	}
 	for range 12 {

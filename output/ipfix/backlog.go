@@ -8,7 +8,7 @@ import "math"
 // acknowledged and not read by the collector before its end is lost; TCP cannot tell, and UDP tells less. The backlog
 // itself ends with the process, so that the caller can ask what is in it (Exporter.Acknowledged).
 //
-// It holds no more than a socket's send buffer, a few MiB, and over UDP no more than maxDoubt.
+// It holds no more than a socket's send buffer, a few MiB, and over UDP no more than datagram.MaxDoubt.
 type backlog struct {
 	buf  []byte // copies of messages one after the other, from off on
 	off  int

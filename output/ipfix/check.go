@@ -27,9 +27,9 @@ func (c *Config) Reach(ctx context.Context) (expires time.Time, err error) {
 		return expires, err
 	}
 	err = c.each(ctx, "records wait until a session can be begun", func(ctx context.Context, a address) error {
-		at := collector{address: a}
-		defer at.free()
-		session, err := e.dialCollector(ctx, &at)
+		at := e.newCollector(a)
+		defer at.peer.Close()
+		session, err := e.dialCollector(ctx, at)
 		if err != nil {
 			return err
 		}

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/output/datagram"
 	"github.com/ctlogd/ctlogd/ownflow"
 )
 
@@ -28,7 +29,7 @@ type Exporter struct {
 
 	// Replaced in tests.
 	dial    func(ctx context.Context, c *collector) (transport, error)
-	resolve resolver
+	resolve datagram.Resolver
 
 	reopen atomic.Bool // names are to be looked up again
 
@@ -110,7 +111,7 @@ func New(c Config, opts Options) (*Exporter, error) {
 		wake:      make(chan struct{}, 1),
 	}
 	for _, a := range c.addresses() {
-		e.collectors = append(e.collectors, &collector{address: a})
+		e.collectors = append(e.collectors, e.newCollector(a))
 	}
 	e.dial, e.resolve = e.dialCollector, e.sockets.Resolver().LookupNetIP
 	e.open = make([]*message, len(e.templates.all))

@@ -13,10 +13,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
-	"go.uber.org/zap"
+	"github.com/ctlogd/ctlogd/output/datagram"
 )
 
 // alone counts the addresses that unused has given out.
@@ -49,26 +50,15 @@ func until(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// TestRefusedUDP: nobody listens. Write says so, and spends no record on finding out, however often it is tried; all
-// attempts come from one port. A collector that comes up gets everything.
+// TestRefusedUDP: nobody listens. Write says so, and spends no record on finding out, however often it is tried. A collector
+// that comes up gets everything.
 func TestRefusedUDP(t *testing.T) {
 	t.Parallel()
 	address := nobody(t)
 	e := newExporter(t, Config{Address: "udp://" + address})
-	var from string
-	for i := range 3 {
-		if n, err := e.Write(t.Context(), numbered(1, 10)); n != 0 || !errors.Is(err, errRefused) {
+	for range 3 {
+		if n, err := e.Write(t.Context(), numbered(1, 10)); n != 0 || !errors.Is(err, datagram.ErrRefused) {
 			t.Fatalf("Write returned %d, %v", n, err)
-		}
-		for _, u := range e.collectors[0].sockets {
-			local, err := localAddr(u.fd)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if i > 0 && local.String() != from {
-				t.Errorf("attempt %d comes from %s, the one before from %s", i, local, from)
-			}
-			from = local.String()
 		}
 	}
 	if s := e.Stats(); s.Refused < 3 || s.Records != 0 || s.Sessions != 0 {
@@ -100,7 +90,7 @@ func TestRefusedLater(t *testing.T) {
 	conn.Close()
 	write(t, e, numbered(11, 10))
 	until(t, "a refusal is noticed", func() bool { e.Acknowledged(); return e.Stats().Refused > 0 })
-	if n, err := e.Write(t.Context(), numbered(21, 1)); n != 0 || !errors.Is(err, errRefused) {
+	if n, err := e.Write(t.Context(), numbered(21, 1)); n != 0 || !errors.Is(err, datagram.ErrRefused) {
 		t.Errorf("Write to a collector that refuses returned %d, %v", n, err)
 	}
 	if n := e.Acknowledged(); n != 10 {
@@ -193,7 +183,7 @@ func TestNameMoves(t *testing.T) {
 			e.unlock()
 		}
 		now = netip.MustParseAddr(first)
-		e.collectors[0].move([]netip.AddrPort{netip.MustParseAddrPort(at)}) // the first session asks under the lock
+		e.collectors[0].peer.Move([]netip.AddrPort{netip.MustParseAddrPort(at)}) // the first session asks under the lock
 		write(t, e, numbered(1, 1))
 		old.wait(enough(was + 1))
 		set(first, true)
@@ -209,26 +199,7 @@ func TestNameMoves(t *testing.T) {
 		write(t, e, numbered(3, 1))
 		// What was sent a moment before may come along.
 		moved.wait(func(c capture) bool { ids := c.flows(); return len(ids) > is && ids[len(ids)-1] == 3 })
-		if n := len(e.collectors[0].sockets); n != 1 {
-			t.Errorf("%d sockets after the move", n)
-		}
 		e.Close(t.Context())
-	}
-}
-
-// TestFailoverPorts: two collectors are down. However often they are tried, each is one flow.
-func TestFailoverPorts(t *testing.T) {
-	t.Parallel()
-	e := newExporter(t, Config{Address: "udp://" + nobody(t), Failover: []string{"udp://" + nobody(t)}})
-	for range 3 {
-		if _, err := e.Write(t.Context(), numbered(1, 1)); !errors.Is(err, errRefused) {
-			t.Fatalf("Write returned %v", err)
-		}
-	}
-	for _, c := range e.collectors {
-		if len(c.sockets) != 1 {
-			t.Errorf("%s: %d sockets", c.address, len(c.sockets))
-		}
 	}
 }
 
@@ -240,7 +211,7 @@ func TestSequenceGoesOn(t *testing.T) {
 		e, _ := fakeExporter(t, Config{Address: "udp://192.0.2.1"}, func() (transport, error) { f.over = nil; return f, nil })
 		defer stopFake(e)
 		write(t, e, numbered(1, 100))
-		f.over = errRefused
+		f.over = datagram.ErrRefused
 		if err := e.session.err(); err == nil {
 			t.Fatal("the session is not over")
 		}
@@ -249,58 +220,6 @@ func TestSequenceGoesOn(t *testing.T) {
 			t.Errorf("sequence number %d after 101 records", e.data.seq)
 		}
 	})
-}
-
-// TestDoubt: how long what was sent over UDP may be refused, and that no more of it is kept than there is room for.
-func TestDoubt(t *testing.T) {
-	l, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	u, err := dialUDP(l.LocalAddr().(*net.UDPAddr).AddrPort(), 0, nil, new(atomic.Uint64))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer u.free()
-	m := &message{buf: make([]byte, 1400)}
-	send := func() {
-		if _, err := u.send(t.Context(), []*message{m}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	begun := time.Now()
-	send()
-	if _, arrived := u.progress(); arrived != 0 && time.Since(begun) < refusalWithin {
-		t.Errorf("%d octets count as arrived at once", arrived)
-	}
-	until(t, "the first message arrives", func() bool {
-		send() // others behind it do not put it off
-		_, arrived := u.progress()
-		return arrived >= 1400
-	})
-	for range 2 * maxDoubt / 1400 {
-		send()
-	}
-	if written, arrived := u.progress(); written-arrived > maxDoubt {
-		t.Errorf("%d octets in doubt", written-arrived)
-	}
-	if n := len(u.doubts); n > int(refusalWithin/doubtEvery)+2 {
-		t.Errorf("%d doubts", n)
-	}
-}
-
-// TestRefusedTrain: an ICMP message that says anything else than that nobody listens, such as that a firewall rejects
-// (EHOSTUNREACH), ends the session as well, and does not have the kernel cut no trains any more.
-func TestRefusedTrain(t *testing.T) {
-	u := &udp{fd: -1, trains: true}
-	msgs := []*message{{buf: make([]byte, 100)}, {buf: make([]byte, 100)}}
-	if n, err := u.send(t.Context(), msgs); n != 0 || err == nil || u.err() == nil {
-		t.Errorf("send returned %d, %v", n, err)
-	}
-	if !u.trains {
-		t.Error("trains were given up")
-	}
 }
 
 // TestNameMovesAway: the name's address changes, and the old one refuses. The new one is found with the next attempts, long
@@ -342,7 +261,7 @@ func TestReasons(t *testing.T) {
 		return []netip.Addr{netip.MustParseAddr(first), netip.MustParseAddr(second)}, nil
 	}
 	_, err := e.Write(t.Context(), numbered(1, 1))
-	if !errors.Is(err, errRefused) {
+	if !errors.Is(err, datagram.ErrRefused) {
 		t.Fatal(err)
 	}
 	text := err.Error()

@@ -52,12 +52,13 @@ func (e *Exporter) connect(ctx context.Context) (err error) {
 		for tries := 1; ; tries++ {
 			reason := e.start(ctx, c)
 			if reason == nil {
-				c.absent, e.retry = false, 0
-				e.log.Info("session begun", zap.Stringer("collector", c.address), zap.String("at", c.at()),
+				c.peer.Found(true)
+				e.retry = 0
+				e.log.Info("session begun", zap.Stringer("collector", c.address), zap.String("at", c.peer.At()),
 					zap.Int("message_size", e.size))
 				return nil
 			}
-			if at := c.at(); at != "" {
+			if at := c.peer.At(); at != "" {
 				reason = fmt.Errorf("at %s: %w", at, reason)
 			}
 			fail(fmt.Errorf("connect to collector %s: %w", c.address, reason))
@@ -65,12 +66,12 @@ func (e *Exporter) connect(ctx context.Context) (err error) {
 				fail(ctx.Err())
 				return err
 			}
-			c.rotate()
-			if tries >= len(c.targets) {
+			c.peer.Rotate()
+			if tries >= c.peer.Targets() {
 				break
 			}
 		}
-		c.absent = true
+		c.peer.Found(false)
 		e.standBy()
 	}
 	return err
@@ -126,8 +127,8 @@ func (e *Exporter) hangUp(err error) {
 	e.log.Warn("session ended", zap.Stringer("collector", c.address), zap.Error(err),
 		zap.String("remedy", "records wait until a collector answers; see that it runs and that the address is right"))
 	e.leave()
-	if len(c.targets) > 1 {
-		c.rotate()
+	if c.peer.Targets() > 1 {
+		c.peer.Rotate()
 	} else {
 		e.standBy()
 	}
@@ -266,7 +267,7 @@ func (e *Exporter) maintain(ctx context.Context) {
 			// A name server may take its time, and records are sent meanwhile.
 			e.unlock()
 			asking, cancel := context.WithTimeout(ctx, e.config.dialTimeout())
-			targets, err := c.lookUp(asking, e.resolve)
+			targets, err := c.peer.LookUp(asking)
 			cancel()
 			if e.lock(ctx) != nil {
 				return
@@ -339,7 +340,7 @@ func (e *Exporter) Close(ctx context.Context) error {
 		e.session = nil
 	}
 	for _, c := range e.collectors {
-		c.free()
+		c.peer.Close()
 	}
 	if n := e.backlog.records(); n > 0 {
 		return fmt.Errorf("%d records not acknowledged by the collector: %w", n, err)

@@ -2,7 +2,6 @@ package ipfix
 
 import (
 	"context"
-	"errors"
 	"time"
 )
 
@@ -42,6 +41,3 @@ func (s *sequences) sequence() *sequences { return s }
 
 // writeTimeout is for how long a collector may accept nothing before its session counts as dead.
 const writeTimeout = 10 * time.Second
-
-// errRefused says that nobody listens on the collector's UDP port (ECONNREFUSED, from an ICMP message).
-var errRefused = errors.New("no collector listens on the UDP port (ICMP port unreachable)")

@@ -47,9 +47,7 @@ func (c Config) Reach(ctx context.Context) (expires time.Time, err error) {
 			return err
 		}
 		defer session.close()
-		if r.peer != nil {
-			defer r.peer.Close()
-		}
+		defer r.peer.Close()
 		if s, ok := session.(*stream); ok {
 			for _, cert := range s.chain() {
 				if expires.IsZero() || cert.NotAfter.Before(expires) {

@@ -29,36 +29,6 @@ func (w *Writer) newReceiver(a address) *receiver {
 	return r
 }
 
-// tries returns at how many addresses the receiver is to be tried.
-func (r *receiver) tries() int {
-	if r.peer == nil {
-		return 1
-	}
-	return max(1, r.peer.Targets())
-}
-
-// at returns the address that is tried, where the receiver's name does not tell.
-func (r *receiver) at() string {
-	if r.peer == nil {
-		return ""
-	}
-	return r.peer.At()
-}
-
-// absent notes whether the receiver was at none of its addresses.
-func (r *receiver) absent(is bool) {
-	if r.peer != nil {
-		r.peer.Absent = is
-	}
-}
-
-// rotate has another address of the receiver tried next.
-func (r *receiver) rotate() {
-	if r.peer != nil {
-		r.peer.Rotate()
-	}
-}
-
 // dial begins a session with r.
 func (w *Writer) dial(ctx context.Context, r *receiver) (transport, error) {
 	switch r.scheme {
@@ -83,10 +53,10 @@ func (w *Writer) dial(ctx context.Context, r *receiver) (transport, error) {
 // lookUpDue returns the receiver whose name is to be looked up again, nil if none is.
 func (w *Writer) lookUpDue() *receiver {
 	r := w.receivers[w.active]
-	if w.session == nil || r.peer == nil || !r.peer.Named() {
+	if w.session == nil || !r.peer.Named() {
 		return nil
 	}
-	if asked := w.reopen.Swap(false); !asked && r.peer.Age() < lookUpEvery {
+	if asked := w.reopen.Swap(false); !asked && !r.peer.Stale(lookUpEvery) {
 		return nil
 	}
 	return r
@@ -110,13 +80,13 @@ func (w *Writer) lookUp(ctx context.Context) error {
 		w.log.Warn("the receiver's name cannot be looked up; its session goes on with the address that it had",
 			zap.Stringer("receiver", r.address), zap.Error(err))
 	}
-	was := r.at()
+	was := r.peer.At()
 	if !r.peer.Move(targets) || w.session == nil || r != w.receivers[w.active] {
 		return nil
 	}
 	w.counts.moves.Add(1)
 	w.log.Info("the receiver's address has changed", zap.Stringer("receiver", r.address), zap.String("was", was),
-		zap.String("is", r.at()))
+		zap.String("is", r.peer.At()))
 	w.leave()
 	if _, err := w.connect(ctx, nil); err != nil {
 		w.log.Warn("records wait for a session", zap.Error(err))

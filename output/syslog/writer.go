@@ -260,24 +260,24 @@ func (w *Writer) connect(ctx context.Context, first *flow.Record) (n int, err er
 		for tries := 1; ; tries++ {
 			n, reason := w.start(ctx, r, first)
 			if reason == nil {
-				r.absent(false)
+				r.peer.Found(true)
 				w.counts.sessions.Add(1)
-				w.log.Info("session begun", zap.Stringer("receiver", r.address), zap.String("at", r.at()))
+				w.log.Info("session begun", zap.Stringer("receiver", r.address), zap.String("at", r.peer.At()))
 				return n, nil
 			}
-			if at := r.at(); at != "" {
+			if at := r.peer.At(); at != "" {
 				reason = fmt.Errorf("at %s: %w", at, reason)
 			}
 			fail(fmt.Errorf("connect to %s: %w", r.address, reason))
 			if ctx.Err() != nil {
 				return 0, err
 			}
-			r.rotate()
-			if tries >= r.tries() {
+			r.peer.Rotate()
+			if tries >= r.peer.Targets() {
 				break
 			}
 		}
-		r.absent(true)
+		r.peer.Found(false)
 		w.standBy()
 	}
 	return 0, err
@@ -332,8 +332,8 @@ func (w *Writer) hangUp(err error) {
 	w.log.Warn("session ended", zap.Stringer("receiver", r.address), zap.Error(err),
 		zap.String("remedy", "records wait until a receiver answers; see that it runs and that the address is right"))
 	w.leave()
-	if r.tries() > 1 {
-		r.rotate()
+	if r.peer.Targets() > 1 {
+		r.peer.Rotate()
 	} else {
 		w.standBy()
 	}
@@ -408,9 +408,7 @@ func (w *Writer) Close(ctx context.Context) error {
 		w.session = nil
 	}
 	for _, r := range w.receivers {
-		if r.peer != nil {
-			r.peer.Close()
-		}
+		r.peer.Close()
 	}
 	if n := w.backlog.records(); n > 0 {
 		return fmt.Errorf("%d records not acknowledged by the receiver: %w", n, err)
