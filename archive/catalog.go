@@ -167,12 +167,21 @@ func dates(host string) ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if e.IsDir() && strings.HasPrefix(e.Name(), "date=") {
+		if strings.HasPrefix(e.Name(), "date=") && isDir(host, e) {
 			names = append(names, e.Name())
 		}
 	}
 	slices.Sort(names)
 	return names, nil
+}
+
+// isDir reports whether an entry of dir is a folder, or a link to one: older dates may lie on another disk.
+func isDir(dir string, e fs.DirEntry) bool {
+	if e.Type()&fs.ModeSymlink == 0 {
+		return e.IsDir()
+	}
+	info, err := os.Stat(filepath.Join(dir, e.Name()))
+	return err == nil && info.IsDir()
 }
 
 // chain appends to the catalogs of a host.

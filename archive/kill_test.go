@@ -139,6 +139,9 @@ func counts(t *testing.T, dir string) (n [testRecords]int) {
 		for _, p := range h.Problems {
 			t.Error(p)
 		}
+		if len(h.Holes) > 0 {
+			t.Error(h.Holes)
+		}
 	}
 	for w, err := range r.Rows(context.Background(), &Query{}) {
 		if err != nil {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -34,6 +35,10 @@ type Host struct {
 	Lines    []Line // of all catalogs, in the order of the chain
 	Problems []error
 	RowLogs  []string // paths of those that no line names, oldest first
+
+	// Holes are sentences about what is not there and has left no tombstone: lines of the catalog, and row logs that are
+	// neither there nor sealed. A copy that was made while ctlogd wrote may have some.
+	Holes []string
 }
 
 // File is a segment or a row log of a host.
@@ -57,7 +62,7 @@ func OpenReader(dirs ...string) (*Reader, error) {
 			r.Hosts = append(r.Hosts, &Host{Dir: dir})
 		} else {
 			for _, e := range entries {
-				if e.IsDir() && strings.HasPrefix(e.Name(), "host=") {
+				if strings.HasPrefix(e.Name(), "host=") && isDir(dir, e) {
 					r.Hosts = append(r.Hosts, &Host{Dir: filepath.Join(dir, e.Name())})
 				}
 			}
@@ -82,7 +87,7 @@ func (h *Host) Reload() error {
 	if err != nil {
 		return err
 	}
-	h.Lines, h.Problems, h.RowLogs = nil, nil, nil
+	h.Lines, h.Problems, h.RowLogs, h.Holes = nil, nil, nil, nil
 	folders, err := dates(h.Dir)
 	if err != nil {
 		return err
@@ -109,7 +114,35 @@ func (h *Host) Reload() error {
 		}
 	}
 	slices.Sort(h.RowLogs)
+	h.holes(sealed)
 	return nil
+}
+
+// holes finds numbers that are missing in the chain of lines, and in the sequence of row logs.
+func (h *Host) holes(known map[uint64]bool) {
+	if len(h.Problems) > 0 {
+		return // what a damaged line has said is not known
+	}
+	for i := 1; i < len(h.Lines); i++ {
+		if before, l := &h.Lines[i-1], &h.Lines[i]; l.N > before.N+1 {
+			h.Holes = append(h.Holes, fmt.Sprintf("%s not there: they stood between those of date=%s and date=%s",
+				strings.Replace(missingLines(before.N+1, l.N), "line", "catalog line", 1), before.Date, l.Date))
+		}
+	}
+	for _, path := range h.RowLogs {
+		sequence, _ := rowLogSequence(filepath.Base(path))
+		known[sequence] = true
+	}
+	all := slices.Sorted(maps.Keys(known))
+	for i := 1; i < len(all); i++ {
+		if from, to := all[i-1]+1, all[i]; from < to && len(h.Holes) == 0 {
+			what := fmt.Sprintf("row log %d is", from)
+			if to-from > 1 {
+				what = fmt.Sprintf("row logs %d to %d are", from, to-1)
+			}
+			h.Holes = append(h.Holes, what+" neither there nor sealed")
+		}
+	}
 }
 
 // Segments returns the segments that were not removed, in the order of the chain, each with its path.

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ctlogd/ctlogd/bench/trace"
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/output/format"
@@ -279,4 +281,83 @@ func TestDamagedSegment(t *testing.T) {
 		t.Errorf("only %d of %d damaged files failed: a flipped byte in a page has to show in its checksum", failed, files)
 	}
 	t.Logf("%d of %d", failed, files)
+}
+
+// TestHoles: a catalog or a row log that a copy lacks is told, also where a folder is a link; a row log that held nothing
+// leaves no number behind.
+func TestHoles(t *testing.T) {
+	dir := t.TempDir()
+	now := testNow
+	o := testOptions(dir)
+	o.Retention, o.Now = Retention{}, func() time.Time { return now }
+	w, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	day := func(n int) {
+		t.Helper()
+		r := numbered(oldRecords + n)
+		r.Stop = now.UnixNano()
+		r.Start, r.Received = r.Stop-1, r.Stop
+		if _, err := w.Append([]*flow.Record{r}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range 4 {
+		if n == 2 { // the disk is full just then, until the day is over
+			step = func(s string) error {
+				if s == "rows.append" {
+					return unix.ENOSPC
+				}
+				return nil
+			}
+			now = now.Add(12 * time.Hour)
+			if _, err := w.Append([]*flow.Record{numbered(oldRecords)}); err == nil {
+				t.Error("a full disk took a record")
+			}
+			step = func(string) error { return nil }
+			now = now.Add(12 * time.Hour)
+		}
+		day(n)
+		await(t, func() bool { return w.Stats.RowLogs.Load() == 1 })
+		now = now.Add(24 * time.Hour)
+	}
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	holes := func() string {
+		t.Helper()
+		r, err := OpenReader(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(r.Hosts[0].Holes, "; ")
+	}
+	if got := holes(); got != "" {
+		t.Errorf("holes in a whole archive: %s", got)
+	}
+	dates, _ := filepath.Glob(dir + "/host=gw1/date=*")
+	logs, _ := filepath.Glob(dir + "/host=gw1/*.rows")
+	if len(dates) != 3 || len(logs) != 1 {
+		t.Fatal(dates, logs)
+	}
+	elsewhere := filepath.Join(t.TempDir(), "disk")
+	if err := os.Rename(dates[1], elsewhere); err != nil {
+		t.Fatal(err)
+	}
+	if got := holes(); !strings.HasPrefix(got, "catalog line 1 is not there: they stood between") {
+		t.Errorf("without a day: %q", got)
+	}
+	if err := os.Symlink(elsewhere, dates[1]); err != nil {
+		t.Fatal(err)
+	}
+	if got := holes(); got != "" {
+		t.Errorf("a day that is a link: %s", got)
+	}
+	if err := os.RemoveAll(dates[2]); err != nil {
+		t.Fatal(err)
+	}
+	if got := holes(); got != "row log 3 is neither there nor sealed" {
+		t.Errorf("without the last day, and with a later row log: %q", got)
+	}
 }

@@ -231,8 +231,15 @@ func (w *Writer) ready() error {
 	return nil
 }
 
-// rotate hands the row log to the keeper. It does not wait for the disk.
+// rotate hands the row log to the keeper. It does not wait for the disk. One that holds nothing, because the write of its
+// first record has failed, is taken back with its number: a number that is missing means records that are.
 func (w *Writer) rotate() {
+	if l := w.active; l.records == 0 && os.Remove(l.path) == nil {
+		l.file.Close()
+		w.active, w.dirty, w.sequence = nil, false, l.Origin.Sequence
+		w.Stats.RowLogs.Add(-1)
+		return
+	}
 	w.closed = append(w.closed, w.active)
 	w.active = nil
 	w.dirty = false
@@ -458,6 +465,9 @@ func (w *Writer) openLogs(logs map[uint64]string) error {
 			if statErr == nil && info.Size() < rowLogFixed { // a crash while it was made: it held nothing
 				if err := os.Remove(path); err != nil {
 					return err
+				}
+				if sequence+1 == w.sequence {
+					w.sequence = sequence
 				}
 				continue
 			}
