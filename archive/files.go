@@ -68,8 +68,8 @@ func (d *Duration) UnmarshalText(b []byte) error {
 	return err
 }
 
-// hostFolder is the name of a host's folder, in the manner of Hive: what is special in a path is escaped.
-func hostFolder(host string) string {
+// HostFolder is the name of a host's folder, in the manner of Hive: what is special in a path is escaped.
+func HostFolder(host string) string {
 	var b strings.Builder
 	b.WriteString("host=")
 	for _, c := range []byte(host) {

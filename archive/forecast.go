@@ -19,7 +19,7 @@ const (
 
 // Forecast tells it of a host's archive from its catalog.
 func Forecast(dir, host string) (n Need, err error) {
-	h := &Host{Dir: filepath.Join(dir, hostFolder(host))}
+	h := &Host{Dir: filepath.Join(dir, HostFolder(host))}
 	if err := h.Reload(); err != nil {
 		return n, err
 	}

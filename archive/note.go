@@ -117,7 +117,7 @@ func (n *Note) text() string {
 }
 
 // printable is a host's name for a note and for a key, which hold no blanks.
-func printable(host string) string { return strings.TrimPrefix(hostFolder(host), "host=") }
+func printable(host string) string { return strings.TrimPrefix(HostFolder(host), "host=") }
 
 func toBase64(h string) string {
 	b, _ := hex.DecodeString(h)

@@ -22,7 +22,7 @@ import (
 func writeArchive(t testing.TB, parts ...[]*flow.Record) string {
 	t.Helper()
 	dir := t.TempDir()
-	host := filepath.Join(dir, hostFolder("gw1"))
+	host := filepath.Join(dir, HostFolder("gw1"))
 	if err := os.Mkdir(host, 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -134,7 +134,7 @@ func Open(o Options) (*Writer, error) {
 	if o.Interval <= 0 || o.Records == 0 {
 		return nil, errors.New("an archive needs an interval and a number of records of a segment")
 	}
-	w := &Writer{o: o, dir: filepath.Join(o.Dir, hostFolder(o.Host)), wake: make(chan struct{}, 1), done: make(chan struct{})}
+	w := &Writer{o: o, dir: filepath.Join(o.Dir, HostFolder(o.Host)), wake: make(chan struct{}, 1), done: make(chan struct{})}
 	for _, dir := range []string{o.Dir, w.dir} {
 		if err := makeDir(dir); err != nil {
 			return nil, err

@@ -95,7 +95,7 @@ func findHosts(dir string, deep int) (found []string, err error) {
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		switch {
-		case !e.IsDir():
+		case !isDir(path, e):
 		case strings.HasPrefix(e.Name(), "host="):
 			found = append(found, path)
 		case deep > 0 && !strings.HasPrefix(e.Name(), "."):
@@ -109,6 +109,15 @@ func findHosts(dir string, deep int) (found []string, err error) {
 	return found, nil
 }
 
+// isDir reports whether an entry is a folder, or a link to one.
+func isDir(path string, e fs.DirEntry) bool {
+	if e.Type()&fs.ModeSymlink == 0 {
+		return e.IsDir()
+	}
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
 // Prepare reads the table, where it is needed, and then the row logs: in this order, so that a flow that ends meanwhile
 // is in one of them.
 func (a *Archive) Prepare(ctx context.Context, questions []*Question) error {
@@ -116,15 +125,19 @@ func (a *Archive) Prepare(ctx context.Context, questions []*Question) error {
 	for _, h := range a.hosts {
 		h.logs, h.gaps, h.problems = kept{}, nil, nil
 		h.checks = h.Checkpoints()
-		h.ends, h.begins = 0, 0
-		if a.table != nil && h.Name == a.table.Host && slices.ContainsFunc(questions, func(q *Question) bool { _, ok := h.Witness(q.To); return !ok }) {
-			key := format.NewObserverKey(a.table.Observer)
-			h.liveErr = a.table.Read(ctx, func(r *flow.Record) {
-				if r.Event = flow.EventOpen; want(r) {
-					h.logs.add(row{Record: r, host: h.Name, flowID: idOf(key, r), live: true})
+		h.ends, h.begins, h.live, h.liveErr = 0, 0, false, nil
+		if a.live(h) && slices.ContainsFunc(questions, func(q *Question) bool { _, ok := h.Witness(q.To); return !ok }) {
+			h.liveErr = a.table.read(ctx, filepath.Dir(h.Dir), func(r *flow.Record, id string) {
+				if want(r) {
+					h.logs.add(row{Record: r, host: h.Name, folder: h.Dir, flowID: id, live: true})
 				}
 			})
 			h.live = h.liveErr == nil
+			// A row log that was begun meanwhile has what has ended meanwhile.
+			if err := h.Reload(); err != nil {
+				return fmt.Errorf("read the archive: %w", err)
+			}
+			h.checks = h.Checkpoints()
 		}
 		if err := h.readLogs(ctx, want); err != nil {
 			return err
@@ -139,6 +152,11 @@ func (a *Archive) Prepare(ctx context.Context, questions []*Question) error {
 		}
 	}
 	return nil
+}
+
+// live reports whether the table of this machine is a witness for what the host's folder lacks.
+func (a *Archive) live(h *archiveHost) bool {
+	return a.table != nil && a.table.Writes(filepath.Dir(h.Dir)) && archive.HostFolder(a.table.Host) == filepath.Base(h.Dir)
 }
 
 func (h *archiveHost) note(t int64) {
@@ -179,7 +197,7 @@ func (h *archiveHost) readLogs(ctx context.Context, want func(*flow.Record) bool
 }
 
 func (h *archiveHost) row(w archive.Row) row {
-	r := row{Record: w.Record, host: h.Name, dropped: w.Origin.Dropped, file: w.File.Path, number: w.Number, segment: w.File.Segment}
+	r := row{Record: w.Record, host: h.Name, folder: h.Dir, dropped: w.Origin.Dropped, file: w.File.Path, number: w.Number, segment: w.File.Segment}
 	if w.Origin.HasFlowID() {
 		key, ok := h.keys[w.Origin.Observer]
 		if !ok {
@@ -287,6 +305,10 @@ func (h *archiveHost) facts(q *Question) *facts {
 	for _, err := range h.Problems {
 		f.problems = append(f.problems, Reason{Kind: "catalog", Host: h.Name, Text: fmt.Sprintf(
 			"The catalog is damaged (%v), so segments that it named are not known. ctlogd verify tells more.", err)})
+	}
+	for _, hole := range h.Holes {
+		f.problems = append(f.problems, Reason{Kind: "missing", Host: h.Name, Text: fmt.Sprintf(
+			"In %s, %s, and nothing says that a rule has removed what they name: a copy was made while ctlogd wrote, or not of all. Copy again, and ask again.", h.Dir, hole)})
 	}
 	f.bound(h.checks, q)
 	for _, l := range h.Removed(q.From, q.To) {

@@ -101,9 +101,10 @@ func (h *Holder) Certain() bool { return len(h.Doubts) == 0 }
 // judge makes the answer. It is a function of what it is given.
 func judge(q *Question, rows []row, hosts []*facts, now time.Time) *Answer {
 	a := &Answer{Question: q, Asked: now, Notes: q.warnings()}
-	byHost := map[string]*facts{}
+	type home struct{ host, folder string } // two archives may hold records of one host
+	at := map[home]*facts{}
 	for _, f := range hosts {
-		byHost[f.host] = f
+		at[home{f.host, f.folder}] = f
 		n := HostNote{Host: f.host, Folder: f.folder, Lines: f.lines, Live: f.live, host: f.archive, looked: f.looked}
 		if f.after != nil {
 			n.Until = int64(f.after.Ended)
@@ -114,7 +115,7 @@ func judge(q *Question, rows []row, hosts []*facts, now time.Time) *Answer {
 	stepped := map[string]int{}
 	unsynced := map[string]bool{}
 	for _, h := range merge(rows) {
-		f := byHost[h.host]
+		f := at[home{h.host, h.folder}]
 		if f == nil {
 			f = new(facts)
 		}
@@ -470,8 +471,11 @@ func (f *facts) missing(q *Question) (all []Reason) {
 		case f.ends < q.From:
 			r.Kind = "ends"
 			r.Text = fmt.Sprintf("The records end at %s, before the time asked for.", short(f.ends))
+			if f.liveErr != nil {
+				r.Text = fmt.Sprintf("The records end at %s, before the time asked for, and %v.", short(f.ends), f.liveErr)
+			}
 		case f.liveErr != nil:
-			r.Text = fmt.Sprintf("A flow that is still alive has no record yet, and the table of live flows could not be read (%v): ask as root.", f.liveErr)
+			r.Text = fmt.Sprintf("A flow that is still alive has no record yet, and %v.", f.liveErr)
 		default:
 			r.Text = fmt.Sprintf("A flow that has lived since then and had not ended at %s has no record yet; a later checkpoint, or the firewall itself, would tell.", short(f.ends))
 		}

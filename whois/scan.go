@@ -21,7 +21,6 @@ import (
 
 	"github.com/ctlogd/ctlogd/archive"
 	"github.com/ctlogd/ctlogd/flow"
-	"github.com/ctlogd/ctlogd/output/format"
 )
 
 // Lines is a source of files of JSON lines, which are read from end to end, once for all questions.
@@ -254,14 +253,15 @@ func (s *Lines) Prepare(ctx context.Context, questions []*Question) error {
 	s.hosts, s.read = nil, 0
 	want := wanted(questions)
 	if s.table != nil && (len(s.only) == 0 || slices.Contains(s.only, s.table.Host)) {
-		h := s.host(s.table.Host)
-		key := format.NewObserverKey(s.table.Observer)
-		h.liveErr = s.table.Read(ctx, func(r *flow.Record) {
-			if r.Event = flow.EventOpen; want(r) {
-				h.rows.add(row{Record: r, host: h.name, flowID: idOf(key, r), live: true})
-			}
-		})
-		h.live = h.liveErr == nil
+		if i := slices.IndexFunc(s.paths, s.table.Writes); i >= 0 {
+			h := s.host(s.table.Host)
+			h.liveErr = s.table.read(ctx, s.paths[i], func(r *flow.Record, id string) {
+				if want(r) {
+					h.rows.add(row{Record: r, host: h.name, flowID: id, live: true})
+				}
+			})
+			h.live = h.liveErr == nil
+		}
 	}
 	addrs := map[string]bool{}
 	whole := false // every line has to be looked at
@@ -277,15 +277,25 @@ func (s *Lines) Prepare(ctx context.Context, questions []*Question) error {
 			whole = true
 		}
 	}
+	// All are opened before one is read, which may take minutes: what is rotated meanwhile keeps its records.
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
 	for _, path := range s.paths {
-		if err := s.file(ctx, path, addrs, whole, want); err != nil {
+		f, err := os.Open(path)
+		if err != nil {
+			return fmt.Errorf("read the records: %w", err)
+		}
+		files = append(files, f)
+	}
+	for _, f := range files {
+		if err := s.file(ctx, f, addrs, whole, want); err != nil {
 			return err
 		}
 	}
-	// The table is of a host that writes none of these files: it says nothing of them.
-	s.hosts = slices.DeleteFunc(s.hosts, func(h *lineHost) bool {
-		return h.first == "" && len(h.problems) == 0 && s.table != nil && h.name == s.table.Host && len(s.hosts) > 1
-	})
 	return nil
 }
 
@@ -333,12 +343,8 @@ func (c counted) Read(p []byte) (int, error) {
 const maxJSONLine = 1 << 20
 
 // file reads one file.
-func (s *Lines) file(ctx context.Context, path string, addrs map[string]bool, whole bool, want func(*flow.Record) bool) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("read the records: %w", err)
-	}
-	defer f.Close()
+func (s *Lines) file(ctx context.Context, f *os.File, addrs map[string]bool, whole bool, want func(*flow.Record) bool) error {
+	path := f.Name()
 	in, err := opened(counted{f, &s.read, func() {
 		if s.Tell != nil {
 			s.Tell(s.read, s.size)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/hex"
+	"fmt"
 	"slices"
 	"time"
 
@@ -27,6 +28,7 @@ const Limit = 20000
 type row struct {
 	*flow.Record
 	host     string
+	folder   string // of the host in an archive; "" elsewhere
 	flowID   string // "" if the record does not tell
 	dropped  []string
 	file     string
@@ -48,7 +50,7 @@ type facts struct {
 	problems []Reason
 	dropped  []string // keys that are left out
 	live     bool     // the table was read
-	liveErr  error    // why not
+	liveErr  error    // why that is no witness
 	scanned  bool     // files were read from their beginning to their end
 	over     bool     // there are more rows than an answer may have
 	folder   string   // of the host in an archive
@@ -57,10 +59,35 @@ type facts struct {
 	looked   []archive.File // that may have held what was asked for
 }
 
-// Table is the table of live flows of this machine.
+// Table is the table of live flows of this machine, and the daemon that puts on record what ends in it.
 type Table struct {
 	Host, Observer string
-	Read           func(ctx context.Context, visit func(*flow.Record)) error
+
+	// Writes reports whether the daemon writes the archive, or the file, at a path. Of a copy the table says nothing.
+	Writes func(path string) bool
+
+	Read func(ctx context.Context, visit func(*flow.Record)) error
+
+	// Recorded waits until all flows that have ended by now are on record in what is written at the path. The error says
+	// why that is not so, in words that go on "... (no ctlogd answers)".
+	Recorded func(ctx context.Context, path string) error
+}
+
+// read reads the table for what is written at path. The error says why that is no witness: then what has ended may be in
+// neither.
+func (t *Table) read(ctx context.Context, path string, visit func(r *flow.Record, id string)) error {
+	key := format.NewObserverKey(t.Observer)
+	err := t.Read(ctx, func(r *flow.Record) {
+		r.Event = flow.EventOpen
+		visit(r, idOf(key, r))
+	})
+	if err != nil {
+		return fmt.Errorf("the table of live flows could not be read (%w): ask as root", err)
+	}
+	if err := t.Recorded(ctx, path); err != nil {
+		return fmt.Errorf("what has ended since the last record may not be on record yet (%w)", err)
+	}
+	return nil
 }
 
 // kept are rows that were read once for all questions.

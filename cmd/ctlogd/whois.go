@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/flow"
-	"github.com/ctlogd/ctlogd/input/ctnetlink"
 	"github.com/ctlogd/ctlogd/whois"
 )
 
@@ -355,24 +354,8 @@ func (o *whoisOptions) source(ctx context.Context) (s whois.Source, cfg *Config,
 	}
 	var table *whois.Table
 	if cfg != nil && !o.noTable {
-		table = &whois.Table{Host: cfg.Host, Observer: cfg.Observer, Read: readTable}
+		table = newTable(cfg)
 	}
 	s, err = whois.Open(paths, o.hosts, table)
 	return s, cfg, err
 }
-
-// readTable reads the table of live flows, and gives what ends meanwhile the time to come to the archive.
-func readTable(ctx context.Context, visit func(*flow.Record)) error {
-	if err := ctnetlink.ReadTable(ctx, visit); err != nil {
-		return err
-	}
-	select {
-	case <-time.After(settleTime):
-	case <-ctx.Done():
-	}
-	return ctx.Err()
-}
-
-// settleTime is how long a record may be on its way from the kernel to an output that keeps up: a batch is 50 ms old at
-// most.
-const settleTime = 250 * time.Millisecond

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/ctlogd/ctlogd/input/ctnetlink"
+	"github.com/ctlogd/ctlogd/live"
+	"github.com/ctlogd/ctlogd/monitor"
+	"github.com/ctlogd/ctlogd/whois"
+)
+
+// witness is the daemon of this machine, as far as it bears witness for whois: what is in the table is alive, and what has
+// ended is on record, if the daemon runs, reads this table, and is not behind.
+type witness struct {
+	cfg *Config
+	ask func(ctx context.Context) (*live.View, error)
+}
+
+// newTable returns the table of live flows with its witness.
+func newTable(cfg *Config) *whois.Table {
+	w := &witness{cfg: cfg, ask: live.NewClient(cmp.Or(cfg.Live.Socket, live.DefaultSocket)).Status}
+	if cfg.Live.Socket == live.NoSocket {
+		w.ask = func(context.Context) (*live.View, error) {
+			return nil, errors.New("live.socket is none, so ctlogd cannot be asked")
+		}
+	}
+	return &whois.Table{Host: cfg.Host, Observer: cfg.Observer, Read: ctnetlink.ReadTable,
+		Writes:   func(path string) bool { return w.output(path) != "" },
+		Recorded: w.recorded}
+}
+
+// output returns the name of the output that writes the archive, or the file, at a path; "" if none does.
+func (w *witness) output(path string) string {
+	is, err := os.Stat(path)
+	if err != nil {
+		return ""
+	}
+	same := func(p string) bool {
+		info, err := os.Stat(p)
+		return err == nil && os.SameFile(info, is)
+	}
+	for i := range w.cfg.Outputs.Archive {
+		if o := &w.cfg.Outputs.Archive[i]; same(o.Path) {
+			return o.Name()
+		}
+	}
+	for i := range w.cfg.Outputs.JSONL {
+		if o := &w.cfg.Outputs.JSONL[i]; same(o.Path) {
+			return o.Name()
+		}
+	}
+	return ""
+}
+
+// recordWithin is how long an output may take to put on record what has ended by now. A reader that is idle goes round once
+// a second.
+const recordWithin = 5 * time.Second
+
+// recorded waits until the output that writes what is at path has all that has ended by now.
+func (w *witness) recorded(ctx context.Context, path string) error {
+	now := time.Now()
+	name := w.output(path)
+	read := time.Time{} // when all of it was seen to be in the queues
+	for {
+		bounded, cancel := context.WithTimeout(ctx, recordWithin)
+		v, err := w.ask(bounded)
+		cancel()
+		if err != nil {
+			return err
+		}
+		if err := sameTable(v.PID); err != nil {
+			return err
+		}
+		if read.IsZero() && !v.Reader.ReadTo.Before(now) {
+			read = v.Time
+		}
+		o := outputOf(v.Outputs, name)
+		if o == nil {
+			return fmt.Errorf("the running ctlogd has no output %s", name)
+		}
+		waits := v.Time.Add(-time.Duration(o.OldestAge * float64(time.Second)))
+		if !read.IsZero() && (o.OldestAge == 0 || waits.After(read)) {
+			return nil
+		}
+		if time.Since(now) > recordWithin {
+			if o.OldestAge == 0 {
+				return fmt.Errorf("ctlogd has read the kernel's events up to %s only", v.Reader.ReadTo.UTC().Format(time.DateTime+" UTC"))
+			}
+			why := ""
+			if o.Failing {
+				why = ": " + o.Error
+			}
+			return fmt.Errorf("records wait since %s to be written%s", waits.UTC().Format(time.DateTime+" UTC"), why)
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func outputOf(outputs []monitor.Output, name string) *monitor.Output {
+	for i := range outputs {
+		if outputs[i].Name == name {
+			return &outputs[i]
+		}
+	}
+	return nil
+}
+
+// sameTable says why the table of this process is not the one that the daemon reads: each network namespace has its own.
+func sameTable(pid int) error {
+	own, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		return err
+	}
+	theirs, err := os.Readlink(filepath.Join("/proc", fmt.Sprint(pid), "ns/net"))
+	if err != nil {
+		return fmt.Errorf("which network namespace ctlogd runs in cannot be seen: %w", err)
+	}
+	if own != theirs {
+		return fmt.Errorf("ctlogd runs in another network namespace than this command: nsenter --net=/proc/%d/ns/net ctlogd whois ... asks in its own", pid)
+	}
+	return nil
+}
