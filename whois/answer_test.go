@@ -43,6 +43,14 @@ func open(r *flow.Record, seen int64) *flow.Record {
 	return r
 }
 
+// reached makes the flow one that came in at 203.0.113.5:40000, which is not translated.
+func reached(r *flow.Record) *flow.Record {
+	src, dst := r.Orig.Dst, flow.AddrFrom(netip.MustParseAddr("203.0.113.5"))
+	r.Orig = flow.Tuple{Src: src, Dst: dst, SrcPort: 3333, DstPort: 40000, Proto: flow.TCP}
+	r.Reply = flow.Tuple{Src: dst, Dst: src, SrcPort: 40000, DstPort: 3333, Proto: flow.TCP}
+	return r
+}
+
 func with(r *flow.Record, has flow.Has) *flow.Record { r.Has |= has; return r }
 
 func point(at int64) *Question {
@@ -110,7 +118,29 @@ func TestJudge(t *testing.T) {
 		"twice delivered":        {rows: asRows(a(), a()), facts: whole(), verdict: Sole},
 		"open and its end":       {rows: asRows(open(a(), noon-second), a()), facts: whole(), verdict: Sole},
 		"open alone, seen later": {rows: asRows(open(a(), noon+hour)), facts: whole(), verdict: Sole},
-		"open, ended before":     {rows: asRows(open(a(), noon-30*second), snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-minute, noon-second)), facts: whole(), verdict: None, exit: 3},
+		"open, ended before, no flow_id": {rows: func() []row {
+			rows := asRows(open(a(), noon-30*second), snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-minute, noon-second))
+			rows[0].flowID, rows[1].flowID = "", ""
+			return rows
+		}(), facts: whole(), verdict: None, exit: 3},
+		"itself, reached": {rows: func() []row {
+			rows := asRows(reached(a()))
+			rows[0].incoming = true
+			return rows
+		}(), facts: whole(), verdict: Sole},
+		"itself, reached, and a subscriber": {rows: func() []row {
+			rows := asRows(a(), reached(b()))
+			rows[1].incoming = true
+			return rows
+		}(), facts: whole(), verdict: Sole},
+		"itself, reached, and one in doubt": {rows: func() []row {
+			r := a()
+			r.Start = 0
+			rows := asRows(r, reached(b()))
+			rows[1].incoming = true
+			return rows
+		}(), facts: whole(), verdict: Ambiguous, exit: 5, missing: "start_unknown", decides: "the destination decides (--dst)"},
+		"open, ended before": {rows: asRows(open(a(), noon-30*second), snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-minute, noon-second)), facts: whole(), verdict: None, exit: 3},
 		"last seen by a checkpoint": {rows: asRows(open(snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-4*hour, 0), noon-hour)),
 			facts: whole(gapAt("crash", noon-minute, noon-second)), verdict: Sole, exit: 5, missing: "end_unknown"},
 		"gone at the next checkpoint": {rows: asRows(open(snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-4*hour, 0), noon-2*hour)), facts: whole(), verdict: None, exit: 3},

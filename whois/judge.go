@@ -130,6 +130,7 @@ func judge(q *Question, rows []row, hosts []*facts, now time.Time) *Answer {
 		unsynced[h.host] = unsynced[h.host] || h.Has&flow.Unsynchronized != 0
 		a.Holders = append(a.Holders, h)
 	}
+	a.setAside()
 	slices.SortStableFunc(a.Holders, func(x, y *Holder) int {
 		return cmp.Or(cmp.Compare(len(x.Doubts), len(y.Doubts)), cmp.Compare(x.Subscriber, y.Subscriber), cmp.Compare(x.Start, y.Start),
 			cmp.Compare(x.host, y.host), cmp.Compare(x.file, y.file), cmp.Compare(x.number, y.number))
@@ -149,6 +150,7 @@ func judge(q *Question, rows []row, hosts []*facts, now time.Time) *Answer {
 			a.Missing = append(a.Missing, h.doubt())
 		}
 	}
+	a.sameNames()
 	a.Missing = dedupe(a.Missing)
 	a.Complete = len(a.Missing) == 0
 	if a.Scanned {
@@ -156,6 +158,46 @@ func judge(q *Question, rows []row, hosts []*facts, now time.Time) *Answer {
 	}
 	a.verdict()
 	return a
+}
+
+// itself reports whether the address that is asked for is the holder's own: nothing was translated.
+func (h *Holder) itself() bool { return h.Inside == h.Outside && h.Inside.Addr.IsValid() }
+
+// setAside takes flows that came in at the address itself out of the holders where somebody is known to have had it by
+// translation: who talks to the firewall itself, such as a scanner, makes no second holder.
+func (a *Answer) setAside() {
+	if !slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Certain() && !h.itself() }) {
+		return
+	}
+	n := len(a.Holders)
+	a.Holders = slices.DeleteFunc(a.Holders, func(h *Holder) bool { return h.incoming && h.itself() })
+	if n -= len(a.Holders); n > 0 {
+		a.Notes = append(a.Notes, fmt.Sprintf("Besides, %s at %s itself, untranslated: to the firewall, or whichever machine has the address.",
+			plural(n, "flow came in", "flows came in"), a.Question.Public))
+	}
+}
+
+// sameNames tells when one inside address is on record at several machines: one subscriber behind a pair, and perhaps
+// others elsewhere, since private addresses are everybody's.
+func (a *Answer) sameNames() {
+	at := map[string][]string{}
+	var names []string
+	for _, h := range a.Holders {
+		hosts := at[h.Subscriber]
+		if hosts == nil {
+			names = append(names, h.Subscriber)
+		}
+		if !slices.Contains(hosts, h.host) {
+			at[h.Subscriber] = append(hosts, h.host)
+		}
+	}
+	for _, name := range names {
+		if hosts := at[name]; len(hosts) > 1 {
+			slices.Sort(hosts)
+			a.Notes = append(a.Notes, fmt.Sprintf("%s is on record at %s: one subscriber where these are a pair, and perhaps several where they are not (--host asks one).",
+				name, list(hosts, 5)))
+		}
+	}
 }
 
 func dedupe(reasons []Reason) (out []Reason) {
@@ -170,8 +212,25 @@ func dedupe(reasons []Reason) (out []Reason) {
 }
 
 // merge makes one of the records of each flow. Its end takes the place of records that say that it was alive. Without a
-// flow_id nothing is merged.
+// flow_id ends are never merged; what says that a flow was alive goes where there is an end of what looks the same: what is
+// on record of the tuples, and the start to the nanosecond.
 func merge(rows []row) (all []*Holder) {
+	type look struct {
+		host        string
+		orig, reply flow.Tuple
+		zone        uint16
+		start       int64
+		incoming    bool
+	}
+	looks := func(h *Holder) look {
+		r := *h.Record
+		strip(&r, h.dropped) // a row log has more than a segment
+		return look{h.host, r.Orig, r.Reply, r.Zone, r.Start, h.incoming}
+	}
+	ended := map[look]bool{}
+	defer func() {
+		all = slices.DeleteFunc(all, func(h *Holder) bool { return h.flowID == "" && h.End == 0 && h.Start != 0 && ended[looks(h)] })
+	}()
 	type key struct {
 		host, id string
 		incoming bool
@@ -186,7 +245,9 @@ func merge(rows []row) (all []*Holder) {
 			h.Seen = t
 		}
 		if r.flowID == "" {
-			all = append(all, h)
+			if all = append(all, h); h.End != 0 {
+				ended[looks(h)] = true
+			}
 			continue
 		}
 		k := key{r.host, r.flowID, r.incoming}
@@ -279,7 +340,10 @@ func (h *Holder) describe(q *Question) {
 		dst.HasPort = false
 	}
 	if h.incoming {
-		h.Inside, h.Outside, h.Far = end(r.Reply.Src, r.Reply.SrcAddr(), r.Reply.SrcPort, "nat_dst_port"), dst, src
+		h.Inside, h.Outside, h.Far = dst, dst, src
+		if r.NAT()&flow.NATDst != 0 {
+			h.Inside = end(r.Reply.Src, r.Reply.SrcAddr(), r.Reply.SrcPort, "nat_dst_port")
+		}
 	} else {
 		h.Inside, h.Far = src, dst
 		a, port := archive.PublicSource(r)
@@ -363,6 +427,9 @@ func (a *Answer) verdict() {
 		a.Summary = fmt.Sprintf("%s had %s.", names[0], what)
 		if q.Src.IsValid() {
 			a.Summary = fmt.Sprintf("%s had %s.", names[0], plural(len(a.Holders), "flow", "flows"))
+		}
+		if q.Public.Addr.IsValid() && !slices.ContainsFunc(a.Holders, func(h *Holder) bool { return !h.itself() }) {
+			a.Notes = append(a.Notes, fmt.Sprintf("%s was not translated: the holder is the machine that has this address itself.", q.Public.Addr))
 		}
 		if !slices.ContainsFunc(a.Holders, (*Holder).Certain) {
 			a.Summary = fmt.Sprintf("%s may have had %s: of none of its flows is it certain.", names[0], what)

@@ -61,6 +61,9 @@ func (h *Holder) path() string {
 	if far == "" {
 		far = "(destination not on record)"
 	}
+	if h.incoming && h.itself() {
+		return fmt.Sprintf("%s -> %s on %s", far, h.Outside, h.host)
+	}
 	if h.incoming {
 		return fmt.Sprintf("%s -> %s, sent on to %s on %s", far, h.Outside, h.Inside, h.host)
 	}

@@ -202,9 +202,9 @@ func (q *Question) queries(since int64) (all []archive.Query) {
 		p := base
 		p.Public, p.Port, p.HasPort = q.Public.Addr, q.Public.Port, q.Public.HasPort
 		p.Where = func(r *flow.Record) bool { return q.far(r, false) }
-		f := base // a forwarded port
+		f := base // what came in at it
 		f.Dst, f.DstPort, f.HasDstPort = q.Public.Addr, q.Public.Port, q.Public.HasPort
-		f.Where = func(r *flow.Record) bool { return q.forwarded(r) && q.far(r, true) }
+		f.Where = func(r *flow.Record) bool { return q.reached(r) && q.far(r, true) }
 		return append(all, p, f)
 	case q.Src.IsValid():
 		if q.Src.IsSingleIP() {
@@ -220,10 +220,24 @@ func (q *Question) queries(since int64) (all []archive.Query) {
 	return append(all, base)
 }
 
-// forwarded reports whether the flow came in at the address and port that are asked for, and was sent on.
-func (q *Question) forwarded(r *flow.Record) bool {
-	return r.NAT()&flow.NATDst != 0 && r.Orig.DstAddr() == q.Public.Addr &&
-		(!q.Public.HasPort || r.Orig.DstPort == q.Public.Port) && !r.Orig.Proto.IsICMP()
+// reached reports whether the flow came in at the address and port that are asked for: to a port that is forwarded, or to
+// an address that is not translated, whose machine has answered.
+func (q *Question) reached(r *flow.Record) bool {
+	if r.Orig.DstAddr() != q.Public.Addr || q.Public.HasPort && r.Orig.DstPort != q.Public.Port || r.Orig.Proto.IsICMP() {
+		return false
+	}
+	return r.NAT()&flow.NATDst != 0 || r.NAT() == 0 && answered(r)
+}
+
+// answered reports whether the far side of a flow has answered, as far as that is on record.
+func answered(r *flow.Record) bool {
+	switch {
+	case r.Has&flow.HasCounters != 0:
+		return r.ReplyCounters.Packets > 0
+	case r.Has&flow.HasStatus != 0:
+		return r.Status&flow.StatusSeenReply != 0
+	}
+	return true
 }
 
 // far reports whether the far side is the one that is asked for. What is not on record may be.

@@ -194,6 +194,8 @@ func (a *Answer) statement() (s []string) {
 		s = append(s, fmt.Sprintf("%s: %s of %s. Each is listed below.", lead, plural(len(a.Holders), "connection", "connections"), cmp.Or(q.SrcEnd.String(), q.Src.String())))
 	case a.Verdict == None:
 		s = append(s, lead+" nobody used "+use+".")
+	case a.Verdict == Sole && q.Public.Addr.IsValid() && !slices.ContainsFunc(a.Holders, func(h *Holder) bool { return !h.itself() || !h.Certain() }):
+		s = append(s, fmt.Sprintf("%s %s was used by the machine that has this address itself: the address is not translated.", lead, use))
 	case a.Verdict == Sole && slices.ContainsFunc(a.Holders, (*Holder).Certain):
 		s = append(s, fmt.Sprintf("%s one subscriber used %s: the one with the inside address %s.", lead, use, names[0]))
 	case a.Verdict == Sole:

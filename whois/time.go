@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	_ "time/tzdata" // a firewall may have none
 )
 
 // Moment is a time as somebody has written it: all instants that the text may mean. "12:03:07" is any of that second.
@@ -33,8 +34,11 @@ var unclear = map[string]string{
 var (
 	ago = regexp.MustCompile(`^(\d+(?:\.\d+)?)\s*([a-z]+)\s+ago$`)
 	// A date and a time of day, then perhaps a zone. Seconds and their fraction may be absent.
+	// Of numbers alone, a date has its year first, or dots: 27/11 and 11/27 are not told apart.
 	isoTime  = regexp.MustCompile(`^(\d{4}-\d{2}-\d{2}|\d{4}/\d{2}/\d{2})(?:[Tt_]|\s+)(\d{2}:\d{2})(:\d{2})?(?:[.,](\d{1,9}))?\s*(.*)$`)
 	mailTime = regexp.MustCompile(`^(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]*,?\s+)?(\d{1,2}\s+(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\s+\d{4})\s+(\d{2}:\d{2})(:\d{2})?(?:[.,](\d{1,9}))?\s*(.*)$`)
+	dotTime  = regexp.MustCompile(`^(\d{1,2}\.\d{1,2}\.\d{4}),?\s+(\d{2}:\d{2})(:\d{2})?(?:[.,](\d{1,9}))?\s*(.*)$`)
+	usTime   = regexp.MustCompile(`^((?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\s+\d{1,2}),?\s+(\d{4}),?\s+(\d{2}:\d{2})(:\d{2})?(?:[.,](\d{1,9}))?\s*(.*)$`)
 	ctime    = regexp.MustCompile(`^(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)\s+((?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\s+\d{1,2})\s+(\d{2}:\d{2})(:\d{2})(?:\s+([A-Za-z/_]+))?\s+(\d{4})$`)
 	webTime  = regexp.MustCompile(`^\[?(\d{1,2}/(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)/\d{4}):(\d{2}:\d{2})(:\d{2})(?:[.,](\d{1,9}))?\s*(.*?)\]?$`)
 	offset   = regexp.MustCompile(`^(?:UTC|GMT)?([+-])(\d{1,2}):?(\d{2})?$`)
@@ -84,6 +88,12 @@ func ParseTime(text string, now time.Time, zone *time.Location) (m Moment, err e
 	case webTime.MatchString(s):
 		p := webTime.FindStringSubmatch(s)
 		date, clock, second, fraction, rest, layout = p[1], p[2], p[3], p[4], p[5], "2/Jan/2006"
+	case dotTime.MatchString(s):
+		p := dotTime.FindStringSubmatch(s)
+		date, clock, second, fraction, rest, layout = p[1], p[2], p[3], p[4], p[5], "2.1.2006"
+	case usTime.MatchString(s):
+		p := usTime.FindStringSubmatch(s)
+		date, clock, second, fraction, rest, layout = p[1]+" "+p[2], p[3], p[4], p[5], p[6], "Jan 2 2006"
 	case ctime.MatchString(s):
 		p := ctime.FindStringSubmatch(s)
 		date, clock, second, rest, layout = p[1]+" "+p[5], p[2], p[3], p[4], "Jan 2 2006"
@@ -180,6 +190,9 @@ func parseZone(s string) (*time.Location, error) {
 		return time.FixedZone(fmt.Sprintf("%s%02d:%02d", p[1], h, m), seconds), nil
 	}
 	upper := strings.ToUpper(s)
+	if half, _, _ := strings.Cut(upper, " "); half == "AM" || half == "PM" {
+		return nil, errors.New("write the hour from 00 to 23, without AM and PM")
+	}
 	if hours, ok := zones[upper]; ok {
 		if hours == 0 {
 			return time.UTC, nil
@@ -213,16 +226,42 @@ func Local() *time.Location {
 	return time.Local
 }
 
+// seasons are places with summer time whose abbreviations many write the whole year.
+var seasons = map[string]string{
+	"CET": "Europe/Berlin", "CEST": "Europe/Berlin", "WET": "Europe/Lisbon", "WEST": "Europe/Lisbon", "EET": "Europe/Helsinki", "EEST": "Europe/Helsinki",
+	"EST": "America/New_York", "EDT": "America/New_York", "CDT": "America/Chicago", "MDT": "America/Denver",
+	"PST": "America/Los_Angeles", "PDT": "America/Los_Angeles", "AKST": "America/Anchorage", "AKDT": "America/Anchorage",
+	"AEST": "Australia/Sydney", "AEDT": "Australia/Sydney", "NZST": "Pacific/Auckland", "NZDT": "Pacific/Auckland",
+}
+
 // in returns the instant that a clock on the wall of a place showed. Where clocks are set forward there is none, where
-// they are set back there are two.
-func in(wall time.Time, place *time.Location) (time.Time, error) {
-	at := time.Date(wall.Year(), wall.Month(), wall.Day(), wall.Hour(), wall.Minute(), wall.Second(), 0, place)
-	if at.Hour() != wall.Hour() || at.Minute() != wall.Minute() {
-		return at, fmt.Errorf("clocks in %s never showed this: they were set forward; write the time with an offset, such as +01:00", place)
+// they are set back there are two, and an abbreviation out of its season may be meant as it stands or not.
+func in(wall time.Time, place *time.Location) (at time.Time, err error) {
+	// What the place was ahead of UTC a day before and a day after: one of the two, unless that changed in between.
+	found := 0
+	for i, day := range [...]time.Duration{-24 * time.Hour, 24 * time.Hour} {
+		_, ahead := wall.Add(day).In(place).Zone()
+		t := wall.Add(-time.Duration(ahead) * time.Second).In(place)
+		if t.Format(time.DateTime) == wall.Format(time.DateTime) && (found == 0 || !t.Equal(at)) {
+			at = t
+			found++
+		}
+		if i == 1 && found == 0 {
+			return t, fmt.Errorf("clocks in %s never showed this: they were set forward; write the time with an offset, such as +01:00", place)
+		}
 	}
-	for _, d := range [...]time.Duration{-time.Hour, time.Hour, -30 * time.Minute, 30 * time.Minute} {
-		if other := at.Add(d); other.Hour() == at.Hour() && other.Minute() == at.Minute() {
-			return at, fmt.Errorf("clocks in %s showed this twice: they were set back; write the time with an offset, such as +01:00", place)
+	if found == 2 {
+		return at, fmt.Errorf("clocks in %s showed this twice: they were set back; write the time with an offset, such as +01:00", place)
+	}
+	where, ok := seasons[place.String()]
+	if !ok {
+		return at, nil
+	}
+	if l, err := time.LoadLocation(where); err == nil {
+		_, means := at.Zone()
+		if name, shown := at.In(l).Zone(); shown != means {
+			return at, fmt.Errorf("%s then: clocks in %s showed %s, and many write %s the whole year; write the offset that is meant, %s or %s",
+				place, where, name, place, at.Format("-07:00"), at.In(l).Format("-07:00"))
 		}
 	}
 	return at, nil

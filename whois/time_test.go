@@ -48,6 +48,12 @@ func TestParseTime(t *testing.T) {
 		{"1.5d ago", "2026-11-26T00:00:00Z", 1, false},
 		{"now", "2026-11-27T12:00:00Z", 1, false},
 		{"  2026-11-27   11:03:07   UTC ", "2026-11-27T11:03:07Z", second, false},
+		{"27.11.2026 11:03:07", "2026-11-27T10:03:07Z", second, true},
+		{"27.11.2026, 11:03 CET", "2026-11-27T10:03:00Z", minute, false},
+		{"Nov 27, 2026 11:03:07 EST", "2026-11-27T16:03:07Z", second, false},
+		{"Nov  7 2026 11:03:07 UTC", "2026-11-07T11:03:07Z", second, false},
+		{"2026-10-25 01:59:59", "2026-10-24T23:59:59Z", second, true},
+		{"2026-10-25 03:00:00", "2026-10-25T02:00:00Z", second, true},
 		{"2016-12-31 23:59:60 UTC", "2017-01-01T00:00:00Z", second, false},
 	} {
 		m, err := ParseTime(c.text, testNow, berlin)
@@ -69,32 +75,39 @@ func TestParseTimeRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for text, want := range map[string]string{
-		"":                                  "no time; write it such as",
-		"tomorrow":                          "is no time that can be read",
-		"2026-11-27":                        "is no time that can be read",
-		"2026-02-30 12:00:00":               "there is no such day or hour",
-		"2026-11-27 25:00:00":               "there is no such day or hour",
-		"2026-11-27 12:00:00 XYZ":           `the zone "XYZ" is not known`,
-		"2026-11-27 12:00:00 ../../etc/x":   "is not known",
-		"2026-11-27 12:00:00 +25:00":        "there is no zone",
-		"2026-11-27 12:00:00 CST":           "may be -06:00 or +08:00; write the offset",
-		"2026-11-27 12:00:00 IST":           "write the offset",
-		"2026-03-29 02:30:00":               "never showed this",
-		"2026-10-25 02:30:00":               "showed this twice",
-		"2026-10-25 02:30:00 Europe/Berlin": "showed this twice",
-		"1969-01-01 00:00:00 UTC":           "of which there are records",
-		"10 parsecs ago":                    "use s, m, h, d or w",
-		"99999999999999d ago":               "use s, m, h, d or w",
-		"9999999999999999999":               "can be read",
-		"27/11/2026 12:00:00":               "is no time that can be read",
-		"2026-11-27 12:00.5 UTC":            "is no time that can be read",
+		"":                                        "no time; write it such as",
+		"tomorrow":                                "is no time that can be read",
+		"2026-11-27":                              "is no time that can be read",
+		"2026-02-30 12:00:00":                     "there is no such day or hour",
+		"2026-11-27 25:00:00":                     "there is no such day or hour",
+		"2026-11-27 12:00:00 XYZ":                 `the zone "XYZ" is not known`,
+		"2026-11-27 12:00:00 ../../etc/x":         "is not known",
+		"2026-11-27 12:00:00 +25:00":              "there is no zone",
+		"2026-11-27 12:00:00 CST":                 "may be -06:00 or +08:00; write the offset",
+		"2026-11-27 12:00:00 IST":                 "write the offset",
+		"2026-03-29 02:30:00":                     "never showed this",
+		"2026-10-25 02:30:00":                     "showed this twice",
+		"2026-10-25 02:30:00 Europe/Berlin":       "showed this twice",
+		"1969-01-01 00:00:00 UTC":                 "of which there are records",
+		"10 parsecs ago":                          "use s, m, h, d or w",
+		"99999999999999d ago":                     "use s, m, h, d or w",
+		"9999999999999999999":                     "can be read",
+		"27/11/2026 12:00:00":                     "is no time that can be read",
+		"11/12/2026 12:00:00 UTC":                 "is no time that can be read",
+		"2026-11-27 02:00:00 PM UTC":              "without AM and PM",
+		"2026-07-27 12:00:00 CET":                 "clocks in Europe/Berlin showed CEST, and many write CET the whole year; write the offset that is meant, +01:00 or +02:00",
+		"2026-01-27 12:00:00 EDT":                 "clocks in America/New_York showed EST",
+		"2026-07-27 12:00:00 EST":                 "-05:00 or -04:00",
+		"2026-04-05 01:45:00 Australia/Lord_Howe": "showed this twice",
+		"2011-12-30 12:00:00 Pacific/Apia":        "never showed this",
+		"2026-11-27 12:00.5 UTC":                  "is no time that can be read",
 	} {
 		if m, err := ParseTime(text, testNow, berlin); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, error %v, want %q", text, m, err, want)
 		}
 	}
 	// With an offset, each of the two is one.
-	for text, want := range map[string]string{"2026-10-25 02:30:00 +02:00": "2026-10-25T00:30:00Z", "2026-10-25 02:30:00 CET": "2026-10-25T01:30:00Z"} {
+	for text, want := range map[string]string{"2026-10-25 02:30:00 +02:00": "2026-10-25T00:30:00Z", "2026-10-25 02:30:00 CET": "2026-10-25T01:30:00Z", "2026-10-25 02:30:00 CEST": "2026-10-25T00:30:00Z"} {
 		if m, err := ParseTime(text, testNow, berlin); err != nil || time.Unix(0, m.From).UTC().Format(time.RFC3339) != want {
 			t.Errorf("%q: %v, error %v, want %s", text, m, err, want)
 		}

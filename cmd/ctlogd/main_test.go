@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -22,6 +23,9 @@ const (
 	asDaemon   = "CTLOGD_TEST_DAEMON"
 	withConfig = "CTLOGD_TEST_CONFIG"
 	withRoot   = "CTLOGD_TEST_ROOT" // where the unit is
+
+	// asCommand makes it ctlogd with the arguments that it has, at the time that it names: RFC 3339, or "now".
+	asCommand = "CTLOGD_TEST_COMMAND"
 )
 
 func TestMain(m *testing.M) {
@@ -31,6 +35,12 @@ func TestMain(m *testing.M) {
 		hostRoot = "/nonexistent" // a ctlogd that is installed here is no concern of the tests
 	}
 	if len(os.Args) > 2 && os.Args[1] == "check" { // a check with the rights of another user
+		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+	}
+	if at := os.Getenv(asCommand); at != "" {
+		if t, err := time.Parse(time.RFC3339, at); err == nil {
+			clock = func() time.Time { return t }
+		}
 		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 	}
 	if file := os.Getenv(withConfig); file != "" {

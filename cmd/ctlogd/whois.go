@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,6 +22,9 @@ import (
 
 // defaultConfig is the configuration of the service.
 const defaultConfig = "/etc/ctlogd/ctlogd.yaml"
+
+// clock tells when a question is asked. Tests set it.
+var clock = time.Now
 
 // whoisMemory is what whois may take.
 const whoisMemory = 96 << 20
@@ -93,7 +97,7 @@ The exit status tells:
 // runWhois answers the question, and returns the exit status. Errors of the command line are plain, other ones failures.
 func runWhois(ctx context.Context, args []string, o whoisOptions, stdout, stderr io.Writer) (code int, err error) {
 	debug.SetMemoryLimit(whoisMemory)
-	now := time.Now()
+	now := clock()
 	zone, err := whois.LoadZone(o.zone)
 	if err != nil {
 		return 0, fmt.Errorf("--zone: %w", err)
@@ -102,16 +106,16 @@ func runWhois(ctx context.Context, args []string, o whoisOptions, stdout, stderr
 	if err != nil {
 		return 0, err
 	}
-	source, cfg, err := o.source(ctx)
+	rules, err := o.rules(ctx)
 	if err != nil {
 		return 0, &failure{err}
 	}
-	if cfg != nil && cfg.Whois.Case == "required" {
-		for _, i := range items {
-			if i.Question != nil && i.Question.Case == "" {
-				return 0, fmt.Errorf("%s asks for a case with each question (whois.case: required); name it with --case", o.config)
-			}
-		}
+	if rules.required != "" && slices.ContainsFunc(items, func(i whois.Item) bool { return i.Question != nil && i.Question.Case == "" }) {
+		return 0, fmt.Errorf("%s asks for a case with each question (whois.case: required); name it with --case", rules.required)
+	}
+	source, err := o.source(rules.cfg, rules.err)
+	if err != nil {
+		return 0, &failure{err}
 	}
 	p := newBar(stderr)
 	if l, ok := source.(*whois.Lines); ok {
@@ -134,8 +138,11 @@ func runWhois(ctx context.Context, args []string, o whoisOptions, stdout, stderr
 	for n, i := range items {
 		var a *whois.Answer
 		if i.Err == nil {
-			if a, err = whois.Ask(ctx, source, i.Question, now); err == nil && cfg != nil && cfg.Whois.Audit != "" {
-				err = whois.Audit(cfg.Whois.Audit, whois.Asker(), []*whois.Answer{a})
+			a, err = whois.Ask(ctx, source, i.Question, now)
+			for _, file := range rules.audit {
+				if err == nil {
+					err = whois.Audit(file, whois.Asker(), []*whois.Answer{a})
+				}
 			}
 			if err == nil && o.report != "" {
 				err = whois.NewReport(a, whois.Asker(), versionText(), now).Write(o.report)
@@ -323,23 +330,66 @@ func (o *whoisOptions) question(args []string, now time.Time, zone *time.Locatio
 	return q, q.Validate(now)
 }
 
-// source opens what the question is asked. config is the configuration, nil if it was not needed.
-func (o *whoisOptions) source(ctx context.Context) (s whois.Source, cfg *Config, err error) {
-	paths := o.archives
-	cfg, err = LoadConfig(ctx, o.config)
-	if err == nil {
-		err = cfg.Resolve()
+// houseRules are what the configurations say about questions.
+type houseRules struct {
+	audit    []string // files that each question is appended to
+	required string   // the configuration that asks for a case; "": none does
+	cfg      *Config  // the one that names the archives; nil if there is none
+	err      error    // why
+}
+
+// rules reads the configuration that was named, and that of the service: another one, or archives that are named, lead
+// past no audit of this machine. One that is there and cannot be read is an error: what it asks for is not known.
+func (o *whoisOptions) rules(ctx context.Context) (r houseRules, err error) {
+	files := []string{o.config}
+	if o.config == defaultConfig {
+		files[0] = theService()
+	} else if !sameFile(o.config, theService()) {
+		files = append(files, theService())
 	}
-	if err != nil && len(paths) == 0 {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, nil, fmt.Errorf("there is no %s to tell where the archive is; name it with --archive DIR", o.config)
+	for i, file := range files {
+		cfg, err := LoadConfig(ctx, file)
+		if err == nil {
+			err = cfg.Resolve()
 		}
-		return nil, nil, fmt.Errorf("%w\nname the archive with --archive DIR", err)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			if i == 0 {
+				r.err = err
+			}
+			continue
+		case errors.Is(err, fs.ErrPermission):
+			return r, fmt.Errorf("%v; it says whether questions are put on record: ask as root, or as a member of its group", err)
+		case err != nil:
+			return r, fmt.Errorf("%v\nthe configuration says whether questions are put on record: correct it, and ask again", err)
+		}
+		if i == 0 {
+			r.cfg = cfg
+		}
+		if cfg.Whois.Audit != "" && !slices.Contains(r.audit, cfg.Whois.Audit) {
+			r.audit = append(r.audit, cfg.Whois.Audit)
+		}
+		if cfg.Whois.Case == "required" {
+			r.required = file
+		}
 	}
-	if err != nil {
-		cfg = nil
-	}
-	if len(paths) == 0 {
+	return r, nil
+}
+
+func sameFile(a, b string) bool {
+	x, err := os.Stat(a)
+	y, other := os.Stat(b)
+	return a == b || err == nil && other == nil && os.SameFile(x, y)
+}
+
+// source opens what the question is asked. cfg is the configuration; nil, with the reason, if there is none.
+func (o *whoisOptions) source(cfg *Config, why error) (whois.Source, error) {
+	paths := o.archives
+	switch {
+	case len(paths) > 0:
+	case cfg == nil:
+		return nil, fmt.Errorf("%v; name the archive with --archive DIR", why)
+	default:
 		for _, a := range cfg.Outputs.Archive {
 			paths = append(paths, a.Path)
 		}
@@ -349,13 +399,12 @@ func (o *whoisOptions) source(ctx context.Context) (s whois.Source, cfg *Config,
 			}
 		}
 		if len(paths) == 0 {
-			return nil, nil, fmt.Errorf("%s has no outputs.archive; name an archive, or files of JSON lines, with --archive", o.config)
+			return nil, fmt.Errorf("%s has no outputs.archive; name an archive, or files of JSON lines, with --archive", o.config)
 		}
 	}
 	var table *whois.Table
 	if cfg != nil && !o.noTable {
 		table = newTable(cfg)
 	}
-	s, err = whois.Open(paths, o.hosts, table)
-	return s, cfg, err
+	return whois.Open(paths, o.hosts, table)
 }

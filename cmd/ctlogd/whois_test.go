@@ -1,0 +1,321 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ctlogd/ctlogd/archive"
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+// askedAt is when questions are asked in these tests: the day on which docs/whois.md was written.
+const askedAt = "2026-11-27T13:10:17Z"
+
+// office is a machine with an archive of a firewall at var/log/ctlogd/archive, and a configuration that names it.
+type office struct {
+	root, archive string
+	env           []string // in which ctlogd is a command
+}
+
+// ended returns the end of a flow that was translated. Times are of 27 November 2026, UTC.
+func ended(proto flow.Proto, src, public, dst string, start, end string) *flow.Record {
+	at := func(s string) int64 {
+		t, err := time.Parse(time.DateTime, "2026-11-27 "+s)
+		if err != nil {
+			panic(err)
+		}
+		return t.UnixNano()
+	}
+	s, p, d := netip.MustParseAddrPort(src), netip.MustParseAddrPort(public), netip.MustParseAddrPort(dst)
+	r := &flow.Record{
+		Event: flow.EventDestroy, Has: flow.HasOrig | flow.HasReply | flow.HasCounters, Start: at(start), Stop: at(end), Received: at(end),
+		Orig: flow.Tuple{Src: flow.AddrFrom(s.Addr()), Dst: flow.AddrFrom(d.Addr()), SrcPort: s.Port(), DstPort: d.Port(), Proto: proto, V6: s.Addr().Is6()},
+		Reply: flow.Tuple{Src: flow.AddrFrom(d.Addr()), Dst: flow.AddrFrom(p.Addr()), SrcPort: d.Port(), DstPort: p.Port(), Proto: proto,
+			V6: s.Addr().Is6()},
+		OrigCounters: flow.Counters{Packets: 14, Bytes: 2211}, ReplyCounters: flow.Counters{Packets: 19, Bytes: 20733},
+	}
+	if proto == flow.ICMP {
+		r.Orig.DstPort, r.Reply.SrcPort, r.Reply.DstPort = 8<<8, p.Port(), 0
+	}
+	return r
+}
+
+// newOffice makes the machine: 10.64.3.8 and 10.64.3.9 have 203.0.113.5:40000 at 11:03:07, 10.64.3.7 has 203.0.113.5:41000,
+// records of 10:30 are missing, and the table was read at 12:30.
+func newOffice(t *testing.T, more ...*flow.Record) *office {
+	t.Helper()
+	o := &office{root: t.TempDir()}
+	o.archive = filepath.Join(o.root, "var/log/ctlogd/archive")
+	for _, dir := range []string{"bin", "etc/ctlogd", "var/log/ctlogd"} {
+		if err := os.MkdirAll(filepath.Join(o.root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.write(t, "etc/ctlogd/ctlogd.yaml", "host: gw1\nobserver: lab\nlive: {socket: none}\noutputs: {archive: [{path: "+o.archive+"}]}\n")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(self, filepath.Join(o.root, "bin/ctlogd")); err != nil {
+		t.Fatal(err)
+	}
+	o.env = append(os.Environ(), asCommand+"="+askedAt, withRoot+"="+o.root, "TZ=UTC", "PATH="+filepath.Join(o.root, "bin")+":"+os.Getenv("PATH"))
+
+	forward := ended(flow.TCP, "198.51.100.99:3333", "203.0.113.5:1", "203.0.113.5:8080", "11:01:00", "11:04:00")
+	forward.Reply = flow.Tuple{Src: flow.AddrFrom(netip.MustParseAddr("10.64.7.7")), Dst: forward.Orig.Src, SrcPort: 80, DstPort: 3333, Proto: flow.TCP}
+	gap := &flow.Record{Event: flow.EventGap, Start: forward.Start - 31*60e9, Stop: forward.Start - 30*60e9, Received: forward.Start - 30*60e9,
+		Extra: &flow.Extra{Gap: flow.Gap{Cause: flow.CauseOverrun, Lost: 12, LostKnown: true}}}
+	read := forward.Start + 89*60e9
+	check := &flow.Record{Event: flow.EventOpen, Start: read, Stop: read + 1e9, Received: read + 1e9, Timeout: 3600, Extra: &flow.Extra{Checkpoint: flow.CheckpointWhole}}
+	recs := append([]*flow.Record{
+		ended(flow.UDP, "10.64.1.1:5353", "203.0.113.5:1024", "198.51.100.53:53", "08:00:00", "08:00:30"),
+		ended(flow.TCP, "10.64.3.7:51544", "203.0.113.5:41000", "198.51.100.80:443", "11:00:00", "11:10:00"),
+		ended(flow.TCP, "10.64.3.8:51000", "203.0.113.5:40000", "198.51.100.80:22", "11:02:00", "11:05:00"),
+		ended(flow.TCP, "10.64.3.9:51000", "203.0.113.5:40000", "198.51.100.81:443", "11:03:00", "11:06:00"),
+		ended(flow.ICMP, "10.64.3.7:777", "203.0.113.5:64110", "198.51.100.80:0", "11:03:00", "11:03:30"),
+		ended(flow.GRE, "10.64.3.6:17", "203.0.113.5:18", "198.51.100.82:17", "11:03:00", "11:04:30"),
+		ended(flow.TCP, "[2001:db8:1::2]:40000", "[2001:db8:1::2]:40000", "[2001:db8:99::1]:443", "11:02:00", "11:07:00"),
+		forward,
+	}, more...)
+	recs = append(recs, gap, check, ended(flow.TCP, "10.64.3.7:51700", "203.0.113.5:43000", "198.51.100.80:443", "12:30:30", "12:31:00"))
+
+	w, err := archive.Open(archive.Options{Dir: o.archive, Host: "gw1", Observer: "lab", Interval: time.Hour, Records: uint64(len(recs) - 1),
+		Now: func() time.Time { return time.Unix(0, recs[len(recs)-1].Stop) },
+		Seal: func(_ context.Context, path string) (archive.Sealed, error) {
+			seg, date, err := archive.Seal(path)
+			return archive.Sealed{Segment: seg, Date: date}, err
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Append(recs); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); w.Stats.Seals.Load() == 0 || w.Stats.Checkpointed.Load() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("nothing is sealed")
+		}
+	}
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+func (o *office) write(t *testing.T, name, text string) (path string) {
+	t.Helper()
+	path = filepath.Join(o.root, name)
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// sh runs a line of a shell in the office.
+func (o *office) sh(t *testing.T, line string) (out, stderr string, code int) {
+	t.Helper()
+	cmd := exec.Command("sh", "-c", line)
+	cmd.Dir, cmd.Env = o.root, o.env
+	var stdout, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &errs
+	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return stdout.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// TestWhoisExitStatus: each flag does what it says, and the exit status tells the verdict.
+func TestWhoisExitStatus(t *testing.T) {
+	o := newOffice(t)
+	o.write(t, "mail.txt", "203.0.113.5 41000 2026-11-27 11:03:07 UTC\n203.0.113.5 40000 2026-11-27 11:03:07 UTC\n")
+	o.write(t, "odd.txt", "203.0.113.5 41000 2026-11-27 11:03:07 UTC\n203.0.113.5 0 2026-11-27 11:03:07 UTC\n")
+	const at = ` --at "2026-11-27 11:03:07 UTC" `
+	for _, c := range []struct {
+		args string
+		code int
+		want string // in the output, where a star stands for anything
+	}{
+		{"203.0.113.5:41000" + at, 0, "sole, complete: 10.64.3.7 had 203.0.113.5:41000."},
+		{"203.0.113.5:40000" + at, 4, "ambiguous, complete: 2 subscribers had 203.0.113.5:40000: 10.64.3.8 and 10.64.3.9."},
+		{"203.0.113.5:40000 --dst 198.51.100.81" + at, 0, "10.64.3.9 had"},
+		{"203.0.113.5:40000 --dst 198.51.100.81:80" + at, 3, "none, complete: Nobody had 203.0.113.5:40000."},
+		{"203.0.113.5:45555" + at, 3, "none, complete"},
+		{"203.0.113.5:41000 --at '2026-11-27 10:59:59 UTC'", 3, "none, complete"},
+		{"203.0.113.5:41000 --at '2026-11-27 10:59:59 UTC' --within 2s", 0, "10.64.3.7 had"},
+		{"203.0.113.5:41000 --at '2026-11-27 12:03:07' --zone +01:00", 0, "no zone was given, +01:00 was assumed"},
+		{"203.0.113.5:41000 --at '2026-11-27 11:03:07'", 0, "no zone was given, UTC was assumed"},
+		{"203.0.113.5:45555 --at '2026-11-27 10:30:30 UTC'", 5, "Gap (overrun) from"},
+		{"203.0.113.5:43000 --no-table --at '2026-11-27 12:30:45 UTC'", 5, "A flow that has lived since then"},
+		{"203.0.113.5:1024 --at '2026-11-27 07:00:00 UTC'", 5, "The records begin at"},
+		{"203.0.113.5:64110 --proto icmp" + at, 0, "10.64.3.7 had"},
+		{"203.0.113.5:64110 --proto tcp" + at, 3, "none"},
+		{"203.0.113.5:18 --proto gre" + at, 0, "10.64.3.6 had"},
+		{"203.0.113.5:18 --proto 47" + at, 0, "10.64.3.6 had"},
+		{"[2001:db8:1::2]:40000" + at, 0, "2001:db8:1::2 had [2001:db8:1::2]:40000."},
+		{"[2001:db8:99::1]:443" + at, 0, "2001:db8:99::1 was not translated: the holder is the machine that has this address itself."},
+		{"203.0.113.5:8080" + at, 0, "sent on to 10.64.7.7:80"},
+		{"203.0.113.5" + at, 4, "the port decides"},
+		{"--src 10.64.3.7 --from '2026-11-27 11:00:00 UTC' --to '2026-11-27 11:20:00 UTC'", 0, "10.64.3.7 had 2 flows."},
+		{"--src 10.64.3.7:777 --from '2026-11-27 11:00:00 UTC' --to '2026-11-27 11:20:00 UTC'", 0, "10.64.3.7 had 1 flow."},
+		{"--src 10.64.3.0/24 --from '2026-11-27 11:00:00 UTC' --to '2026-11-27 11:20:00 UTC'", 0, "10.64.3.0/24 had 5 flows."},
+		{"--src 10.64.3.7 --from '2026-11-27 11:00:00 UTC'", 5, "10.64.3.7 had 3 flows."},
+		{"--dst 198.51.100.80:22" + at, 0, "10.64.3.8 had a flow to 198.51.100.80:22."},
+		{"203.0.113.5:41000 --archive var/log/ctlogd/archive" + at, 0, "10.64.3.7 had"},
+		{"203.0.113.5:41000 --archive var/log --host gw1" + at, 0, "10.64.3.7 had"},
+		{"203.0.113.5:41000 --archive var/log/ctlogd/archive/host=gw1 --no-table" + at, 0, "10.64.3.7 had"},
+		{"203.0.113.5:41000 --json" + at, 0, `"verdict":"sole","complete":true`},
+		{"203.0.113.5:41000 --csv" + at, 0, "10.64.3.7"},
+		{"203.0.113.5:41000 --case 77 --report r.html" + at + "&& grep -c 'Case: 77' r.html", 0, "1"},
+		{"203.0.113.5:41000 --case 77 --report r.json" + at + "&& grep -c '\"case\": \"77\"' r.json", 0, "1"},
+		{"--batch mail.txt", 0, `"verdict":"ambiguous"`}, // the verdicts are in the lines
+		{"--batch - --csv <mail.txt", 0, "10.64.3.8 10.64.3.9"},
+		{"--batch mail.txt --case 5 | grep -c '\"case\":\"5\"'", 0, "2"},
+		{"--batch odd.txt", 1, `"line":"2: 203.0.113.5 0 2026-11-27 11:03:07 UTC"},"error":"\"0\" is no port`},
+		{"-c etc/ctlogd/ctlogd.yaml 203.0.113.5:41000" + at, 0, "10.64.3.7 had"},
+		{"203.0.113.5:41000" + at + "| head -0", 0, ""},
+	} {
+		out, stderr, code := o.sh(t, "ctlogd whois "+c.args)
+		if code != c.code || !strings.Contains(out, c.want) || stderr != "" {
+			t.Errorf("ctlogd whois %s: exit status %d, want %d, and %q:\n%s%s", c.args, code, c.code, c.want, out, stderr)
+		}
+	}
+}
+
+// TestWhoisRefuses: what cannot be answered is refused in a sentence that says why, and what to do.
+func TestWhoisRefuses(t *testing.T) {
+	o := newOffice(t)
+	o.write(t, "x.jsonl", "hello\nworld\n")
+	o.write(t, "empty.txt", "\n")
+	o.write(t, "broken.yaml", "outputs: {\n")
+	o.write(t, "none.yaml", "outputs: {syslog: [{address: \"tcp://192.0.2.1:514\"}]}\n")
+	if err := os.Mkdir(filepath.Join(o.root, "empty"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const at = ` --at "2026-11-27 11:03:07 UTC" `
+	for _, c := range []struct {
+		args string
+		code int
+		want string // in the output or on standard error
+	}{
+		{"203.0.113.5:41000 --archive nowhere" + at, 1, "ctlogd: there is no archive nowhere"},
+		{"203.0.113.5:41000 --archive empty" + at, 1, "empty is no archive: there is no folder host=... in it; name the outputs.archive path of the firewall, or a copy of it"},
+		{"203.0.113.5:41000 --archive x.jsonl" + at, 1, "x.jsonl has no records of ctlogd as JSON lines (format: flat)"},
+		{"203.0.113.5:41000 --archive var/log/ctlogd/archive/*/*/*.parquet" + at, 1, "is one segment of an archive; name the folder that has host=... in it"},
+		{"203.0.113.5:41000 --archive var/log/ctlogd/archive/*/*.rows" + at, 1, "is one row log of an archive; name the folder that has host=... in it"},
+		{"203.0.113.5:41000 --host gw9" + at, 1, "no host gw9 there; there are: gw1"},
+		{"203.0.113.5:41000 -c nowhere.yaml" + at, 1, "nowhere.yaml: no such file or directory; name the archive with --archive DIR"},
+		{"203.0.113.5:41000 -c broken.yaml" + at, 1, "the configuration says whether questions are put on record: correct it, and ask again"},
+		{"203.0.113.5:41000 -c none.yaml" + at, 1, "none.yaml has no outputs.archive; name an archive, or files of JSON lines, with --archive"},
+		{"203.0.113.5:41000", 2, "no time: give --at TIME, or --from TIME and --to TIME; an address without a time has no holder"},
+		{"203.0.113.5:41000 --at yesterday", 2, `--at: "yesterday" is no time that can be read; write it such as "2026-11-27 12:03:07 UTC", 2026-11-27T12:03:07+01:00, 1795780987 or "10m ago"`},
+		{"203.0.113.5:41000 --at 2026-11-27", 2, "is no time that can be read"},
+		{"203.0.113.5:41000 --at '2026-11-27 11:03:07 CST'", 2, "CST may be -06:00 or +08:00; write the offset instead"},
+		{"203.0.113.5:41000 --at '2026-10-25 02:30:00 Europe/Berlin'", 2, "clocks in Europe/Berlin showed this twice: they were set back; write the time with an offset"},
+		{"203.0.113.5:41000 --at '2026-07-25 02:30:00 CET'", 2, "write the offset that is meant, +01:00 or +02:00"},
+		{"203.0.113.5:41000 --at 2027-11-27T11:03:07Z", 2, "2027-11-27 11:03:07 UTC lies in the future (it is 2026-11-27 13:10:17 UTC now); look at the zone of the time"},
+		{"10.64.3.7:51544" + at, 3, "10.64.3.7 is a private address, which the far side does not see: who had it inside, --src 10.64.3.7 tells."},
+		{"100.64.3.7:51544" + at, 3, "an address between a provider and its customers (RFC 6598)"},
+		{"203.0.113.5:0" + at, 2, "nobody has port 0; leave the port out to ask for all of the address, or look it up in the mail again"},
+		{"203.0.113.5:70000" + at, 2, "port 70000 is out of range; ports go from 1 to 65535"},
+		{"203.0.113.5:ssh" + at, 2, `"ssh" is no port`},
+		{"gw1.example.net" + at, 2, `"gw1.example.net" is no address`},
+		{"" + at, 2, "nothing to look for: give an address and port, --src or --dst"},
+		{"203.0.113.5 --src 10.64.3.7" + at, 2, "an address and --src are two questions; ask one at a time"},
+		{"203.0.113.5 203.0.113.6" + at, 2, "accepts at most 1 arg(s), received 2"},
+		{"--src 10.64.3.7/33" + at, 2, `--src: "10.64.3.7/33" is no prefix`},
+		{"--dst x" + at, 2, `--dst: "x" is no address`},
+		{"203.0.113.5 --proto tpc" + at, 2, "--proto tpc: no such protocol"},
+		{"203.0.113.5 --within -2s" + at, 2, "--within -2s: write a time of 0 or more"},
+		{"203.0.113.5 --zone Mars" + at, 2, `--zone: the zone "Mars" is not known`},
+		{"203.0.113.5 --to now", 2, "--to without --from; give both"},
+		{"203.0.113.5 --from now --to '1h ago'", 2, "--from is after --to"},
+		{"203.0.113.5 --from now" + at, 2, "none of the others can be"},
+		{"203.0.113.5 --json --csv" + at, 2, "none of the others can be"},
+		{"203.0.113.5 --batch empty.txt", 2, "--batch has its questions in the file"},
+		{"--batch empty.txt", 1, `empty.txt: no question in it: write lines "IP port time"`},
+		{"--batch nowhere.txt", 1, "read the batch: open nowhere.txt: no such file or directory"},
+		{"203.0.113.5:41000 --report no/such/r.html" + at, 1, "write the report"},
+	} {
+		out, stderr, code := o.sh(t, "ctlogd whois "+c.args)
+		if code != c.code || !strings.Contains(out+stderr, c.want) {
+			t.Errorf("ctlogd whois %s: exit status %d, want %d, and %q:\n%s%s", c.args, code, c.code, c.want, out, stderr)
+		}
+	}
+	segments, _ := filepath.Glob(o.archive + "/host=gw1/date=*/*.parquet")
+	if len(segments) != 1 {
+		t.Fatal(segments)
+	}
+	if err := os.Truncate(segments[0], 900); err != nil {
+		t.Fatal(err)
+	}
+	if out, stderr, code := o.sh(t, "ctlogd whois 203.0.113.5:41000"+at); code != 5 || !strings.Contains(out, "it is damaged, or only half of it was copied. Fetch it anew, and ask again.") {
+		t.Errorf("half a segment: exit status %d:\n%s%s", code, out, stderr)
+	}
+}
+
+// TestWhoisAudit: neither another configuration nor an archive that is named leads past the audit of the machine, and where
+// its configuration cannot be read, nobody is answered.
+func TestWhoisAudit(t *testing.T) {
+	o := newOffice(t)
+	service, err := os.ReadFile(filepath.Join(o.root, "etc/ctlogd/ctlogd.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.write(t, "other.yaml", string(service))
+	audit := filepath.Join(o.root, "audit.jsonl")
+	o.write(t, "etc/ctlogd/ctlogd.yaml", string(service)+"whois: {audit: "+audit+", case: required}\n")
+	const ask = `ctlogd whois 203.0.113.5:41000 --at "2026-11-27 11:03:07 UTC" `
+	ways := []string{"", "-c other.yaml", "--archive var/log/ctlogd/archive", "-c nowhere.yaml --archive var/log/ctlogd/archive"}
+	for i, way := range ways {
+		if out, stderr, code := o.sh(t, ask+way); code != 2 || !strings.Contains(stderr, "asks for a case with each question (whois.case: required); name it with --case") {
+			t.Errorf("%q without a case: exit status %d: %s%s", way, code, out, stderr)
+		}
+		if out, stderr, code := o.sh(t, "SUDO_USER=eve "+ask+"--case 2026-77 "+way); code != 0 {
+			t.Errorf("%q: exit status %d: %s%s", way, code, out, stderr)
+		}
+		text, _ := os.ReadFile(audit)
+		if n := strings.Count(string(text), `"sudo_user":"eve"`); n != i+1 || !strings.Contains(string(text), `"case":"2026-77"`) {
+			t.Errorf("%q: %d lines:\n%s", way, n, text)
+		}
+	}
+	if _, stderr, code := o.sh(t, "ctlogd whois --batch - </dev/null; echo 203.0.113.5 41000 1795777387 | ctlogd whois --batch -"); code != 2 {
+		t.Errorf("a batch without a case: exit status %d: %s", code, stderr)
+	}
+	// One that nobody can append to.
+	if err := os.Remove(audit); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(audit, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out, stderr, code := o.sh(t, ask+"--case 1"); code != 1 || out != "" || !strings.Contains(stderr, "no answer without a line in the audit file") {
+		t.Errorf("no audit: exit status %d: %s%s", code, out, stderr)
+	}
+	o.write(t, "etc/ctlogd/ctlogd.yaml", "outputs: [\n")
+	if out, _, code := o.sh(t, ask+"--archive var/log/ctlogd/archive"); code != 1 || out != "" {
+		t.Errorf("a broken configuration: exit status %d: %s", code, out)
+	}
+	o.write(t, "etc/ctlogd/ctlogd.yaml", string(service))
+	if err := os.Chmod(filepath.Join(o.root, "etc/ctlogd/ctlogd.yaml"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	as := ""
+	if os.Getuid() == 0 { // root without the right to read everything
+		as = "setpriv --bounding-set -dac_override,-dac_read_search --inh-caps -all --reuid 65534 --clear-groups "
+		if err := os.Chmod(filepath.Dir(o.root), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	} else if err := os.Chmod(filepath.Join(o.root, "etc/ctlogd/ctlogd.yaml"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if out, stderr, code := o.sh(t, as+ask+"--archive var/log/ctlogd/archive"); code != 1 || out != "" || !strings.Contains(stderr, "ask as root, or as a member of its group") {
+		t.Errorf("a configuration that may not be read: exit status %d: %s%s", code, out, stderr)
+	}
+}
