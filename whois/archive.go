@@ -229,7 +229,7 @@ func problem(host, path string, err error) Reason {
 }
 
 func removedReason(host string, l *archive.Line) Reason {
-	why := map[string]string{"max_age": "because its time was over (max_age)", "max_size": "because the archive had reached its size (max_size)",
+	why := map[string]string{"max_age": "because their time was over (max_age)", "max_size": "because the archive had reached its size (max_size)",
 		"reserve": "because the disk was full (reserve)"}[l.Removed.Why]
 	if why == "" {
 		why = "(" + l.Removed.Why + ")"

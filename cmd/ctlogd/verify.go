@@ -171,7 +171,7 @@ func runVerify(ctx context.Context, o verifyOptions, stdout, stderr io.Writer) (
 		if i > 0 {
 			fmt.Fprintln(stdout)
 		}
-		if _, err := io.WriteString(stdout, verdictText(v, with, time.Now())); err != nil {
+		if _, err := io.WriteString(stdout, verdictText(v, with, clock())); err != nil {
 			return 0, err
 		}
 	}
@@ -300,7 +300,7 @@ func newProgress(stderr io.Writer) *progress {
 
 func (p *progress) add(n int64) {
 	p.done += n
-	if now := time.Now(); p.to != nil && now.Sub(p.began) > time.Second && now.Sub(p.last) > time.Second/4 {
+	if now := clock(); p.to != nil && now.Sub(p.began) > time.Second && now.Sub(p.last) > time.Second/4 {
 		p.last = now
 		fmt.Fprintf(p.to, "\r%d of %d MiB, %d %% ", p.done>>20, p.total>>20, min(p.done*100/max(p.total, 1), 100))
 	}

@@ -7,12 +7,17 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+
 	"github.com/ctlogd/ctlogd/archive"
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/ownlog"
 )
 
 // askedAt is when questions are asked in these tests: the day on which docs/whois.md was written.
@@ -47,7 +52,7 @@ func ended(proto flow.Proto, src, public, dst string, start, end string) *flow.R
 	return r
 }
 
-// newOffice makes the machine: 10.64.3.8 and 10.64.3.9 have 203.0.113.5:40000 at 11:03:07, 10.64.3.7 has 203.0.113.5:41000,
+// newOffice makes the machine. A week ago there were flows of 192.0.2.1 that retention has removed. 10.64.3.8 and 10.64.3.9 have 203.0.113.5:40000 at 11:03:07, 10.64.3.7 has 203.0.113.5:41000,
 // records of 10:30 are missing, and the table was read at 12:30.
 func newOffice(t *testing.T, more ...*flow.Record) *office {
 	t.Helper()
@@ -75,6 +80,7 @@ func newOffice(t *testing.T, more ...*flow.Record) *office {
 	read := forward.Start + 89*60e9
 	check := &flow.Record{Event: flow.EventOpen, Start: read, Stop: read + 1e9, Received: read + 1e9, Timeout: 3600, Extra: &flow.Extra{Checkpoint: flow.CheckpointWhole}}
 	recs := append([]*flow.Record{
+		ended(flow.TCP, "10.64.3.8:50000", "203.0.113.5:40000", "198.51.100.80:443", "09:00:00", "09:00:30"),
 		ended(flow.UDP, "10.64.1.1:5353", "203.0.113.5:1024", "198.51.100.53:53", "08:00:00", "08:00:30"),
 		ended(flow.TCP, "10.64.3.7:51544", "203.0.113.5:41000", "198.51.100.80:443", "11:00:00", "11:10:00"),
 		ended(flow.TCP, "10.64.3.8:51000", "203.0.113.5:40000", "198.51.100.80:22", "11:02:00", "11:05:00"),
@@ -86,8 +92,23 @@ func newOffice(t *testing.T, more ...*flow.Record) *office {
 	}, more...)
 	recs = append(recs, gap, check, ended(flow.TCP, "10.64.3.7:51700", "203.0.113.5:43000", "198.51.100.80:443", "12:30:30", "12:31:00"))
 
-	w, err := archive.Open(archive.Options{Dir: o.archive, Host: "gw1", Observer: "lab", Interval: time.Hour, Records: uint64(len(recs) - 1),
-		Now: func() time.Time { return time.Unix(0, recs[len(recs)-1].Stop) },
+	var old []*flow.Record
+	for range len(recs) - 1 {
+		r := ended(flow.UDP, "192.0.2.1:5353", "192.0.2.1:5353", "198.51.100.53:53", "08:00:00", "08:00:30")
+		r.Start, r.Stop, r.Received = r.Start-7*24*3600e9, r.Stop-7*24*3600e9, r.Received-7*24*3600e9
+		old = append(old, r)
+	}
+	key := filepath.Join(o.root, "etc/ctlogd/gw1.key")
+	public, err := archive.CreateKey(key, "gw1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.write(t, "gw1.pub", public+"\n")
+	var journal bytes.Buffer
+	log, own := ownlog.New(ownlog.Config{Level: "info", Format: "json"}, &journal)
+	w, err := archive.Open(archive.Options{Dir: o.archive, Host: "gw1", Observer: "lab", Interval: time.Hour, Records: uint64(len(old)), Key: key,
+		Now: func() time.Time { return time.Unix(0, recs[len(recs)-1].Stop) }, Retention: archive.Retention{MaxAge: 5 * 24 * time.Hour},
+		Log: func(_ archive.Level, msg, file string, _ error, _ string) { log.Info(msg, zap.String("file", file)) },
 		Seal: func(_ context.Context, path string) (archive.Sealed, error) {
 			seg, date, err := archive.Seal(path)
 			return archive.Sealed{Segment: seg, Date: date}, err
@@ -95,10 +116,10 @@ func newOffice(t *testing.T, more ...*flow.Record) *office {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Append(recs); err != nil {
+	if _, err := w.Append(append(old, recs...)); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(time.Minute); w.Stats.Seals.Load() == 0 || w.Stats.Checkpointed.Load() == 0; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); w.Stats.Seals.Load() < 2 || w.Stats.RemovedAge.Load() == 0 || w.Stats.Checkpointed.Load() == 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("nothing is sealed")
 		}
@@ -106,6 +127,8 @@ func newOffice(t *testing.T, more ...*flow.Record) *office {
 	if err := w.Close(context.Background()); err != nil {
 		t.Fatal(err)
 	}
+	own.Close()
+	o.write(t, "journal-of-gw1.txt", journal.String())
 	return o
 }
 
@@ -153,7 +176,8 @@ func TestWhoisExitStatus(t *testing.T) {
 		{"203.0.113.5:41000 --at '2026-11-27 11:03:07'", 0, "no zone was given, UTC was assumed"},
 		{"203.0.113.5:45555 --at '2026-11-27 10:30:30 UTC'", 5, "Gap (overrun) from"},
 		{"203.0.113.5:43000 --no-table --at '2026-11-27 12:30:45 UTC'", 5, "A flow that has lived since then"},
-		{"203.0.113.5:1024 --at '2026-11-27 07:00:00 UTC'", 5, "The records begin at"},
+		{"203.0.113.5:1024 --at '2026-11-20 07:00:00 UTC'", 5, "The records begin at"},
+		{"203.0.113.5:1024 --at '2026-11-20 07:00:00 UTC'", 5, "were removed at 2026-11-27 12:31:00 UTC because their time was over (max_age)."},
 		{"203.0.113.5:64110 --proto icmp" + at, 0, "10.64.3.7 had"},
 		{"203.0.113.5:64110 --proto tcp" + at, 3, "none"},
 		{"203.0.113.5:18 --proto gre" + at, 0, "10.64.3.6 had"},
@@ -317,5 +341,59 @@ func TestWhoisAudit(t *testing.T) {
 	}
 	if out, stderr, code := o.sh(t, as+ask+"--archive var/log/ctlogd/archive"); code != 1 || out != "" || !strings.Contains(stderr, "ask as root, or as a member of its group") {
 		t.Errorf("a configuration that may not be read: exit status %d: %s%s", code, out, stderr)
+	}
+}
+
+// TestDocsWhois: the commands of docs/whois.md and docs/verify.md, as they stand there, do what is shown. A line of three
+// dots stands for what is left out; of verify, which tells of an archive of its own, numbers, times and keys differ.
+func TestDocsWhois(t *testing.T) {
+	if _, err := exec.LookPath("jq"); err != nil {
+		t.Skip("needs jq")
+	}
+	o := newOffice(t)
+	if err := os.CopyFS(filepath.Join(o.root, "mnt/copy"), os.DirFS(o.archive)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/bin/true", filepath.Join(o.root, "bin/chgrp")); err != nil { // there may be no group ctlogd here
+		t.Fatal(err)
+	}
+	places := strings.NewReplacer(" /mnt/", " "+o.root+"/mnt/", " /etc/", " "+o.root+"/etc/", " /var/", " "+o.root+"/var/")
+	blocks := regexp.MustCompile("(?ms)^ *```(\\w*)\n(.*?)^ *```$")
+	indent := regexp.MustCompile(`(?m)^   `)
+	for name, least := range map[string]int{"whois": 5, "verify": 3} {
+		ran, last := 0, ""
+		for _, b := range blocks.FindAllStringSubmatch(document(t, "../../docs/"+name+".md"), -1) {
+			text := b[2]
+			if strings.HasPrefix(text, "   ") {
+				text = indent.ReplaceAllString(text, "")
+			}
+			switch {
+			case b[1] == "sh":
+				out, stderr, code := o.sh(t, places.Replace(text))
+				if stderr != "" || code != 0 && code != 4 {
+					t.Errorf("%s: exit status %d:\n%s%s%s", name, code, text, out, stderr)
+				}
+				ran, last = ran+1, strings.ReplaceAll(out, o.root, "")
+			case b[1] == "" && last != "":
+				want, got := text, last
+				if name == "verify" {
+					vary := regexp.MustCompile(`\+[0-9a-f]{8}\+\S+|\b(\d+h)?(\d+m)?\d+s\b|\d+`)
+					want, got = vary.ReplaceAllString(want, "0"), vary.ReplaceAllString(got, "0")
+				}
+				if head, _, cut := strings.Cut(want, "...\n"); cut && strings.HasPrefix(got, head) {
+					want = got
+				}
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Errorf("%s.md shows something else (-shown +real):\n%s", name, diff)
+				}
+				last = ""
+			}
+		}
+		if ran < least {
+			t.Errorf("docs/%s.md has %d commands", name, ran)
+		}
+	}
+	if text, err := os.ReadFile(filepath.Join(o.root, "case-2026-77.html")); err != nil || !bytes.Contains(text, []byte("10.64.3.8")) {
+		t.Errorf("the report: %v", err)
 	}
 }
