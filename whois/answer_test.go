@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -365,6 +367,44 @@ func TestReport(t *testing.T) {
 	}
 	if err := r.Write("no/such/folder/r.html"); err == nil {
 		t.Error("a report in a folder that is not there was written")
+	}
+}
+
+// TestReportPrints: on paper, the report of a question with two holders is two pages of A4, with nothing cut off.
+func TestReportPrints(t *testing.T) {
+	for _, name := range []string{"chromium", "pdftotext", "pdfinfo"} {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Skipf("needs %s (Debian packages chromium and poppler-utils)", name)
+		}
+	}
+	dir := small(t)
+	q := point(noon)
+	q.Public.Port, q.At, q.Case = 41000, "2026-11-26 12:00:00 UTC", "2026-77"
+	r := NewReport(answer(t, dir, q), Who{UID: 1000, User: "abuse", SudoUser: "eve", Host: "desk"}, "ctlogd test", time.Unix(0, noon+24*hour))
+	if err := r.Write("r.html"); err != nil {
+		t.Fatal(err)
+	}
+	tool := func(name string, args ...string) string {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", name, err, out)
+		}
+		return string(out)
+	}
+	tool("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--user-data-dir="+t.TempDir(), "--no-pdf-header-footer", "--print-to-pdf=r.pdf", "r.html")
+	if info := tool("pdfinfo", "r.pdf"); !regexp.MustCompile(`Pages: +[23]\n`).MatchString(info) || !strings.Contains(info, "(A4)") {
+		t.Error(info)
+	}
+	// Columns, and lines that were broken, are put together again.
+	text := strings.Join(strings.Fields(tool("pdftotext", "-layout", "r.pdf", "-")), "")
+	for _, want := range []string{"More than one subscriber; the records are complete", "Case: 2026-77", "10.64.3.8", "10.64.3.9", "eve, as abuse (uid 1000) on desk", "page 1 of",
+		r.Files[0].SHA256, r.Answer.Holders[0].flowID, "the destination decides (--dst)"} {
+		if !strings.Contains(text, strings.Join(strings.Fields(want), "")) {
+			t.Errorf("the paper lacks %q:\n%s", want, text)
+		}
 	}
 }
 

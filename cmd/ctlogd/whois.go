@@ -251,9 +251,12 @@ func newBar(w io.Writer) *bar {
 
 const barWidth = 40
 
+// barAfter is what takes no bar. Tests do not wait for it.
+var barAfter = time.Second
+
 func (p *bar) show(what string, done, all int64) {
 	now := time.Now()
-	if p.w == nil || all == 0 || now.Sub(p.began) < time.Second || now.Sub(p.last) < 100*time.Millisecond {
+	if p.w == nil || all == 0 || now.Sub(p.began) < barAfter || now.Sub(p.last) < 100*time.Millisecond {
 		return
 	}
 	p.last, p.shown = now, true

@@ -3,6 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -14,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/archive"
 	"github.com/ctlogd/ctlogd/flow"
@@ -341,6 +345,60 @@ func TestWhoisAudit(t *testing.T) {
 	}
 	if out, stderr, code := o.sh(t, as+ask+"--archive var/log/ctlogd/archive"); code != 1 || out != "" || !strings.Contains(stderr, "ask as root, or as a member of its group") {
 		t.Errorf("a configuration that may not be read: exit status %d: %s%s", code, out, stderr)
+	}
+}
+
+// TestWhoisBar: on a terminal, a batch that takes its time shows how far it is, and takes that away again before an answer
+// and at the end; elsewhere it shows nothing.
+func TestWhoisBar(t *testing.T) {
+	o := newOffice(t)
+	batch := o.write(t, "mail.txt", strings.Repeat("203.0.113.5 41000 2026-11-27 11:03:07 UTC\n", 3))
+	was, then := hostRoot, clock
+	hostRoot, barAfter = o.root, 0
+	clock = func() time.Time { at, _ := time.Parse(time.RFC3339, askedAt); return at }
+	defer func() { hostRoot, barAfter, clock = was, time.Second, then }()
+
+	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer terminal.Close()
+	var n int
+	raw, err := terminal.SyscallConn()
+	if err == nil {
+		err = errors.Join(raw.Control(func(fd uintptr) {
+			err = unix.IoctlSetPointerInt(int(fd), unix.TIOCSPTLCK, 0)
+			if err == nil {
+				n, err = unix.IoctlGetInt(int(fd), unix.TIOCGPTN)
+			}
+		}), err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := make(chan string)
+	screen, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		text, _ := io.ReadAll(terminal) // ends with EIO when nobody has the other end
+		seen <- string(text)
+	}()
+	var stdout bytes.Buffer
+	if code := run([]string{"whois", "--no-table", "--batch", batch}, &stdout, screen); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
+	screen.Close()
+	text := <-seen
+	if !regexp.MustCompile(`^\ranswered \[#{13}\.{27}\] 33%\r +\r`).MatchString(text) || !strings.HasSuffix(text, "  \r") {
+		t.Errorf("on the terminal: %q", text)
+	}
+	if n := strings.Count(stdout.String(), `"verdict":"sole"`); n != 3 || strings.Contains(stdout.String(), "answered [") {
+		t.Errorf("%d answers: %s", n, &stdout)
+	}
+	if _, stderr, code := o.sh(t, "ctlogd whois --batch mail.txt"); stderr != "" || code != 0 {
+		t.Errorf("without a terminal: exit status %d: %q", code, stderr)
 	}
 }
 
