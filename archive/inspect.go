@@ -4,10 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"path/filepath"
-
-	"github.com/parquet-go/parquet-go"
 )
 
 // inspect reads a whole segment, and returns what its catalog line has to say.
@@ -35,16 +32,8 @@ func inspect(path string) (seg Segment, err error) {
 	if pf.NumRows() != seg.Records {
 		return seg, fmt.Errorf("%d rows, and its description says %d", pf.NumRows(), seg.Records)
 	}
-	buf := make([]parquet.Value, chunkRows)
-	for _, g := range pf.RowGroups() {
-		for _, chunk := range g.ColumnChunks() {
-			if err := eachValue(chunk, buf, func([]parquet.Value) {}, func(int) {}); err != nil {
-				if err == io.EOF {
-					err = io.ErrUnexpectedEOF
-				}
-				return seg, err
-			}
-		}
+	if _, err := newTable(pf, o).sums(); err != nil {
+		return seg, err
 	}
 	seg.File = filepath.Base(path)
 	seg.Bytes, seg.SHA256, err = hashFile(f)

@@ -3,6 +3,7 @@ package archive
 import (
 	"encoding/hex"
 	"net/netip"
+	"slices"
 
 	"github.com/parquet-go/parquet-go"
 
@@ -180,11 +181,8 @@ func (w *row) rest(b *flow.Batch, r *flow.Record) {
 		if w.has(c) {
 			r.Has |= stateHas[k]
 			r.State = 255 // a number without a name
-			for i := range stateValues[k] {
-				if string(stateValues[k][i].ByteArray()) == string(w.v[c].ByteArray()) {
-					r.State = uint8(i)
-					break
-				}
+			if i := slices.Index(stateNames[k], w.text(c)); i >= 0 {
+				r.State = uint8(i)
 			}
 		}
 	}

@@ -98,6 +98,9 @@ func (r *Reader) scanSegment(f File, q *Query, do func(Row) bool) (err error) {
 	return nil
 }
 
+// null is a value that is not there.
+var null parquet.Value
+
 type damagedErr struct{ what any }
 
 func damagedError(p any) error { return &damagedErr{p} }

@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -83,92 +84,42 @@ const (
 	columnCount
 )
 
-// cell makes the values of one column. It owns the texts of the values that it has made since reset.
-type cell struct {
-	arena []byte
+// column is how one column is made. Of number, addr, text and list, one is set.
+type column struct {
+	name   string
+	node   parquet.Node
+	needs  feature // without one of these in a group the column is empty there
+	filter bool    // there is a filter of the values of each group
 
-	// The list made last: that of the next row is the same, mostly.
-	bits uint32
-	list []parquet.Value
+	number func(r *flow.Record) (v uint64, ok bool)     // ok is false for null
+	names  []string                                     // if not nil, the value is the text that has this number
+	addr   func(r *flow.Record) (a *flow.Addr, v6 bool) // nil is null
+	text   func(r *flow.Record) []byte                  // empty is null
+	list   *list
 }
 
-func (c *cell) reset() { c.arena = c.arena[:0] }
-
-// text makes a value of what add appends. Values made before stay valid when the arena grows.
-func (c *cell) text(add func(b []byte) []byte) parquet.Value {
-	at := len(c.arena)
-	c.arena = add(c.arena)
-	return parquet.ByteArrayValue(c.arena[at:len(c.arena):len(c.arena)])
+// list is what a column of lists of texts is made of. An empty list is no null.
+type list struct {
+	sets *sets
+	bits func(r *flow.Record) (v uint32, ok bool)
 }
 
-func (c *cell) addr(t *flow.Tuple, a *flow.Addr) parquet.Value {
-	at := len(c.arena)
-	c.arena = appendAddr(c.arena, a, t.V6)
-	return parquet.ByteArrayValue(c.arena[at:len(c.arena):len(c.arena)])
-}
+// sets are the names of bits, as the flat format has them.
+type sets [32]string
 
-func appendAddr(b []byte, a *flow.Addr, v6 bool) []byte {
-	t := flow.Tuple{Src: *a, V6: v6}
-	return t.SrcAddr().AppendTo(b)
-}
-
-// foreign makes a value of text that comes from elsewhere: bytes that are not UTF-8 become U+FFFD, as in JSON. Readers
-// refuse a whole file for one such byte.
-func foreign(b []byte) parquet.Value {
-	if !utf8.Valid(b) {
-		b = []byte(string([]rune(string(b))))
-	}
-	return parquet.ByteArrayValue(b)
-}
-
-var null parquet.Value
-
-func number(v uint64) parquet.Value { return parquet.Int64Value(int64(v)) }
-func small(v uint32) parquet.Value  { return parquet.Int32Value(int32(v)) }
-
-// names makes a value of each name once.
-func names(list []string) []parquet.Value {
-	v := make([]parquet.Value, len(list))
-	for i, n := range list {
-		v[i] = parquet.ByteArrayValue([]byte(n))
-	}
-	return v
-}
-
-// sets makes the value of a list from bits, with the names that the flat format gives them.
-type sets struct{ bits [32]parquet.Value }
-
-func newSets(list []string) *sets {
+func newSets(names []string) *sets {
 	s := new(sets)
-	for i := range s.bits {
-		name := fmt.Sprintf("bit%d", i)
-		if i < len(list) {
-			name = list[i]
-		}
-		s.bits[i] = parquet.ByteArrayValue([]byte(name))
+	for i := range s {
+		s[i] = fmt.Sprintf("bit%d", i)
 	}
+	copy(s[:], names)
 	return s
 }
 
-// append appends the list of v's bits. An empty list is a value, too.
-func (s *sets) append(dst []parquet.Value, v uint32) []parquet.Value {
-	if v == 0 {
-		return append(dst, null.Level(0, 1, 0))
-	}
-	rep := 0
-	for i := 0; v != 0; i, v = i+1, v>>1 {
-		if v&1 != 0 {
-			dst = append(dst, s.bits[i].Level(rep, 2, 0))
-			rep = 1
-		}
-	}
-	return dst
-}
-
-// parse returns the bit of a name.
+// parse returns the bit of a name, 0 if it is none.
 func (s *sets) parse(name []byte) uint32 {
-	for i := range s.bits {
-		if string(s.bits[i].ByteArray()) == string(name) {
+	for i := range s {
+		if s[i] == string(name) {
 			return 1 << i
 		}
 	}
@@ -176,25 +127,22 @@ func (s *sets) parse(name []byte) uint32 {
 }
 
 var (
-	eventValues  = names(flow.EventNames[:])
-	natValues    = names(flow.NATNames[:])
-	endValues    = names(flow.EndReasonNames[:])
-	causeValues  = names(flow.CauseNames[:])
-	sourceValues = names([]string{"received", "kernel"})
-	protoValues  = func() (v [256]parquet.Value) {
-		for i := range v {
-			v[i] = parquet.ByteArrayValue([]byte(flow.Proto(i).String()))
+	eventNames  = append(slices.Clone(flow.EventNames[:]), checkpointEvent)
+	sourceNames = []string{"received", "kernel"}
+	protoNames  = func() (names []string) {
+		for i := range 256 {
+			names = append(names, flow.Proto(i).String())
 		}
-		return v
+		return names
 	}()
-	stateValues = func() (v [3][256]parquet.Value) {
+	stateNames = func() (names [3][]string) {
 		for k, has := range stateHas {
-			for i := range v[k] {
+			for i := range 256 {
 				r := flow.Record{Has: has, State: uint8(i)}
-				v[k][i] = parquet.ByteArrayValue([]byte(r.StateName()))
+				names[k] = append(names[k], r.StateName())
 			}
 		}
-		return v
+		return names
 	}()
 	stateHas = [3]flow.Has{flow.HasTCP, flow.HasSCTP, flow.HasDCCP}
 
@@ -212,34 +160,6 @@ func clockBits(r *flow.Record) (v uint32) {
 		v |= 2
 	}
 	return v
-}
-
-// column is how one column is written. Of scalar and list, one is set. A scalar that is null has no kind.
-type column struct {
-	name   string
-	node   parquet.Node
-	needs  feature // without one of these in a group the column is empty there
-	scalar func(c *cell, r *flow.Record) parquet.Value
-	list   *list
-}
-
-// values appends the column's values of some records.
-func (c *column) values(dst []parquet.Value, scratch *cell, recs []flow.Record) []parquet.Value {
-	if c.list != nil {
-		for i := range recs {
-			dst = c.list.append(dst, scratch, &recs[i])
-		}
-		return dst
-	}
-	scratch.reset()
-	for i := range recs {
-		v := c.scalar(scratch, &recs[i])
-		if !v.IsNull() {
-			v.SetDefinitionLevel(1)
-		}
-		dst = append(dst, v)
-	}
-	return dst
 }
 
 // feature is what few records have, and columns are there for.
@@ -306,6 +226,7 @@ var (
 	timeNode  = parquet.Encoded(parquet.Timestamp(parquet.Nanosecond), &parquet.DeltaBinaryPacked)
 	portNode  = parquet.Encoded(parquet.Uint(16), &parquet.DeltaBinaryPacked)
 	countNode = parquet.Encoded(parquet.Uint(64), &parquet.Plain)
+	boolNode  = parquet.Leaf(parquet.BooleanType)
 )
 
 // rareNode is of numbers that are few, or seldom there.
@@ -322,12 +243,16 @@ func isExpect(r *flow.Record) bool {
 func hasTuple(r *flow.Record) bool { return r.Has&flow.HasOrig != 0 && r.Event < flow.EventGap }
 func hasReply(r *flow.Record) bool { return hasTuple(r) && r.Has&flow.HasReply != 0 && isFlow(r) }
 func hasMask(r *flow.Record) bool  { return hasTuple(r) && r.Has&flow.HasReply != 0 && isExpect(r) }
-func master(r *flow.Record) *flow.Tuple {
-	if r.Extra == nil || !r.Extra.HasMaster || r.Event >= flow.EventGap {
-		return nil
+
+// master returns the master's tuple; an empty one if there is none.
+func master(r *flow.Record) (t *flow.Tuple, ok bool) {
+	if !hasExtra(r) || !r.Extra.HasMaster {
+		return &noTuple, false
 	}
-	return &r.Extra.Master
+	return &r.Extra.Master, true
 }
+
+var noTuple flow.Tuple
 
 // isCheckpoint reports whether the record is of no flow, but of a reading of the table that is over.
 func isCheckpoint(r *flow.Record) bool { return r.Checkpoint() >= flow.CheckpointWhole }
@@ -335,29 +260,8 @@ func isCheckpoint(r *flow.Record) bool { return r.Checkpoint() >= flow.Checkpoin
 // checkpointEvent is what the column event calls it.
 const checkpointEvent = "checkpoint"
 
-var checkpointValue = parquet.ByteArrayValue([]byte(checkpointEvent))
-
 // ended says that the record's time is the end of a flow, which has a column of its own.
 func ended(r *flow.Record) bool { return r.Event == flow.EventDestroy && r.Stop != 0 }
-
-// when makes the functions of columns that are there on a condition.
-func when(has func(r *flow.Record) bool, value func(c *cell, r *flow.Record) parquet.Value) func(*cell, *flow.Record) parquet.Value {
-	return func(c *cell, r *flow.Record) parquet.Value {
-		if !has(r) {
-			return null
-		}
-		return value(c, r)
-	}
-}
-
-func ported(has func(r *flow.Record) bool, value func(r *flow.Record) uint16) func(*cell, *flow.Record) parquet.Value {
-	return func(_ *cell, r *flow.Record) parquet.Value {
-		if !has(r) {
-			return null
-		}
-		return small(uint32(value(r)))
-	}
-}
 
 // natOf is the kind of translation, or none where the reply tuple is not known.
 func natOf(r *flow.Record) flow.NAT {
@@ -367,218 +271,202 @@ func natOf(r *flow.Record) flow.NAT {
 	return r.NAT()
 }
 
-func state(k int) func(*cell, *flow.Record) parquet.Value {
-	return func(_ *cell, r *flow.Record) parquet.Value {
-		for i, has := range stateHas { // the first that is set counts
+// state makes the value of one of stateHas: the first that is set counts.
+func state(k int) func(r *flow.Record) (uint64, bool) {
+	return func(r *flow.Record) (uint64, bool) {
+		for i, has := range stateHas {
 			if r.Has&has != 0 {
-				if i != k || r.Event >= flow.EventGap {
-					return null
-				}
-				return stateValues[k][r.State]
+				return uint64(r.State), i == k && r.Event < flow.EventGap
 			}
 		}
-		return null
+		return 0, false
 	}
 }
 
-func gap(r *flow.Record) *flow.Gap {
+// gap returns what a gap record says; nothing of another record.
+func gap(r *flow.Record) (g *flow.Gap, ok bool) {
 	if r.Event != flow.EventGap || r.Extra == nil {
-		return nil
+		return &noGap, false
 	}
-	return &r.Extra.Gap
+	return &r.Extra.Gap, true
 }
 
-func portsOf(r *flow.Record) bool { return hasTuple(r) && r.HasPorts() }
-func icmpOf(r *flow.Record) bool  { return hasTuple(r) && r.Orig.Proto.IsICMP() }
-func greOf(r *flow.Record) bool   { return hasTuple(r) && r.Orig.Proto == flow.GRE }
-func natSrc(r *flow.Record) bool  { return natOf(r)&flow.NATSrc != 0 }
-func natDst(r *flow.Record) bool  { return natOf(r)&flow.NATDst != 0 }
-func stamp(has func(r *flow.Record) bool, ns func(r *flow.Record) int64) func(*cell, *flow.Record) parquet.Value {
-	return func(_ *cell, r *flow.Record) parquet.Value {
-		if !has(r) {
-			return null
-		}
-		return parquet.Int64Value(ns(r))
+var noGap flow.Gap
+
+func portsOf(r *flow.Record) bool     { return hasTuple(r) && r.HasPorts() }
+func icmpOf(r *flow.Record) bool      { return hasTuple(r) && r.Orig.Proto.IsICMP() }
+func greOf(r *flow.Record) bool       { return hasTuple(r) && r.Orig.Proto == flow.GRE }
+func natSrc(r *flow.Record) bool      { return natOf(r)&flow.NATSrc != 0 }
+func natDst(r *flow.Record) bool      { return natOf(r)&flow.NATDst != 0 }
+func hasExtra(r *flow.Record) bool    { return r.Extra != nil && r.Event < flow.EventGap }
+func hasCounters(r *flow.Record) bool { return has(r, flow.HasCounters) }
+
+// has reports whether a flag of a record that is no gap is set.
+func has(r *flow.Record, flag flow.Has) bool { return r.Has&flag != 0 && r.Event < flow.EventGap }
+
+// isSpan says that start and stop are those of what is missing, or of a reading of the table.
+func isSpan(r *flow.Record) bool { return r.Event >= flow.EventGap || isCheckpoint(r) }
+
+// address makes the value of a column of addresses: a, which is one of t's, if it is there.
+func address(there bool, t *flow.Tuple, a *flow.Addr) (*flow.Addr, bool) {
+	if !there {
+		return nil, false
 	}
+	return a, t.V6
 }
 
-func counted(n func(r *flow.Record) uint64) func(*cell, *flow.Record) parquet.Value {
-	return func(_ *cell, r *flow.Record) parquet.Value {
-		if r.Has&flow.HasCounters == 0 || r.Event >= flow.EventGap {
-			return null
-		}
-		return number(n(r))
+// foreign is text that comes from elsewhere: bytes that are not UTF-8 become U+FFFD, as in JSON. Readers refuse a whole
+// file for one such byte.
+func foreign(b []byte) []byte {
+	if !utf8.Valid(b) {
+		b = []byte(string([]rune(string(b))))
 	}
+	return b
 }
-
-func yes(has func(r *flow.Record) bool) func(*cell, *flow.Record) parquet.Value {
-	return func(_ *cell, r *flow.Record) parquet.Value {
-		if !has(r) {
-			return null
-		}
-		return parquet.BooleanValue(true)
-	}
-}
-
-// list is what a column of lists is made of.
-type list struct {
-	sets *sets
-	has  func(r *flow.Record) bool
-	bits func(r *flow.Record) uint32
-}
-
-func (l *list) append(dst []parquet.Value, c *cell, r *flow.Record) []parquet.Value {
-	if !l.has(r) {
-		return append(dst, null.Level(0, 0, 0))
-	}
-	if bits := l.bits(r); bits != c.bits || len(c.list) == 0 {
-		c.bits, c.list = bits, l.sets.append(c.list[:0], bits)
-	}
-	return append(dst, c.list...)
-}
-
-func listOf(s *sets, has func(r *flow.Record) bool, bits func(r *flow.Record) uint32) *list {
-	return &list{s, has, bits}
-}
-
-func extra(r *flow.Record) bool { return r.Extra != nil && r.Event < flow.EventGap }
 
 // columns describes each column, by its number.
 var columns = [columnCount]column{
-	cEvent: {name: "event", node: textNode, scalar: func(_ *cell, r *flow.Record) parquet.Value {
+	cEvent: {name: "event", node: textNode, names: eventNames, number: func(r *flow.Record) (uint64, bool) {
 		if isCheckpoint(r) {
-			return checkpointValue
+			return uint64(len(flow.EventNames)), true
 		}
-		return eventValues[r.Event]
+		return uint64(r.Event), true
 	}},
-	cTime: {name: "time", needs: ofOther, node: timeNode, scalar: func(_ *cell, r *flow.Record) parquet.Value {
-		if ended(r) {
-			return null
-		}
+	cTime: {name: "time", needs: ofOther, node: timeNode, number: func(r *flow.Record) (uint64, bool) {
 		t, _ := r.Time()
-		return parquet.Int64Value(t)
+		return uint64(t), !ended(r)
 	}},
-	cTimeSource: {name: "time_source", node: textNode, scalar: func(_ *cell, r *flow.Record) parquet.Value {
+	cTimeSource: {name: "time_source", node: textNode, names: sourceNames, number: func(r *flow.Record) (uint64, bool) {
 		if _, kernel := r.Time(); kernel {
-			return sourceValues[1]
+			return 1, true
 		}
-		return sourceValues[0]
+		return 0, true
 	}},
-	cClock: {name: "clock", needs: ofClock, list: listOf(clockSets, func(r *flow.Record) bool { return clockBits(r) != 0 }, clockBits)},
-	cStart: {name: "start", node: timeNode, scalar: stamp(func(r *flow.Record) bool { return r.Start != 0 && r.Event < flow.EventGap && !isCheckpoint(r) },
-		func(r *flow.Record) int64 { return r.Start })},
-	cEnd: {name: "end", node: timeNode, scalar: stamp(ended,
-		func(r *flow.Record) int64 { return r.Stop })},
-	cProto: {name: "proto", node: textNode, scalar: when(hasTuple, func(_ *cell, r *flow.Record) parquet.Value { return protoValues[r.Orig.Proto] })},
+	cClock: {name: "clock", needs: ofClock, list: &list{clockSets, func(r *flow.Record) (uint32, bool) { v := clockBits(r); return v, v != 0 }}},
+	cStart: {name: "start", node: timeNode, number: func(r *flow.Record) (uint64, bool) { return uint64(r.Start), r.Start != 0 && !isSpan(r) }},
+	cEnd:   {name: "end", node: timeNode, number: func(r *flow.Record) (uint64, bool) { return uint64(r.Stop), ended(r) }},
+	cProto: {name: "proto", node: textNode, names: protoNames, number: func(r *flow.Record) (uint64, bool) { return uint64(r.Orig.Proto), hasTuple(r) }},
 	cProtoNum: {name: "proto_num", node: rareNode(8),
-		scalar: when(hasTuple, func(_ *cell, r *flow.Record) parquet.Value { return small(uint32(r.Orig.Proto)) })},
-	cSrcIP:   {name: "src_ip", node: textNode, scalar: when(hasTuple, func(c *cell, r *flow.Record) parquet.Value { return c.addr(&r.Orig, &r.Orig.Src) })},
-	cSrcPort: {name: "src_port", node: portNode, scalar: ported(portsOf, func(r *flow.Record) uint16 { return r.Orig.SrcPort })},
-	cDstIP:   {name: "dst_ip", node: textNode, scalar: when(hasTuple, func(c *cell, r *flow.Record) parquet.Value { return c.addr(&r.Orig, &r.Orig.Dst) })},
-	cDstPort: {name: "dst_port", node: rareNode(16), scalar: ported(portsOf, func(r *flow.Record) uint16 { return r.Orig.DstPort })},
-	cNAT:     {name: "nat", node: textNode, scalar: when(hasReply, func(_ *cell, r *flow.Record) parquet.Value { return natValues[r.NAT()] })},
+		number: func(r *flow.Record) (uint64, bool) { return uint64(r.Orig.Proto), hasTuple(r) }},
+	cSrcIP:   {name: "src_ip", node: textNode, filter: true, addr: func(r *flow.Record) (*flow.Addr, bool) { return address(hasTuple(r), &r.Orig, &r.Orig.Src) }},
+	cSrcPort: {name: "src_port", node: portNode, number: func(r *flow.Record) (uint64, bool) { return uint64(r.Orig.SrcPort), portsOf(r) }},
+	cDstIP:   {name: "dst_ip", node: textNode, filter: true, addr: func(r *flow.Record) (*flow.Addr, bool) { return address(hasTuple(r), &r.Orig, &r.Orig.Dst) }},
+	cDstPort: {name: "dst_port", node: rareNode(16), number: func(r *flow.Record) (uint64, bool) { return uint64(r.Orig.DstPort), portsOf(r) }},
+	cNAT:     {name: "nat", node: textNode, names: flow.NATNames[:], number: func(r *flow.Record) (uint64, bool) { return uint64(natOf(r)), hasReply(r) }},
 	cNATSrcIP: {name: "nat_src_ip", node: textNode,
-		scalar: when(natSrc, func(c *cell, r *flow.Record) parquet.Value { return c.addr(&r.Reply, &r.Reply.Dst) })},
+		addr: func(r *flow.Record) (*flow.Addr, bool) { return address(natSrc(r), &r.Reply, &r.Reply.Dst) }},
 	cNATSrcPort: {name: "nat_src_port", node: portNode,
-		scalar: ported(func(r *flow.Record) bool { return natSrc(r) && r.HasPorts() },
-			func(r *flow.Record) uint16 { return r.Reply.DstPort })},
-	cNATDstIP: {name: "nat_dst_ip", needs: ofDNAT, node: textNode,
-		scalar: when(natDst, func(c *cell, r *flow.Record) parquet.Value { return c.addr(&r.Reply, &r.Reply.Src) })},
+		number: func(r *flow.Record) (uint64, bool) { return uint64(r.Reply.DstPort), natSrc(r) && r.HasPorts() }},
+	cNATDstIP: {name: "nat_dst_ip", needs: ofDNAT, node: textNode, filter: true,
+		addr: func(r *flow.Record) (*flow.Addr, bool) { return address(natDst(r), &r.Reply, &r.Reply.Src) }},
 	cNATDstPort: {name: "nat_dst_port", needs: ofDNAT, node: rareNode(16),
-		scalar: ported(func(r *flow.Record) bool { return natDst(r) && r.HasPorts() },
-			func(r *flow.Record) uint16 { return r.Reply.SrcPort })},
-	cICMPType: {name: "icmp_type", needs: ofICMP, node: rareNode(8), scalar: ported(icmpOf, func(r *flow.Record) uint16 { return uint16(r.Orig.ICMPType()) })},
-	cICMPCode: {name: "icmp_code", needs: ofICMP, node: rareNode(8), scalar: ported(icmpOf, func(r *flow.Record) uint16 { return uint16(r.Orig.ICMPCode()) })},
-	cICMPID:   {name: "icmp_id", needs: ofICMP, node: rareNode(16), scalar: ported(icmpOf, func(r *flow.Record) uint16 { return r.Orig.ICMPID() })},
-	cNATICMPID: {name: "nat_icmp_id", needs: ofICMP, node: rareNode(16),
-		scalar: ported(func(r *flow.Record) bool { return icmpOf(r) && hasReply(r) && r.Reply.ICMPID() != r.Orig.ICMPID() },
-			func(r *flow.Record) uint16 { return r.Reply.ICMPID() })},
-	cGREKey:    {name: "gre_key", needs: ofGRE, node: rareNode(16), scalar: ported(greOf, func(r *flow.Record) uint16 { return r.Orig.SrcPort })},
-	cGREDstKey: {name: "gre_dst_key", needs: ofGRE, node: rareNode(16), scalar: ported(greOf, func(r *flow.Record) uint16 { return r.Orig.DstPort })},
-	cNATGREKey: {name: "nat_gre_key", needs: ofGRE, node: rareNode(16),
-		scalar: ported(func(r *flow.Record) bool { return greOf(r) && hasReply(r) && r.Reply.DstPort != r.Orig.SrcPort },
-			func(r *flow.Record) uint16 { return r.Reply.DstPort })},
-	cNATGREDstKey: {name: "nat_gre_dst_key", needs: ofGRE, node: rareNode(16),
-		scalar: ported(func(r *flow.Record) bool { return greOf(r) && hasReply(r) && r.Reply.SrcPort != r.Orig.DstPort },
-			func(r *flow.Record) uint16 { return r.Reply.SrcPort })},
-	cOrigPackets:  {name: "orig_packets", node: rareNode(64), scalar: counted(func(r *flow.Record) uint64 { return r.OrigCounters.Packets })},
-	cOrigBytes:    {name: "orig_bytes", node: countNode, scalar: counted(func(r *flow.Record) uint64 { return r.OrigCounters.Bytes })},
-	cReplyPackets: {name: "reply_packets", node: rareNode(64), scalar: counted(func(r *flow.Record) uint64 { return r.ReplyCounters.Packets })},
-	cReplyBytes:   {name: "reply_bytes", node: countNode, scalar: counted(func(r *flow.Record) uint64 { return r.ReplyCounters.Bytes })},
-	cTCPState:     {name: "tcp_state", node: textNode, scalar: state(0)},
-	cSCTPState:    {name: "sctp_state", needs: ofState, node: textNode, scalar: state(1)},
-	cDCCPState:    {name: "dccp_state", needs: ofState, node: textNode, scalar: state(2)},
-	cStatus: {name: "status", list: listOf(statusSets, func(r *flow.Record) bool { return r.Has&flow.HasStatus != 0 && r.Event < flow.EventGap },
-		func(r *flow.Record) uint32 { return uint32(r.Status) })},
-	cHelper: {name: "helper", needs: ofExtra, node: textNode, scalar: when(func(r *flow.Record) bool { return extra(r) && r.Extra.Helper.Len() != 0 },
-		func(_ *cell, r *flow.Record) parquet.Value {
-			return foreign(r.Extra.Helper[:r.Extra.Helper.Len()])
-		})},
-	cHelperUnknown: {name: "helper_unknown", needs: ofHelper, node: parquet.Leaf(parquet.BooleanType),
-		scalar: yes(func(r *flow.Record) bool { return r.Has&flow.HelperUnknown != 0 && r.Event < flow.EventGap })},
-	cMasterProto: {name: "master_proto", needs: ofExtra, node: textNode, scalar: when(func(r *flow.Record) bool { return master(r) != nil },
-		func(_ *cell, r *flow.Record) parquet.Value { return protoValues[master(r).Proto] })},
-	cMasterSrcIP: {name: "master_src_ip", needs: ofExtra, node: textNode, scalar: when(func(r *flow.Record) bool { return master(r) != nil },
-		func(c *cell, r *flow.Record) parquet.Value { return c.addr(master(r), &master(r).Src) })},
-	cMasterSrcPort: {name: "master_src_port", needs: ofExtra, node: rareNode(16),
-		scalar: ported(func(r *flow.Record) bool { return master(r) != nil && master(r).Proto.HasPorts() },
-			func(r *flow.Record) uint16 { return master(r).SrcPort })},
-	cMasterDstIP: {name: "master_dst_ip", needs: ofExtra, node: textNode, scalar: when(func(r *flow.Record) bool { return master(r) != nil },
-		func(c *cell, r *flow.Record) parquet.Value { return c.addr(master(r), &master(r).Dst) })},
-	cMasterDstPort: {name: "master_dst_port", needs: ofExtra, node: rareNode(16),
-		scalar: ported(func(r *flow.Record) bool { return master(r) != nil && master(r).Proto.HasPorts() },
-			func(r *flow.Record) uint16 { return master(r).DstPort })},
-	cZone: {name: "zone", needs: ofZone, node: rareNode(16),
-		scalar: ported(func(r *flow.Record) bool { return r.Has&flow.HasZone != 0 && r.Event < flow.EventGap }, func(r *flow.Record) uint16 { return r.Zone })},
-	cZoneOrig: {name: "zone_orig", needs: ofZone, node: rareNode(16),
-		scalar: ported(func(r *flow.Record) bool { return hasTuple(r) && r.Orig.HasZone }, func(r *flow.Record) uint16 { return r.Orig.Zone })},
-	cZoneReply: {name: "zone_reply", needs: ofZone, node: rareNode(16),
-		scalar: ported(func(r *flow.Record) bool { return r.Has&flow.HasReply != 0 && isFlow(r) && r.Reply.HasZone },
-			func(r *flow.Record) uint16 { return r.Reply.Zone })},
-	cMark: {name: "mark", node: rareNode(32), scalar: when(func(r *flow.Record) bool { return r.Has&flow.HasMark != 0 && r.Event < flow.EventGap },
-		func(_ *cell, r *flow.Record) parquet.Value { return small(r.Mark) })},
-	cLabels: {name: "labels", needs: ofExtra, node: textNode, scalar: when(func(r *flow.Record) bool { return extra(r) && r.Extra.HasLabels },
-		func(c *cell, r *flow.Record) parquet.Value {
-			return c.text(func(b []byte) []byte { return fmt.Appendf(b, "%x", r.Extra.Labels[:]) })
-		})},
-	cSecCtx: {name: "secctx", needs: ofExtra, node: textNode, scalar: when(func(r *flow.Record) bool { return extra(r) && r.Extra.SecCtx != "" },
-		func(_ *cell, r *flow.Record) parquet.Value { return foreign([]byte(r.Extra.SecCtx)) })},
-	cEndReason: {name: "end_reason", node: textNode, scalar: when(func(r *flow.Record) bool { return r.Event == flow.EventDestroy },
-		func(_ *cell, r *flow.Record) parquet.Value { return endValues[r.EndReason()] })},
-	cMaskSrcIP: {name: "mask_src_ip", needs: ofExpectation, node: textNode,
-		scalar: when(hasMask, func(c *cell, r *flow.Record) parquet.Value { return c.addr(&r.Orig, &r.Reply.Src) })},
-	cMaskDstIP: {name: "mask_dst_ip", needs: ofExpectation, node: textNode,
-		scalar: when(hasMask, func(c *cell, r *flow.Record) parquet.Value { return c.addr(&r.Orig, &r.Reply.Dst) })},
-	cMaskSrcPort: {name: "mask_src_port", needs: ofExpectation, node: rareNode(16), scalar: ported(maskPorts, func(r *flow.Record) uint16 { return r.Reply.SrcPort })},
-	cMaskDstPort: {name: "mask_dst_port", needs: ofExpectation, node: rareNode(16), scalar: ported(maskPorts, func(r *flow.Record) uint16 { return r.Reply.DstPort })},
-	cClass: {name: "class", needs: ofExpectation, node: rareNode(32), scalar: when(func(r *flow.Record) bool { return isExpect(r) && r.Extra != nil },
-		func(_ *cell, r *flow.Record) parquet.Value { return small(r.Extra.Class) })},
-	cFlags: {name: "flags", needs: ofExpectation, list: listOf(flagSets, func(r *flow.Record) bool { return isExpect(r) && r.Extra != nil },
-		func(r *flow.Record) uint32 { return r.Extra.Flags })},
-	cTimeoutS: {name: "timeout_s", needs: ofOther, node: rareNode(32),
-		scalar: when(func(r *flow.Record) bool {
-			return (r.Has&flow.HasTimeout != 0 || isCheckpoint(r)) && r.Event != flow.EventDestroy && r.Event < flow.EventGap
-		},
-			func(_ *cell, r *flow.Record) parquet.Value { return small(r.Timeout) })},
-	cWildcard: {name: "wildcard", needs: ofExpectation, node: parquet.Leaf(parquet.BooleanType), scalar: yes(func(r *flow.Record) bool { return hasMask(r) && r.Wildcard() })},
-	cCause: {name: "cause", needs: ofGap, node: textNode, scalar: when(func(r *flow.Record) bool { return gap(r) != nil },
-		func(_ *cell, r *flow.Record) parquet.Value {
-			return causeValues[min(int(gap(r).Cause), len(causeValues)-1)]
-		})},
-	cFrom: {name: "from", needs: ofGap, node: timeNode, scalar: stamp(func(r *flow.Record) bool { return (r.Event >= flow.EventGap || isCheckpoint(r)) && r.Start != 0 },
-		func(r *flow.Record) int64 { return r.Start })},
-	cTo: {name: "to", needs: ofGap, node: timeNode, scalar: stamp(func(r *flow.Record) bool { return (r.Event >= flow.EventGap || isCheckpoint(r)) && r.Stop != 0 },
-		func(r *flow.Record) int64 { return r.Stop })},
-	cLost: {name: "lost", needs: ofGap, node: rareNode(64), scalar: when(func(r *flow.Record) bool { return gap(r) != nil && gap(r).LostKnown },
-		func(_ *cell, r *flow.Record) parquet.Value { return number(gap(r).Lost) })},
-	cWhole: {name: "whole", needs: ofOther, node: parquet.Leaf(parquet.BooleanType), scalar: func(_ *cell, r *flow.Record) parquet.Value {
-		if !isCheckpoint(r) {
-			return null
-		}
-		return parquet.BooleanValue(r.Checkpoint() == flow.CheckpointWhole)
+		number: func(r *flow.Record) (uint64, bool) { return uint64(r.Reply.SrcPort), natDst(r) && r.HasPorts() }},
+	cICMPType: {name: "icmp_type", needs: ofICMP, node: rareNode(8),
+		number: func(r *flow.Record) (uint64, bool) { return uint64(r.Orig.ICMPType()), icmpOf(r) }},
+	cICMPCode: {name: "icmp_code", needs: ofICMP, node: rareNode(8),
+		number: func(r *flow.Record) (uint64, bool) { return uint64(r.Orig.ICMPCode()), icmpOf(r) }},
+	cICMPID: {name: "icmp_id", needs: ofICMP, node: rareNode(16), number: func(r *flow.Record) (uint64, bool) { return uint64(r.Orig.ICMPID()), icmpOf(r) }},
+	cNATICMPID: {name: "nat_icmp_id", needs: ofICMP, node: rareNode(16), number: func(r *flow.Record) (uint64, bool) {
+		return uint64(r.Reply.ICMPID()), icmpOf(r) && hasReply(r) && r.Reply.ICMPID() != r.Orig.ICMPID()
 	}},
-	cOutput: {name: "output", needs: ofGap, node: textNode, scalar: when(func(r *flow.Record) bool { return gap(r) != nil && gap(r).Output != "" },
-		func(_ *cell, r *flow.Record) parquet.Value { return foreign([]byte(gap(r).Output)) })},
+	cGREKey:    {name: "gre_key", needs: ofGRE, node: rareNode(16), number: func(r *flow.Record) (uint64, bool) { return uint64(r.Orig.SrcPort), greOf(r) }},
+	cGREDstKey: {name: "gre_dst_key", needs: ofGRE, node: rareNode(16), number: func(r *flow.Record) (uint64, bool) { return uint64(r.Orig.DstPort), greOf(r) }},
+	cNATGREKey: {name: "nat_gre_key", needs: ofGRE, node: rareNode(16), number: func(r *flow.Record) (uint64, bool) {
+		return uint64(r.Reply.DstPort), greOf(r) && hasReply(r) && r.Reply.DstPort != r.Orig.SrcPort
+	}},
+	cNATGREDstKey: {name: "nat_gre_dst_key", needs: ofGRE, node: rareNode(16), number: func(r *flow.Record) (uint64, bool) {
+		return uint64(r.Reply.SrcPort), greOf(r) && hasReply(r) && r.Reply.SrcPort != r.Orig.DstPort
+	}},
+	cOrigPackets:  {name: "orig_packets", node: rareNode(64), number: func(r *flow.Record) (uint64, bool) { return r.OrigCounters.Packets, hasCounters(r) }},
+	cOrigBytes:    {name: "orig_bytes", node: countNode, number: func(r *flow.Record) (uint64, bool) { return r.OrigCounters.Bytes, hasCounters(r) }},
+	cReplyPackets: {name: "reply_packets", node: rareNode(64), number: func(r *flow.Record) (uint64, bool) { return r.ReplyCounters.Packets, hasCounters(r) }},
+	cReplyBytes:   {name: "reply_bytes", node: countNode, number: func(r *flow.Record) (uint64, bool) { return r.ReplyCounters.Bytes, hasCounters(r) }},
+	cTCPState:     {name: "tcp_state", node: textNode, names: stateNames[0], number: state(0)},
+	cSCTPState:    {name: "sctp_state", needs: ofState, node: textNode, names: stateNames[1], number: state(1)},
+	cDCCPState:    {name: "dccp_state", needs: ofState, node: textNode, names: stateNames[2], number: state(2)},
+	cStatus:       {name: "status", list: &list{statusSets, func(r *flow.Record) (uint32, bool) { return uint32(r.Status), has(r, flow.HasStatus) }}},
+	cHelper: {name: "helper", needs: ofExtra, node: textNode, text: func(r *flow.Record) []byte {
+		if !hasExtra(r) {
+			return nil
+		}
+		return foreign(r.Extra.Helper[:r.Extra.Helper.Len()])
+	}},
+	cHelperUnknown: {name: "helper_unknown", needs: ofHelper, node: boolNode, number: func(r *flow.Record) (uint64, bool) { return 1, has(r, flow.HelperUnknown) }},
+	cMasterProto: {name: "master_proto", needs: ofExtra, node: textNode, names: protoNames,
+		number: func(r *flow.Record) (uint64, bool) { m, ok := master(r); return uint64(m.Proto), ok }},
+	cMasterSrcIP: {name: "master_src_ip", needs: ofExtra, node: textNode,
+		addr: func(r *flow.Record) (*flow.Addr, bool) { m, ok := master(r); return address(ok, m, &m.Src) }},
+	cMasterSrcPort: {name: "master_src_port", needs: ofExtra, node: rareNode(16),
+		number: func(r *flow.Record) (uint64, bool) {
+			m, ok := master(r)
+			return uint64(m.SrcPort), ok && m.Proto.HasPorts()
+		}},
+	cMasterDstIP: {name: "master_dst_ip", needs: ofExtra, node: textNode,
+		addr: func(r *flow.Record) (*flow.Addr, bool) { m, ok := master(r); return address(ok, m, &m.Dst) }},
+	cMasterDstPort: {name: "master_dst_port", needs: ofExtra, node: rareNode(16),
+		number: func(r *flow.Record) (uint64, bool) {
+			m, ok := master(r)
+			return uint64(m.DstPort), ok && m.Proto.HasPorts()
+		}},
+	cZone:     {name: "zone", needs: ofZone, node: rareNode(16), number: func(r *flow.Record) (uint64, bool) { return uint64(r.Zone), has(r, flow.HasZone) }},
+	cZoneOrig: {name: "zone_orig", needs: ofZone, node: rareNode(16), number: func(r *flow.Record) (uint64, bool) { return uint64(r.Orig.Zone), hasTuple(r) && r.Orig.HasZone }},
+	cZoneReply: {name: "zone_reply", needs: ofZone, node: rareNode(16), number: func(r *flow.Record) (uint64, bool) {
+		return uint64(r.Reply.Zone), r.Has&flow.HasReply != 0 && isFlow(r) && r.Reply.HasZone
+	}},
+	cMark: {name: "mark", node: rareNode(32), number: func(r *flow.Record) (uint64, bool) { return uint64(r.Mark), has(r, flow.HasMark) }},
+	cLabels: {name: "labels", needs: ofExtra, node: textNode, text: func(r *flow.Record) []byte {
+		if !hasExtra(r) || !r.Extra.HasLabels {
+			return nil
+		}
+		return hex.AppendEncode(nil, r.Extra.Labels[:])
+	}},
+	cSecCtx: {name: "secctx", needs: ofExtra, node: textNode, text: func(r *flow.Record) []byte {
+		if !hasExtra(r) {
+			return nil
+		}
+		return foreign([]byte(r.Extra.SecCtx))
+	}},
+	cEndReason: {name: "end_reason", node: textNode, names: flow.EndReasonNames[:],
+		number: func(r *flow.Record) (uint64, bool) { return uint64(r.EndReason()), r.Event == flow.EventDestroy }},
+	cMaskSrcIP: {name: "mask_src_ip", needs: ofExpectation, node: textNode,
+		addr: func(r *flow.Record) (*flow.Addr, bool) { return address(hasMask(r), &r.Orig, &r.Reply.Src) }},
+	cMaskDstIP: {name: "mask_dst_ip", needs: ofExpectation, node: textNode,
+		addr: func(r *flow.Record) (*flow.Addr, bool) { return address(hasMask(r), &r.Orig, &r.Reply.Dst) }},
+	cMaskSrcPort: {name: "mask_src_port", needs: ofExpectation, node: rareNode(16),
+		number: func(r *flow.Record) (uint64, bool) { return uint64(r.Reply.SrcPort), maskPorts(r) }},
+	cMaskDstPort: {name: "mask_dst_port", needs: ofExpectation, node: rareNode(16),
+		number: func(r *flow.Record) (uint64, bool) { return uint64(r.Reply.DstPort), maskPorts(r) }},
+	cClass: {name: "class", needs: ofExpectation, node: rareNode(32), number: func(r *flow.Record) (uint64, bool) {
+		if !isExpect(r) || r.Extra == nil {
+			return 0, false
+		}
+		return uint64(r.Extra.Class), true
+	}},
+	cFlags: {name: "flags", needs: ofExpectation, list: &list{flagSets, func(r *flow.Record) (uint32, bool) {
+		if !isExpect(r) || r.Extra == nil {
+			return 0, false
+		}
+		return r.Extra.Flags, true
+	}}},
+	cTimeoutS: {name: "timeout_s", needs: ofOther, node: rareNode(32), number: func(r *flow.Record) (uint64, bool) {
+		return uint64(r.Timeout), (r.Has&flow.HasTimeout != 0 || isCheckpoint(r)) && r.Event != flow.EventDestroy && r.Event < flow.EventGap
+	}},
+	cWildcard: {name: "wildcard", needs: ofExpectation, node: boolNode, number: func(r *flow.Record) (uint64, bool) { return 1, hasMask(r) && r.Wildcard() }},
+	cCause: {name: "cause", needs: ofGap, node: textNode, names: flow.CauseNames[:], number: func(r *flow.Record) (uint64, bool) {
+		g, ok := gap(r)
+		return uint64(min(int(g.Cause), len(flow.CauseNames)-1)), ok
+	}},
+	cFrom:   {name: "from", needs: ofGap, node: timeNode, number: func(r *flow.Record) (uint64, bool) { return uint64(r.Start), isSpan(r) && r.Start != 0 }},
+	cTo:     {name: "to", needs: ofGap, node: timeNode, number: func(r *flow.Record) (uint64, bool) { return uint64(r.Stop), isSpan(r) && r.Stop != 0 }},
+	cLost:   {name: "lost", needs: ofGap, node: rareNode(64), number: func(r *flow.Record) (uint64, bool) { g, _ := gap(r); return g.Lost, g.LostKnown }},
+	cOutput: {name: "output", needs: ofGap, node: textNode, text: func(r *flow.Record) []byte { g, _ := gap(r); return foreign([]byte(g.Output)) }},
+	cWhole: {name: "whole", needs: ofOther, node: boolNode, number: func(r *flow.Record) (uint64, bool) {
+		whole := uint64(0)
+		if r.Checkpoint() == flow.CheckpointWhole {
+			whole = 1
+		}
+		return whole, isCheckpoint(r)
+	}},
 }
 
 func maskPorts(r *flow.Record) bool {

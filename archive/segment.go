@@ -2,7 +2,6 @@ package archive
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
@@ -14,6 +13,7 @@ import (
 	"hash/maphash"
 	"io"
 	"math/bits"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -23,15 +23,16 @@ import (
 	"github.com/parquet-go/parquet-go"
 	"github.com/parquet-go/parquet-go/compress"
 	"github.com/parquet-go/parquet-go/compress/zstd"
+	"github.com/parquet-go/parquet-go/format"
 	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/flow"
 )
 
 const (
-	groupRows  = 32768    // of a row group: what a question reads at least in part
-	pageBytes  = 16 << 10 // of a page before compression
-	chunkRows  = 1024     // that are handed to the library at a time; a page ends between two
+	groupRows  = 32768 // of a row group: what a question reads at least in part
+	pageRows   = 2048  // of a page
+	filterBits = 10    // of a filter, for each value
 	metaOrigin = "ctlogd.origin"
 	metaFacts  = "ctlogd.segment"
 )
@@ -372,47 +373,27 @@ type columnHash struct {
 // none adds n nulls.
 func (h *columnHash) none(n int) { h.nulls += uint64(n) }
 
-func (h *columnHash) value() uint64 {
-	h.add(nil)
-	h.mix(h.nulls)
-	h.nulls = 0
-	return h.sum
+// add adds a value: a number, the bits of a list, or a hash of a text or an address.
+func (h *columnHash) add(v uint64) {
+	if h.nulls != 0 {
+		h.mix(^h.nulls)
+		h.nulls = 0
+	}
+	h.mix(v)
 }
 
 func (h *columnHash) mix(y uint64) { h.sum = (bits.RotateLeft64(h.sum, 5) ^ y) * 0x9e3779b97f4a7c15 }
 
-var hashSeed = maphash.MakeSeed()
-
-func (h *columnHash) add(values []parquet.Value) {
-	for i := range values {
-		v := &values[i]
-		var y uint64
-		switch v.Kind() {
-		case parquet.Int32:
-			y = uint64(v.Uint32())
-		case parquet.Int64:
-			y = v.Uint64()
-		case parquet.ByteArray:
-			y = maphash.Bytes(hashSeed, v.ByteArray())
-		case parquet.Boolean:
-			if v.Boolean() {
-				y = 1
-			}
-		default:
-			if v.DefinitionLevel() == 0 {
-				h.nulls++
-				continue
-			}
-			y = 0xa5a5a5a5 // a list that is empty
-		}
-		h.mix(h.nulls)
-		h.nulls = 0
-		h.mix(y + uint64(v.RepetitionLevel())<<32)
-	}
+// value is the hash of all.
+func (h columnHash) value() uint64 {
+	h.mix(^h.nulls)
+	return h.sum
 }
 
-// writeSegment writes the table to w: the records of the row log, whose bytes are rows, in the order of keys. lost, if there is one, comes
-// first.
+var hashSeed = maphash.MakeSeed()
+
+// writeSegment writes the table to w: the records of the row log, whose bytes are rows, in the order of keys. lost, if
+// there is one, comes first.
 func writeSegment(w io.Writer, o *Origin, facts *Facts, keys []sortKey, rows []byte, lost *flow.Record) (sums [columnCount]columnHash, err error) {
 	origin, err := json.Marshal(o)
 	if err != nil {
@@ -423,73 +404,33 @@ func writeSegment(w io.Writer, o *Origin, facts *Facts, keys []sortKey, rows []b
 		return sums, err
 	}
 	buffered := bufio.NewWriterSize(w, 256<<10)
-	pw := parquet.NewGenericWriter[any](buffered, schema,
-		parquet.CreatedBy("ctlogd", fmt.Sprint(SchemaVersion), ""),
-		parquet.Compression(codecOf(o.Level)),
-		parquet.PageBufferSize(pageBytes),
-		parquet.WriteBufferSize(0),
-		parquet.DataPageStatistics(false), // the index has them
-		parquet.BloomFilters(
-			parquet.SplitBlockFilter(10, "src_ip"),
-			parquet.SplitBlockFilter(10, "dst_ip"),
-			parquet.SplitBlockFilter(10, "nat_dst_ip")),
-		parquet.KeyValueMetadata(metaOrigin, string(origin)),
-		parquet.KeyValueMetadata(metaFacts, string(about)),
-	)
-	writers := pw.ColumnWriters()
-	drop := dropped(o.Dropped)
-	batch := flow.NewBatch(groupRows, nil)
-	cells := make([]cell, columnCount)
-	var values, buf []parquet.Value
-	nulls := make([]parquet.Value, chunkRows)
-	flush := func() error {
-		if len(batch.Records) == 0 {
-			return nil
-		}
-		has := featuresOf(batch.Records)
-		for i := range columns {
-			c := &columns[i]
-			none := drop[i] || c.needs&^has != 0
-			for recs := batch.Records; len(recs) > 0; {
-				n := min(chunkRows, len(recs))
-				if none {
-					values = nulls[:n]
-					sums[i].none(n)
-				} else {
-					values = c.values(buf[:0], &cells[i], recs[:n])
-					buf = values
-					sums[i].add(values)
-				}
-				recs = recs[n:]
-				if _, err := writers[i].WriteRowValues(values); err != nil {
-					return err
-				}
-			}
-		}
-		batch.Reset()
-		return pw.Flush()
+	t, err := newTableWriter(buffered, codecOf(o.Level), dropped(o.Dropped))
+	if err != nil {
+		return sums, err
 	}
+	batch := flow.NewBatch(groupRows, nil)
 	if lost != nil {
 		batch.Append([]flow.Record{*lost})
 	}
 	for i := range keys {
 		k := &keys[i]
 		if i > 0 && k.long != keys[i-1].long || batch.Full() {
-			if err := flush(); err != nil {
+			if err := t.group(batch.Records); err != nil {
 				return sums, err
 			}
+			batch.Reset()
 		}
 		if _, err := batch.DecodeBinary(rows[k.off : k.off+int64(k.size)]); err != nil {
 			return sums, err
 		}
 	}
-	if err := flush(); err != nil {
+	if err := t.group(batch.Records); err != nil {
 		return sums, err
 	}
-	if err := pw.Close(); err != nil {
+	if err := t.close(format.KeyValue{Key: metaOrigin, Value: string(origin)}, format.KeyValue{Key: metaFacts, Value: string(about)}); err != nil {
 		return sums, err
 	}
-	return sums, buffered.Flush()
+	return t.sums, buffered.Flush()
 }
 
 // hashFile returns size and SHA-256 of a file.
@@ -511,21 +452,16 @@ func copyFrom(h hash.Hash, f *os.File) (int64, error) {
 
 // readBack reads every value of a segment, and tells whether it is what was written.
 func readBack(f io.ReaderAt, size, records int64, want [columnCount]columnHash) error {
-	pf, err := parquet.OpenFile(f, size)
+	pf, err := parquet.OpenFile(f, size, parquet.SkipPageIndex(true), parquet.SkipBloomFilters(true))
 	if err != nil {
 		return err
 	}
 	if pf.NumRows() != records {
 		return fmt.Errorf("%d rows, and %d were written", pf.NumRows(), records)
 	}
-	var got [columnCount]columnHash
-	buf := make([]parquet.Value, chunkRows)
-	for _, g := range pf.RowGroups() {
-		for i, chunk := range g.ColumnChunks() {
-			if err := eachValue(chunk, buf, got[i].add, got[i].none); err != nil {
-				return fmt.Errorf("column %s: %w", columns[i].name, err)
-			}
-		}
+	got, err := newTable(pf, Origin{}).sums()
+	if err != nil {
+		return err
 	}
 	for i := range got {
 		if got[i].value() != want[i].value() {
@@ -535,11 +471,27 @@ func readBack(f io.ReaderAt, size, records int64, want [columnCount]columnHash) 
 	return nil
 }
 
-// eachValue calls do with the values of a column of a row group, and none with the number of nulls in a page that has
-// nothing else. Values are valid until do returns.
-func eachValue(chunk parquet.ColumnChunk, buf []parquet.Value, do func([]parquet.Value), none func(n int)) error {
+// sums reads every value of the columns that are ours.
+func (t *table) sums() (sums [columnCount]columnHash, err error) {
+	for _, g := range t.pf.RowGroups() {
+		chunks := g.ColumnChunks()
+		for i := range columns {
+			if t.index[i] < 0 {
+				continue
+			}
+			if err := sums[i].chunk(&columns[i], chunks[t.index[i]]); err != nil {
+				return sums, fmt.Errorf("column %s: %w", columns[i].name, err)
+			}
+		}
+	}
+	return sums, nil
+}
+
+// chunk adds the values of a column of a row group.
+func (h *columnHash) chunk(c *column, chunk parquet.ColumnChunk) error {
 	pages := chunk.Pages()
 	defer pages.Close()
+	var entries []uint64 // of the dictionary, what add takes
 	for {
 		page, err := pages.ReadPage()
 		if err == io.EOF {
@@ -548,22 +500,99 @@ func eachValue(chunk parquet.ColumnChunk, buf []parquet.Value, do func([]parquet
 		if err != nil {
 			return err
 		}
-		if n := page.NumValues(); page.NumNulls() == n && len(bytes.Trim(page.DefinitionLevels(), "\x00")) == 0 {
-			none(int(n))
-			parquet.Release(page)
-			continue
+		if d := page.Dictionary(); d != nil && entries == nil {
+			entries = make([]uint64, d.Len())
+			for i := range entries {
+				entries[i] = c.entry(d.Index(int32(i)))
+			}
 		}
-		for values := page.Values(); ; {
-			n, err := values.ReadValues(buf)
-			do(buf[:n])
-			if err == io.EOF {
-				break
-			}
-			if err != nil {
-				parquet.Release(page)
-				return err
-			}
+		if c.list != nil {
+			h.lists(page, entries)
+		} else {
+			h.page(page, entries, encodingOf(c))
 		}
 		parquet.Release(page)
+	}
+}
+
+// entry returns what an entry of the dictionary of a column is to columnHash.
+func (c *column) entry(v parquet.Value) uint64 {
+	switch {
+	case c.list != nil:
+		return uint64(c.list.sets.parse(v.ByteArray()))
+	case c.addr != nil:
+		a, err := netip.ParseAddr(string(v.ByteArray()))
+		if err != nil {
+			return 0
+		}
+		f := flow.AddrFrom(a)
+		k := dictKey{v6: a.Is6()}
+		k.hi, k.lo = f.Words()
+		return k.hash()
+	case v.Kind() == parquet.ByteArray:
+		return maphash.Bytes(hashSeed, v.ByteArray())
+	case v.Kind() == parquet.Int32:
+		return uint64(v.Uint32())
+	}
+	return v.Uint64()
+}
+
+// page adds a page of a column that is no list.
+func (h *columnHash) page(page parquet.Page, entries []uint64, e encoding) {
+	data := page.Data()
+	defs := page.DefinitionLevels()
+	if page.NumNulls() == page.NumValues() {
+		h.none(len(defs))
+		return
+	}
+	next := 0
+	add := func(value func(i int) uint64) {
+		for _, d := range defs {
+			if d == 0 {
+				h.none(1)
+				continue
+			}
+			h.add(value(next))
+			next++
+		}
+	}
+	switch {
+	case e.dictionary():
+		ints := data.Int32()
+		add(func(i int) uint64 { return entries[ints[i]] })
+	case e == plainBool:
+		bits := data.Boolean()
+		add(func(i int) uint64 { return uint64(bits[i/8] >> (i % 8) & 1) })
+	case e == delta32:
+		ints := data.Uint32()
+		add(func(i int) uint64 { return uint64(ints[i]) })
+	default:
+		ints := data.Uint64()
+		add(func(i int) uint64 { return ints[i] })
+	}
+}
+
+// lists adds a page of lists.
+func (h *columnHash) lists(page parquet.Page, entries []uint64) {
+	defs, reps := page.DefinitionLevels(), page.RepetitionLevels()
+	var ints []int32
+	if entries != nil {
+		data := page.Data()
+		ints = data.Int32()
+	}
+	v := uint64(0)
+	for i, d := range defs {
+		if d == 0 {
+			h.none(1)
+			continue
+		}
+		if d == 2 {
+			v |= entries[ints[0]]
+			ints = ints[1:]
+		}
+		if i+1 == len(reps) || reps[i+1] == 0 {
+			h.add(v)
+			v = 0
+		}
 	}
 }
