@@ -13,7 +13,7 @@ import (
 // things right. Files are Validate's to read.
 func (c *Config) Check(ctx context.Context) error {
 	return c.each(ctx, "write a name that resolves, or an address", func(ctx context.Context, a address) error {
-		_, err := net.DefaultResolver.LookupHost(ctx, a.host)
+		_, err := net.DefaultResolver.LookupHost(ctx, a.Host)
 		return err
 	})
 }
@@ -33,8 +33,8 @@ func (c *Config) Reach(ctx context.Context) (expires time.Time, err error) {
 		if err != nil {
 			return err
 		}
-		if s, ok := session.(*stream); ok {
-			for _, cert := range s.chain() {
+		if s, ok := session.(*tcp); ok {
+			for _, cert := range s.Chain() {
 				if expires.IsZero() || cert.NotAfter.Before(expires) {
 					expires = cert.NotAfter
 				}

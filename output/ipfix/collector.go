@@ -19,7 +19,7 @@ func (e *Exporter) newCollector(a address) *collector {
 	c := &collector{address: a}
 	if c.datagrams() {
 		c.peer = &datagram.Peer{
-			Host: a.host, Port: a.port, Sockets: e.sockets, Refused: &e.counts.refused,
+			Host: a.Host, Port: a.Port, Sockets: e.sockets, Refused: &e.counts.refused,
 			Resolve: func(ctx context.Context, network, host string) ([]netip.Addr, error) {
 				return e.resolve(ctx, network, host)
 			},
@@ -29,7 +29,7 @@ func (e *Exporter) newCollector(a address) *collector {
 }
 
 // datagrams reports whether the collector is reached over UDP.
-func (c *collector) datagrams() bool { return c.scheme == "udp" }
+func (c *collector) datagrams() bool { return c.Scheme == "udp" }
 
 // dialCollector begins a session with c: over UDP with the target in front.
 func (e *Exporter) dialCollector(ctx context.Context, c *collector) (transport, error) {
@@ -37,11 +37,8 @@ func (e *Exporter) dialCollector(ctx context.Context, c *collector) (transport, 
 	if err != nil {
 		return nil, err
 	}
-	switch c.scheme {
-	case "tls":
-		return dialStream(ctx, c.address, &e.config.TLS, size, e.sockets, e.look)
-	case "tcp":
-		return dialStream(ctx, c.address, nil, size, e.sockets, e.look)
+	if !c.datagrams() {
+		return e.dialStream(ctx, c.address, size)
 	}
 	socket, err := c.peer.Dial(ctx, e.config.templateInterval())
 	if err != nil {

@@ -2,22 +2,16 @@ package ipfix
 
 import (
 	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math"
-	"net"
-	"net/netip"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/ctlogd/ctlogd/identity"
 	"github.com/ctlogd/ctlogd/output/certfile"
+	"github.com/ctlogd/ctlogd/output/endpoint"
 	"github.com/ctlogd/ctlogd/unit"
 )
 
@@ -78,13 +72,8 @@ type Enterprise struct {
 	Elements []string `yaml:"elements"`
 }
 
-// TLS is how a tls:// collector is trusted, and what it is shown. Files are PEM and read anew for each connection.
-type TLS struct {
-	CA         string `yaml:"ca"`          // default: the system's authorities
-	Cert       string `yaml:"cert"`        // client certificate
-	Key        string `yaml:"key"`         // its private key
-	ServerName string `yaml:"server_name"` // default: the address's host
-}
+// TLS is how a tls:// collector is trusted, and what it is shown.
+type TLS = certfile.TLS
 
 // Defaults fills in what is unset and has one default for every configuration.
 func (c *Config) Defaults() {
@@ -165,93 +154,12 @@ func observationDomain(id string) uint32 {
 }
 
 // address is a parsed Config.Address.
-type address struct {
-	scheme, host, port string
-}
-
-func (a address) String() string { return a.scheme + "://" + net.JoinHostPort(a.host, a.port) }
+type address = endpoint.Address
 
 const addressHelp = "write udp://HOST:PORT, tcp://HOST:PORT or tls://HOST:PORT"
 
-func parseAddress(s string) (a address, err error) {
-	if s == "" {
-		return a, errors.New("missing; " + addressHelp)
-	}
-	scheme, rest, ok := strings.Cut(s, "://")
-	if !ok {
-		return a, fmt.Errorf("missing scheme in %q; %s", s, addressHelp)
-	}
-	a = address{scheme: scheme, port: "4739"}
-	switch scheme {
-	case "udp", "tcp":
-	case "tls":
-		a.port = "4740"
-	default:
-		return a, fmt.Errorf("unknown scheme %q; %s", scheme, addressHelp)
-	}
-	if strings.ContainsAny(rest, "/?#@") {
-		return a, fmt.Errorf("nothing may stand beside host and port in %q; %s", s, addressHelp)
-	}
-	if a.host, err = cutPort(rest, &a.port); err != nil {
-		return a, err
-	}
-	if a.host == "" {
-		return a, fmt.Errorf("missing host in %q; %s", s, addressHelp)
-	}
-	return a, a.checkHost()
-}
-
-// checkHost tells what is wrong with the host: it is an address, with the interface where it needs one, or a name.
-func (a address) checkHost() error {
-	bare, zone, _ := strings.Cut(a.host, "%")
-	if name, ok := strings.CutPrefix(zone, "25"); ok && name != "" {
-		// RFC 6874 would have it so in a URI. An interface may be called 25, but hardly 25wan.
-		return fmt.Errorf("%q is written as in a URL; write the interface as it is called: %s", a.host,
-			address{a.scheme, bare + "%" + name, a.port})
-	}
-	if ip, err := netip.ParseAddr(a.host); err == nil {
-		switch {
-		case ip.Is6() && ip.Zone() == "" && (ip.IsLinkLocalUnicast() || ip.IsLinkLocalMulticast()):
-			return fmt.Errorf("%s is a link-local address, which is another one on each link; name the interface: %s",
-				ip, address{a.scheme, ip.String() + "%eth0", a.port})
-		case ip.IsUnspecified():
-			return fmt.Errorf("%s is no address to send to; write the collector's", ip)
-		}
-		return nil
-	}
-	for label := range strings.SplitSeq(strings.TrimSuffix(a.host, "."), ".") {
-		if label == "" || len(label) > 63 || strings.ContainsFunc(label, notInNames) {
-			return fmt.Errorf("%q is neither an address nor a host name; %s", a.host, addressHelp)
-		}
-	}
-	if len(a.host) > 254 {
-		return fmt.Errorf("a host name has 253 characters at most, and this one has %d", len(a.host))
-	}
-	return nil
-}
-
-// notInNames reports whether no host name has r. Underscores are not allowed and are found all the same.
-func notInNames(r rune) bool {
-	return r != '-' && r != '_' && (r < '0' || r > '9') && (r|0x20 < 'a' || r|0x20 > 'z')
-}
-
-// cutPort splits HOST, HOST:PORT, [IPV6] or [IPV6]:PORT. Without a port *port is left alone.
-func cutPort(s string, port *string) (host string, err error) {
-	bare := strings.HasSuffix(s, "]") || !strings.Contains(s, ":")
-	switch {
-	case bare && strings.HasPrefix(s, "["):
-		host = s[1 : len(s)-1]
-	case bare:
-		host = s
-	default:
-		if host, *port, err = net.SplitHostPort(s); err != nil {
-			return "", fmt.Errorf("%q is not HOST:PORT; an IPv6 address stands in brackets: [2001:db8::1]:4739", s)
-		}
-	}
-	if n, err := strconv.ParseUint(*port, 10, 16); err != nil || n == 0 {
-		return "", fmt.Errorf("port %q is not a number from 1 to 65535", *port)
-	}
-	return host, nil
+func parseAddress(s string) (address, error) {
+	return endpoint.Parse(s, addressHelp, map[string]string{"udp": "4739", "tcp": "4739", "tls": "4740"})
 }
 
 // addresses returns the parsed Address and Failover of a valid configuration.
@@ -301,7 +209,7 @@ func (c *Config) Validate(report func(field, msg string)) {
 			report(field, err.Error())
 			return
 		}
-		switch a.scheme {
+		switch a.Scheme {
 		case "udp":
 			datagrams = true
 		case "tls":
@@ -341,7 +249,7 @@ func (c *Config) Validate(report func(field, msg string)) {
 		report("dial_timeout", fmt.Sprintf("%s is negative; write a duration such as 5s", c.DialTimeout))
 	}
 	c.Enterprise.validate(report)
-	c.TLS.validate(secure, report)
+	c.TLS.Validate(secure, report)
 }
 
 func (c *Enterprise) validate(report func(field, msg string)) {
@@ -364,79 +272,6 @@ func (c *Enterprise) validate(report func(field, msg string)) {
 	case c.PEN == reversePEN:
 		report("enterprise.pen", "29305 is reserved for reverse elements (RFC 5103); write your organization's own number")
 	}
-}
-
-func (c *TLS) validate(used bool, report func(field, msg string)) {
-	if !used {
-		for _, f := range []struct{ field, value string }{
-			{"tls.ca", c.CA}, {"tls.cert", c.Cert}, {"tls.key", c.Key}, {"tls.server_name", c.ServerName},
-		} {
-			if f.value != "" {
-				report(f.field, "has no use without a tls:// address; change the address or remove the key")
-			}
-		}
-		return
-	}
-	if _, err := c.pool(); err != nil {
-		report("tls.ca", err.Error())
-	}
-	switch {
-	case c.Cert != "" && c.Key == "":
-		report("tls.key", "missing; a client certificate needs its private key")
-	case c.Cert == "" && c.Key != "":
-		report("tls.cert", "missing; a private key needs its client certificate")
-	default:
-		if _, err := c.certificates(); err != nil {
-			report("tls.cert", err.Error())
-		}
-	}
-}
-
-// pool returns the trusted authorities, nil for the system's.
-func (c *TLS) pool() (*x509.CertPool, error) {
-	if c.CA == "" {
-		return nil, nil
-	}
-	pem, err := os.ReadFile(c.CA)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("no certificate in %s; write the path of a PEM file", c.CA)
-	}
-	return pool, nil
-}
-
-// certificates returns the client's certificate, if there is one.
-func (c *TLS) certificates() ([]tls.Certificate, error) {
-	if c.Cert == "" {
-		return nil, nil
-	}
-	pair, err := certfile.Load(c.Cert, c.Key)
-	if err != nil {
-		return nil, err
-	}
-	if leaf := pair.Leaf; leaf != nil && time.Now().After(leaf.NotAfter) {
-		return nil, fmt.Errorf("%s expired on %s", c.Cert, leaf.NotAfter.UTC().Format(time.DateOnly))
-	}
-	return []tls.Certificate{pair}, nil
-}
-
-// config returns what a connection to host needs. TLS 1.2 is the least (RFC 7011 asks for 1.1, which is obsolete).
-func (c *TLS) config(host string) (*tls.Config, error) {
-	pool, err := c.pool()
-	if err != nil {
-		return nil, err
-	}
-	certs, err := c.certificates()
-	if err != nil {
-		return nil, err
-	}
-	if c.ServerName != "" {
-		host = c.ServerName
-	}
-	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool, Certificates: certs, ServerName: host}, nil
 }
 
 // orList joins words as "a, b or c".

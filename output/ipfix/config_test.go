@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"gopkg.in/yaml.v3"
+
+	"github.com/ctlogd/ctlogd/output/certfile/certtest"
 )
 
 func TestValidate(t *testing.T) {
@@ -21,15 +23,14 @@ func TestValidate(t *testing.T) {
 		}
 		return path
 	}
-	authority := newAuthority(t)
-	cert, key := authority.issue(t, "client", time.Hour)
-	old, oldKey := authority.issue(t, "client", -time.Hour)
-	_, otherKey := authority.issue(t, "client", time.Hour)
-	ca := write("ca.pem", authority.pem)
+	authority := certtest.New(t)
+	cert, key := authority.Issue(t, "client", time.Hour)
+	old, oldKey := authority.Issue(t, "client", -time.Hour)
+	_, otherKey := authority.Issue(t, "client", time.Hour)
+	ca := write("ca.pem", authority.PEM)
 	certFile, keyFile := write("cert.pem", cert), write("key.pem", key)
 	oldFile, oldKeyFile := write("old.pem", old), write("old-key.pem", oldKey)
 	otherKeyFile, empty := write("other-key.pem", otherKey), write("empty.pem", nil)
-	expired := time.Now().Add(-time.Hour).UTC().Format(time.DateOnly)
 	const help = "write udp://HOST:PORT, tcp://HOST:PORT or tls://HOST:PORT"
 
 	tests := []struct {
@@ -70,7 +71,7 @@ func TestValidate(t *testing.T) {
 			`address: "fe80::1%25wan" is written as in a URL; write the interface as it is called: udp://[fe80::1%wan]:2055`}},
 		{"{address: 'tcp://[fe80::1]'}", []string{"address: fe80::1 is a link-local address, which is another one on each link; " +
 			"name the interface: tcp://[fe80::1%eth0]:4739"}},
-		{"{address: udp://0.0.0.0}", []string{"address: 0.0.0.0 is no address to send to; write the collector's"}},
+		{"{address: udp://0.0.0.0}", []string{"address: 0.0.0.0 is no address to send to; write where to"}},
 		{"{address: udp://host name}", []string{`address: "host name" is neither an address nor a host name; ` + help}},
 		{"{address: 'udp://col..example'}", []string{`address: "col..example" is neither an address nor a host name; ` + help}},
 		{"{address: udp://192.0.2.1, failover: [tcp://, udp://192.0.2.1]}", []string{
@@ -114,8 +115,7 @@ func TestValidate(t *testing.T) {
 			"tls.cert: missing; a private key needs its client certificate"}},
 		{"{address: tls://192.0.2.1, tls: {cert: " + certFile + ", key: " + otherKeyFile + "}}", []string{
 			"tls.cert: tls: private key does not match public key"}},
-		{"{address: tls://192.0.2.1, tls: {cert: " + oldFile + ", key: " + oldKeyFile + "}}", []string{
-			"tls.cert: " + oldFile + " expired on " + expired}},
+		{"{address: tls://192.0.2.1, tls: {cert: " + oldFile + ", key: " + oldKeyFile + "}}", nil}, // the output fails alone
 	}
 	for _, tt := range tests {
 		var c Config

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ctlogd/ctlogd/output/certfile/certtest"
 	"github.com/ctlogd/ctlogd/output/ipfix/collect"
 )
 
@@ -28,12 +29,12 @@ type secure struct {
 }
 
 // newSecure returns a collector that has not been started, with what it needs beside its address.
-func newSecure(t *testing.T, a *authority, cert, key []byte, args ...string) *secure {
+func newSecure(t *testing.T, a *certtest.Authority, cert, key []byte, args ...string) *secure {
 	t.Helper()
 	need(t, "openssl")
 	need(t, "ipfixDump")
 	dir := t.TempDir()
-	for name, data := range map[string][]byte{"ca.pem": a.pem, "cert.pem": cert, "key.pem": key} {
+	for name, data := range map[string][]byte{"ca.pem": a.PEM, "cert.pem": cert, "key.pem": key} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -128,12 +129,12 @@ func (s *secure) received(t *testing.T, size uint64) {
 }
 
 // credentials are what tests of TLS need, as files.
-func credentials(t *testing.T, a *authority) TLS {
+func credentials(t *testing.T, a *certtest.Authority) TLS {
 	t.Helper()
 	dir := t.TempDir()
-	cert, key := a.issue(t, "client", time.Hour)
+	cert, key := a.Issue(t, "client", time.Hour)
 	c := TLS{CA: filepath.Join(dir, "ca.pem"), Cert: filepath.Join(dir, "client.pem"), Key: filepath.Join(dir, "key.pem")}
-	for name, data := range map[string][]byte{c.CA: a.pem, c.Cert: cert, c.Key: key} {
+	for name, data := range map[string][]byte{c.CA: a.PEM, c.Cert: cert, c.Key: key} {
 		if err := os.WriteFile(name, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -143,8 +144,8 @@ func credentials(t *testing.T, a *authority) TLS {
 
 // TestOpenSSL: each side knows the other, and ipfixDump reads what openssl has received.
 func TestOpenSSL(t *testing.T) {
-	ours := newAuthority(t)
-	cert, key := ours.issue(t, "server", time.Hour)
+	ours := certtest.New(t)
+	cert, key := ours.Issue(t, "server", time.Hour)
 	for _, version := range []string{"-tls1_2", "-tls1_3"} {
 		t.Run(version[1:], func(t *testing.T) {
 			s := newSecure(t, ours, cert, key, version, "-Verify", "1", "-verify_return_error")
@@ -163,9 +164,9 @@ func TestOpenSSL(t *testing.T) {
 
 // TestOpenSSLRefusals: no record counts as delivered to a collector that one side or the other refuses.
 func TestOpenSSLRefusals(t *testing.T) {
-	ours, others := newAuthority(t), newAuthority(t)
-	cert, key := ours.issue(t, "server", time.Hour)
-	expired, expiredKey := ours.issue(t, "server", -time.Hour)
+	ours, others := certtest.New(t), certtest.New(t)
+	cert, key := ours.Issue(t, "server", time.Hour)
+	expired, expiredKey := ours.Issue(t, "server", -time.Hour)
 	known, strange := credentials(t, ours), credentials(t, others)
 	tests := []struct {
 		name      string
@@ -200,8 +201,8 @@ func TestOpenSSLRefusals(t *testing.T) {
 // TestOpenSSLComesAndGoes: the collector starts late, is killed in mid-stream and starts again. What is missing in the
 // end was acknowledged by its host and not read: it lies together, and ends where the session ended.
 func TestOpenSSLComesAndGoes(t *testing.T) {
-	ours := newAuthority(t)
-	cert, key := ours.issue(t, "server", time.Hour)
+	ours := certtest.New(t)
+	cert, key := ours.Issue(t, "server", time.Hour)
 	s := newSecure(t, ours, cert, key, "-Verify", "1", "-verify_return_error")
 	e := newExporter(t, Config{Address: s.addr, TLS: credentials(t, ours)})
 	if n, err := e.Write(t.Context(), numbered(1, 100)); n != 0 || err == nil {

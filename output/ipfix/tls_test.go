@@ -2,7 +2,6 @@ package ipfix
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"net"
 	"os"
 	"path/filepath"
@@ -10,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ctlogd/ctlogd/output/certfile/certtest"
 )
 
 func TestTLS(t *testing.T) {
@@ -22,16 +23,16 @@ func TestTLS(t *testing.T) {
 		}
 		return path
 	}
-	ours, others := newAuthority(t), newAuthority(t)
-	ca, otherCA := save("ca.pem", ours.pem), save("other-ca.pem", others.pem)
-	client := func(a *authority, name string) (cert, key string) {
-		c, k := a.issue(t, "client", time.Hour)
+	ours, others := certtest.New(t), certtest.New(t)
+	ca, otherCA := save("ca.pem", ours.PEM), save("other-ca.pem", others.PEM)
+	client := func(a *certtest.Authority, name string) (cert, key string) {
+		c, k := a.Issue(t, "client", time.Hour)
 		return save(name+".pem", c), save(name+"-key.pem", k)
 	}
 	cert, key := client(ours, "client")
 	strange, strangeKey := client(others, "strange")
-	server := func(a *authority, validFor time.Duration) tls.Certificate {
-		c, k := a.issue(t, "server", validFor)
+	server := func(a *certtest.Authority, validFor time.Duration) tls.Certificate {
+		c, k := a.Issue(t, "server", validFor)
 		pair, err := tls.X509KeyPair(c, k)
 		if err != nil {
 			t.Fatal(err)
@@ -39,8 +40,7 @@ func TestTLS(t *testing.T) {
 		return pair
 	}
 	good, expired := server(ours, time.Hour), server(ours, -time.Hour)
-	pool := x509.NewCertPool()
-	pool.AddCert(ours.cert)
+	pool := ours.Pool()
 
 	tests := []struct {
 		name   string
@@ -108,12 +108,12 @@ func TestTLS(t *testing.T) {
 
 // TestTLSFilesReadAnew: certificates are renewed while the daemon runs.
 func TestTLSFilesReadAnew(t *testing.T) {
-	a := newAuthority(t)
+	a := certtest.New(t)
 	ca := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(ca, newAuthority(t).pem, 0o600); err != nil {
+	if err := os.WriteFile(ca, certtest.New(t).PEM, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	certPEM, keyPEM := a.issue(t, "server", time.Hour)
+	certPEM, keyPEM := a.Issue(t, "server", time.Hour)
 	pair, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
 		t.Fatal(err)
@@ -125,7 +125,7 @@ func TestTLSFilesReadAnew(t *testing.T) {
 	if n, err := e.Write(t.Context(), numbered(1, 1)); n != 0 || err == nil {
 		t.Fatalf("Write returned %d, %v", n, err)
 	}
-	if err := os.WriteFile(ca, a.pem, 0o600); err != nil {
+	if err := os.WriteFile(ca, a.PEM, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	write(t, e, numbered(1, 1))
@@ -134,15 +134,15 @@ func TestTLSFilesReadAnew(t *testing.T) {
 
 // Reach tells until when the collector's certificate holds, of several the one that ends first.
 func TestReachCertificate(t *testing.T) {
-	a := newAuthority(t)
+	a := certtest.New(t)
 	ca := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(ca, a.pem, 0o600); err != nil {
+	if err := os.WriteFile(ca, a.PEM, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var addresses []string
 	var first time.Time
 	for _, validFor := range []time.Duration{2 * time.Hour, time.Hour} {
-		certPEM, keyPEM := a.issue(t, "server", validFor)
+		certPEM, keyPEM := a.Issue(t, "server", validFor)
 		pair, err := tls.X509KeyPair(certPEM, keyPEM)
 		if err != nil {
 			t.Fatal(err)

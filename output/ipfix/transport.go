@@ -1,14 +1,11 @@
 package ipfix
 
-import (
-	"context"
-	"time"
-)
+import "context"
 
 // transport is a session with one collector.
 type transport interface {
 	// send writes msgs in order and returns how many were written whole; n < len(msgs) if and only if err is not nil.
-	// It waits for room at most writeTimeout, and no longer than ctx. After an error the session is over.
+	// It waits for room 10 s at most, and no longer than ctx. After an error the session is over.
 	send(ctx context.Context, msgs []*message) (n int, err error)
 
 	// reliable reports whether the session is a stream, in which nothing is lost while it lasts.
@@ -38,6 +35,3 @@ type transport interface {
 type sequences struct{ data, own uint32 }
 
 func (s *sequences) sequence() *sequences { return s }
-
-// writeTimeout is for how long a collector may accept nothing before its session counts as dead.
-const writeTimeout = 10 * time.Second

@@ -3,8 +3,6 @@ package kafka
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -73,13 +71,8 @@ type Config struct {
 	DeadLetterSize unit.Size `yaml:"dead_letter_size"`
 }
 
-// TLS is the block tls. All files are PEM.
-type TLS struct {
-	CA         string `yaml:"ca"`          // the authorities to trust. Unset: the system's
-	Cert       string `yaml:"cert"`        // our certificate, with the chain
-	Key        string `yaml:"key"`         // its key
-	ServerName string `yaml:"server_name"` // the name that the brokers' certificates carry. Unset: each broker's host
-}
+// TLS is the block tls. Without a server_name each broker's host is expected.
+type TLS = certfile.TLS
 
 // SASL is the block sasl. The password comes from exactly one of the two places.
 type SASL struct {
@@ -181,7 +174,7 @@ func (c *Config) Validate(report func(field, msg string)) {
 		}
 	}
 	if c.TLS != nil {
-		c.TLS.validate(func(field, msg string) { report("tls."+field, msg) })
+		c.TLS.Validate(true, report)
 	}
 	if c.SASL != nil {
 		c.SASL.validate(func(field, msg string) { report("sasl."+field, msg) })
@@ -234,64 +227,6 @@ func orList(words []string) string {
 		list += " or "
 	}
 	return list + words[last]
-}
-
-func (t *TLS) validate(report func(field, msg string)) {
-	switch {
-	case t.Cert != "" && t.Key == "":
-		report("key", "missing key of tls.cert; write the file that holds it")
-		return
-	case t.Key != "" && t.Cert == "":
-		report("cert", "missing certificate for tls.key; write the file that holds it")
-		return
-	}
-	if _, err := t.authorities(); err != nil {
-		report("ca", err.Error())
-	}
-	if t.Cert != "" {
-		if _, err := t.certificate(); err != nil {
-			report("cert", err.Error())
-		}
-	}
-}
-
-// authorities returns whom to trust, nil for the system's.
-func (t *TLS) authorities() (*x509.CertPool, error) {
-	if t.CA == "" {
-		return nil, nil
-	}
-	pem, err := os.ReadFile(t.CA)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("no certificate in %s; use a PEM file", t.CA)
-	}
-	return pool, nil
-}
-
-// certificate returns ours.
-func (t *TLS) certificate() (tls.Certificate, error) { return certfile.Load(t.Cert, t.Key) }
-
-// config returns the block as crypto/tls wants it, nil for no TLS.
-func (t *TLS) config() (*tls.Config, error) {
-	if t == nil {
-		return nil, nil
-	}
-	pool, err := t.authorities()
-	if err != nil {
-		return nil, err
-	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool, ServerName: t.ServerName}
-	if t.Cert != "" {
-		cert, err := t.certificate()
-		if err != nil {
-			return nil, err
-		}
-		cfg.Certificates = []tls.Certificate{cert}
-	}
-	return cfg, nil
 }
 
 func (s *SASL) validate(report func(field, msg string)) {

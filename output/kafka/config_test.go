@@ -88,10 +88,10 @@ dead_letter_size: 1MiB
 			"create_topic.replication: -1 is out of range; use 1 to the number of brokers",
 		}},
 		{"certificate without key", good + "tls: {cert: a.pem}", []string{
-			"tls.key: missing key of tls.cert; write the file that holds it",
+			"tls.key: missing; a client certificate needs its private key",
 		}},
 		{"key without certificate", good + "tls: {key: a.pem}", []string{
-			"tls.cert: missing certificate for tls.key; write the file that holds it",
+			"tls.cert: missing; a private key needs its client certificate",
 		}},
 		{"files that are missing", good + "tls: {ca: /nonexistent/ca.pem, cert: /nonexistent/c.pem, key: /nonexistent/k.pem}",
 			[]string{
@@ -99,7 +99,7 @@ dead_letter_size: 1MiB
 				"tls.cert: open /nonexistent/c.pem: no such file or directory",
 			}},
 		{"files that are no certificates", good + fmt.Sprintf("tls: {ca: %s, cert: %[1]s, key: %[1]s}", junk), []string{
-			"tls.ca: no certificate in " + junk + "; use a PEM file",
+			"tls.ca: no certificate in " + junk + "; write the path of a PEM file",
 			"tls.cert: tls: failed to find any PEM data in certificate input",
 		}},
 		{"sasl, nothing", good + "sasl: {}", []string{

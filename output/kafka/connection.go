@@ -67,12 +67,10 @@ func (c *connections) connect(ctx context.Context, network, address string) (net
 // secure puts TLS on top of a connection. The files are read anew for each: certificates expire, and are renewed in
 // their place.
 func (c *connections) secure(ctx context.Context, conn *connection, address string) error {
-	cfg, err := c.tls.config()
+	host, _, _ := net.SplitHostPort(address)
+	cfg, err := c.tls.Config(host)
 	if err != nil {
 		return fmt.Errorf("tls: %w", err)
-	}
-	if cfg.ServerName == "" {
-		cfg.ServerName, _, _ = net.SplitHostPort(address)
 	}
 	cfg.VerifyConnection = c.verify
 	secure := tls.Client(conn.raw, cfg)

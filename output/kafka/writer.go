@@ -109,8 +109,10 @@ func New(cfg Config, opt Options) (*Writer, error) {
 	}
 	w.headers = appendHeaders(nil, headers...)
 
-	if _, err := cfg.TLS.config(); err != nil { // read anew for each connection; what is wrong now, is told now
-		return nil, fmt.Errorf("%s: tls: %w", w.name, err)
+	if cfg.TLS != nil {
+		if _, err := cfg.TLS.Config(""); err != nil { // read anew for each connection; what is wrong now, is told now
+			return nil, fmt.Errorf("%s: tls: %w", w.name, err)
+		}
 	}
 	mechanism, err := cfg.SASL.mechanism()
 	if err != nil {

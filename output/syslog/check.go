@@ -19,7 +19,7 @@ func (c Config) Check(ctx context.Context) error {
 	c.Defaults()
 	return c.each(ctx, "write a name that resolves, an address, or the path of a socket", func(ctx context.Context, a address) error {
 		if a.local() {
-			err := unix.Access(a.host, unix.W_OK)
+			err := unix.Access(a.Host, unix.W_OK)
 			switch {
 			case errors.Is(err, fs.ErrNotExist):
 				return fmt.Errorf("%w; start who listens there", err)
@@ -28,7 +28,7 @@ func (c Config) Check(ctx context.Context) error {
 			}
 			return nil
 		}
-		_, err := net.DefaultResolver.LookupHost(ctx, a.host)
+		_, err := net.DefaultResolver.LookupHost(ctx, a.Host)
 		return err
 	})
 }
@@ -48,8 +48,8 @@ func (c Config) Reach(ctx context.Context) (expires time.Time, err error) {
 		}
 		defer session.close()
 		defer r.peer.Close()
-		if s, ok := session.(*stream); ok {
-			for _, cert := range s.chain() {
+		if s, ok := session.(*tcp); ok {
+			for _, cert := range s.Chain() {
 				if expires.IsZero() || cert.NotAfter.Before(expires) {
 					expires = cert.NotAfter
 				}

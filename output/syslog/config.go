@@ -2,18 +2,13 @@ package syslog
 
 import (
 	"cmp"
-	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
-	"net"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/ctlogd/ctlogd/output/certfile"
+	"github.com/ctlogd/ctlogd/output/endpoint"
 	"github.com/ctlogd/ctlogd/output/format"
 )
 
@@ -70,13 +65,8 @@ type Config struct {
 	DialTimeout time.Duration `yaml:"dial_timeout"` // for name resolution, connection and TLS handshake together
 }
 
-// TLS is how a tls:// receiver is trusted, and what it is shown. Files are PEM and read anew for each connection.
-type TLS struct {
-	CA         string `yaml:"ca"`          // default: the system's authorities
-	Cert       string `yaml:"cert"`        // client certificate
-	Key        string `yaml:"key"`         // its private key
-	ServerName string `yaml:"server_name"` // default: the address's host
-}
+// TLS is how a tls:// receiver is trusted, and what it is shown.
+type TLS = certfile.TLS
 
 // Defaults fills in what is unset.
 func (c *Config) Defaults() {
@@ -105,76 +95,42 @@ func (c *Config) Encoder(o format.Options) (format.Encoder, error) {
 	return format.New(c.Format, o)
 }
 
-// address is a parsed Config.Address.
-type address struct {
-	scheme, host, port string // host is the path of a unix socket
-}
+// address is a parsed Config.Address. Of a unix socket, Host is the path.
+type address struct{ endpoint.Address }
 
 // journalSocket is where the journal takes fields (systemd.io/JOURNAL_NATIVE_PROTOCOL).
 const journalSocket = "/run/systemd/journal/socket"
 
 // local reports whether the receiver is a unix socket of this host.
-func (a address) local() bool { return a.scheme == "unix" || a.scheme == "journal" }
+func (a address) local() bool { return a.Scheme == "unix" || a.Scheme == "journal" }
 
 func (a address) String() string {
 	if a.local() {
-		return a.scheme + "://" + a.host
+		return a.Scheme + "://" + a.Host
 	}
-	return a.scheme + "://" + net.JoinHostPort(a.host, a.port)
+	return a.Address.String()
 }
 
 // stream reports whether messages go there in a stream.
-func (a address) stream() bool { return a.scheme == "tcp" || a.scheme == "tls" }
+func (a address) stream() bool { return a.Scheme == "tcp" || a.Scheme == "tls" }
 
 const addressHelp = "write udp://HOST:PORT, tcp://HOST:PORT, tls://HOST:PORT, unix:///PATH or journal://"
 
-func parseAddress(s string) (a address, err error) {
-	if s == "" {
-		return a, errors.New("missing; " + addressHelp)
-	}
-	scheme, rest, ok := strings.Cut(s, "://")
-	if !ok {
-		return a, fmt.Errorf("missing scheme in %q; %s", s, addressHelp)
-	}
-	a = address{scheme: scheme, port: "514"}
-	switch scheme {
-	case "udp", "tcp":
-	case "tls":
-		a.port = "6514"
+func parseAddress(s string) (address, error) {
+	switch scheme, path, _ := strings.Cut(s, "://"); scheme {
 	case "unix":
-		if !strings.HasPrefix(rest, "/") {
-			return a, fmt.Errorf("%q has no absolute path; write unix:///dev/log", s)
+		if !strings.HasPrefix(path, "/") {
+			return address{}, fmt.Errorf("%q has no absolute path; write unix:///dev/log", s)
 		}
-		return address{scheme: scheme, host: rest}, nil
+		return address{endpoint.Address{Scheme: scheme, Host: path}}, nil
 	case "journal":
-		if rest != "" && !strings.HasPrefix(rest, "/") {
-			return a, fmt.Errorf("nothing but the path of another socket may stand in %q; write journal://", s)
+		if path != "" && !strings.HasPrefix(path, "/") {
+			return address{}, fmt.Errorf("nothing but the path of another socket may stand in %q; write journal://", s)
 		}
-		return address{scheme: scheme, host: cmp.Or(rest, journalSocket)}, nil
-	default:
-		return a, fmt.Errorf("unknown scheme %q; %s", scheme, addressHelp)
+		return address{endpoint.Address{Scheme: scheme, Host: cmp.Or(path, journalSocket)}}, nil
 	}
-	if strings.ContainsAny(rest, "/?#@ ") {
-		return a, fmt.Errorf("nothing may stand beside host and port in %q; %s", s, addressHelp)
-	}
-	bare := strings.HasSuffix(rest, "]") || !strings.Contains(rest, ":")
-	switch {
-	case bare && strings.HasPrefix(rest, "["):
-		a.host = rest[1 : len(rest)-1]
-	case bare:
-		a.host = rest
-	default:
-		if a.host, a.port, err = net.SplitHostPort(rest); err != nil {
-			return a, fmt.Errorf("%q is not HOST:PORT; an IPv6 address stands in brackets: [2001:db8::1]:514", rest)
-		}
-	}
-	if n, err := strconv.ParseUint(a.port, 10, 16); err != nil || n == 0 {
-		return a, fmt.Errorf("port %q is not a number from 1 to 65535", a.port)
-	}
-	if a.host == "" {
-		return a, fmt.Errorf("missing host in %q; %s", s, addressHelp)
-	}
-	return a, nil
+	a, err := endpoint.Parse(s, addressHelp, map[string]string{"udp": "514", "tcp": "514", "tls": "6514"})
+	return address{a}, err
 }
 
 // addresses returns the parsed Address and Failover of a valid configuration.
@@ -211,14 +167,14 @@ func (c *Config) Validate(report func(field, msg string)) {
 			report(fmt.Sprintf("failover[%d]", i), err.Error())
 		case slices.Contains(list, a):
 			report(fmt.Sprintf("failover[%d]", i), fmt.Sprintf("%q stands here twice", s))
-		case first.scheme != "" && (a.stream() != first.stream() || a.scheme == "journal" != (first.scheme == "journal")):
+		case first.Scheme != "" && (a.stream() != first.stream() || a.Scheme == "journal" != (first.Scheme == "journal")):
 			report(fmt.Sprintf("failover[%d]", i), fmt.Sprintf("what was written to %s:// cannot be sent again to %s://; use tcp:// "+
-				"and tls://, or udp:// and unix://", first.scheme, a.scheme))
+				"and tls://, or udp:// and unix://", first.Scheme, a.Scheme))
 		}
 		list = append(list, a)
 	}
 	for _, a := range list {
-		secure, streams = secure || a.scheme == "tls", streams || a.stream()
+		secure, streams = secure || a.Scheme == "tls", streams || a.stream()
 	}
 	format.Validate(c.Format, c.Fields, report)
 	oneOf(report, "framing", c.Framing, Framings)
@@ -237,10 +193,7 @@ func (c *Config) Validate(report func(field, msg string)) {
 	if c.DialTimeout < 0 || c.DialTimeout > 10*time.Minute {
 		report("dial_timeout", fmt.Sprintf("%s is out of range; use up to 10m", c.DialTimeout))
 	}
-	if c.TLS != (TLS{}) && !secure && err == nil {
-		report("tls", "no address is tls://HOST:PORT; write one, or leave out tls")
-	}
-	c.TLS.validate(func(field, msg string) { report("tls."+field, msg) })
+	c.TLS.Validate(secure || err != nil, report)
 }
 
 // validSDID reports whether s is the SD-ID of a private element (RFC 5424, section 6.3.2).
@@ -270,59 +223,4 @@ func oneOf(report func(field, msg string), field, value string, allowed []string
 	}
 	last := len(allowed) - 1
 	report(field, fmt.Sprintf("unknown %s %q; use %s or %s", field, value, strings.Join(allowed[:last], ", "), allowed[last]))
-}
-
-func (t *TLS) validate(report func(field, msg string)) {
-	switch {
-	case t.Cert != "" && t.Key == "":
-		report("key", "missing key of tls.cert; write the file that holds it")
-		return
-	case t.Key != "" && t.Cert == "":
-		report("cert", "missing certificate for tls.key; write the file that holds it")
-		return
-	}
-	if _, err := t.pool(); err != nil {
-		report("ca", err.Error())
-	}
-	if t.Cert != "" {
-		if _, err := certfile.Load(t.Cert, t.Key); err != nil {
-			report("cert", err.Error())
-		}
-	}
-}
-
-// pool returns whom to trust, nil for the system's.
-func (t *TLS) pool() (*x509.CertPool, error) {
-	if t.CA == "" {
-		return nil, nil
-	}
-	pem, err := os.ReadFile(t.CA)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("no certificate in %s; use a PEM file", t.CA)
-	}
-	return pool, nil
-}
-
-// config returns what a connection to host needs. TLS 1.2 is the least.
-func (t *TLS) config(host string) (*tls.Config, error) {
-	pool, err := t.pool()
-	if err != nil {
-		return nil, err
-	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool, ServerName: host}
-	if t.ServerName != "" {
-		cfg.ServerName = t.ServerName
-	}
-	if t.Cert != "" {
-		pair, err := certfile.Load(t.Cert, t.Key)
-		if err != nil {
-			return nil, err
-		}
-		cfg.Certificates = []tls.Certificate{pair}
-	}
-	return cfg, nil
 }

@@ -47,9 +47,14 @@ func TestConfigValidate(t *testing.T) {
 			`app_name: "a b" is no APP-NAME; use up to 48 printable ASCII characters without spaces`,
 			`sd_id: "flow" is no SD-ID; write NAME@NUMBER, the number being your organization's private enterprise number, or none`,
 			"dial_timeout: -1ns is out of range; use up to 10m",
-			"tls: no address is tls://HOST:PORT; write one, or leave out tls",
+			"tls.server_name: has no use without a tls:// address; change the address or remove the key",
 		}},
-		{Config{Address: "tls://a", TLS: TLS{Cert: "x"}}, []string{"tls.key: missing key of tls.cert; write the file that holds it"}},
+		{Config{Address: "udp://[fe80::1%25wan]"}, []string{
+			`address: "fe80::1%25wan" is written as in a URL; write the interface as it is called: udp://[fe80::1%wan]:514`}},
+		{Config{Address: "tcp://[fe80::1]"}, []string{"address: fe80::1 is a link-local address, which is another one on each link; " +
+			"name the interface: tcp://[fe80::1%eth0]:514"}},
+		{Config{Address: "udp://log..example"}, []string{`address: "log..example" is neither an address nor a host name; ` + addressHelp}},
+		{Config{Address: "tls://a", TLS: TLS{Cert: "x"}}, []string{"tls.key: missing; a client certificate needs its private key"}},
 		{Config{Address: "tls://a", TLS: TLS{CA: "/nowhere"}}, []string{"tls.ca: open /nowhere: no such file or directory"}},
 	} {
 		var got []string

@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/ctlogd/ctlogd/output/certfile/certtest"
 )
 
 // engine is a real daemon that takes syslog and writes what comes, for each way a file of lines: the structured data, a
@@ -179,13 +181,14 @@ func (e *engine) check(t *testing.T, way string, n int) {
 // certify makes the engine's certificate and the client's, and a stranger's.
 func (e *engine) certify(t *testing.T) TLS {
 	t.Helper()
-	ca := newAuthority(t)
-	_, cert, key := ca.issue(t)
-	for from, to := range map[string]string{ca.file: "ca.pem", cert: "server.pem", key: "server-key.pem"} {
+	ca := certtest.New(t)
+	known := certtest.Write(t, "ca.pem", ca.PEM)
+	_, cert, key := ca.Pair(t, "server", time.Hour)
+	for from, to := range map[string]string{known: "ca.pem", cert: "server.pem", key: "server-key.pem"} {
 		copyFile(t, from, filepath.Join(e.dir, to))
 	}
-	_, cert, key = ca.issue(t)
-	return TLS{CA: ca.file, Cert: cert, Key: key}
+	_, cert, key = ca.Pair(t, "client", time.Hour)
+	return TLS{CA: known, Cert: cert, Key: key}
 }
 
 func copyFile(t *testing.T, from, to string) {
@@ -316,8 +319,7 @@ func TestRsyslogRestarts(t *testing.T) {
 	}
 	t.Cleanup(func() { exec.Command("umount", "-l", small).Run() })
 	e, secure := newRsyslogd(t, small)
-	stranger := newAuthority(t)
-	_, strangeCert, strangeKey := stranger.issue(t)
+	_, strangeCert, strangeKey := certtest.New(t).Pair(t, "client", time.Hour)
 	shown := secure
 	shown.Cert, shown.Key = filepath.Join(e.dir, "shown.pem"), filepath.Join(e.dir, "shown-key.pem")
 	show := func(cert, key string) {

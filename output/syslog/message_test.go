@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/output/endpoint"
 	"github.com/ctlogd/ctlogd/output/format"
 )
 
@@ -125,7 +126,7 @@ func TestMessageAllocs(t *testing.T) {
 	add := func() {
 		w.buf, w.ends = w.buf[:0], w.ends[:0]
 		for _, r := range recs {
-			w.add(r, address{scheme: "tcp"})
+			w.add(r, address{endpoint.Address{Scheme: "tcp"}})
 		}
 		w.backlog.add(w.buf, w.ends, 0, 1)
 		w.backlog.ack(1)
@@ -159,7 +160,7 @@ func FuzzFraming(f *testing.F) {
 					t.Fatal(err)
 				}
 				for _, r := range []*flow.Record{r, &gap, record(4)} {
-					w.add(r, address{scheme: "tcp"})
+					w.add(r, address{endpoint.Address{Scheme: "tcp"}})
 				}
 				for line := range bytes.Lines(w.composer.appendFields(nil, r)) {
 					if !field.Match(line) {

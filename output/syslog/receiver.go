@@ -21,9 +21,9 @@ const lookUpEvery = time.Minute
 
 func (w *Writer) newReceiver(a address) *receiver {
 	r := &receiver{address: a}
-	if a.scheme == "udp" {
+	if a.Scheme == "udp" {
 		r.peer = &datagram.Peer{
-			Host: a.host, Port: a.port, Resolve: w.sockets.Resolver().LookupNetIP, Sockets: w.sockets, Refused: &w.counts.refused,
+			Host: a.Host, Port: a.Port, Resolve: w.sockets.Resolver().LookupNetIP, Sockets: w.sockets, Refused: &w.counts.refused,
 		}
 	}
 	return r
@@ -31,11 +31,9 @@ func (w *Writer) newReceiver(a address) *receiver {
 
 // dial begins a session with r.
 func (w *Writer) dial(ctx context.Context, r *receiver) (transport, error) {
-	switch r.scheme {
-	case "tcp":
-		return dialStream(ctx, w.sockets.DialContext, r.address, nil, w.look)
-	case "tls":
-		return dialStream(ctx, w.sockets.DialContext, r.address, &w.cfg.TLS, w.look)
+	switch r.Scheme {
+	case "tcp", "tls":
+		return w.dialStream(ctx, r.address)
 	case "udp":
 		s, err := r.peer.Dial(ctx, lookUpEvery)
 		if err != nil {
@@ -43,7 +41,7 @@ func (w *Writer) dial(ctx context.Context, r *receiver) (transport, error) {
 		}
 		return &datagrams{Socket: s, kept: true}, nil
 	}
-	s, err := datagram.DialUnix(r.host, &w.counts.refused)
+	s, err := datagram.DialUnix(r.Host, &w.counts.refused)
 	if err != nil {
 		return nil, err
 	}

@@ -2,17 +2,13 @@ package syslog
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
-	"syscall"
-	"time"
 )
 
 // transport is a session with one receiver.
 type transport interface {
 	// send writes the messages in buf, which end at ends, in order, and returns how many were written whole: fewer than all
-	// if and only if err is not nil. It waits for room at most writeTimeout, and no longer than ctx. After an error that is
+	// if and only if err is not nil. It waits for room 10 s at most, and no longer than ctx. After an error that is
 	// no *oversizeError the session is over.
 	send(ctx context.Context, buf []byte, ends []int) (n int, err error)
 
@@ -27,31 +23,6 @@ type transport interface {
 	close()
 }
 
-// writeTimeout is for how long a receiver may accept nothing before its session counts as dead.
-const writeTimeout = 10 * time.Second
-
-// Dial connects as net.Dialer's DialContext does.
-type Dial func(ctx context.Context, network, address string) (net.Conn, error)
-
-// conn is what a transport needs of a connection.
-type conn interface {
-	net.Conn
-	syscall.Conn
-}
-
-func (d Dial) dial(ctx context.Context, network, address string) (conn, error) {
-	c, err := d(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	raw, ok := c.(conn)
-	if !ok {
-		c.Close()
-		return nil, fmt.Errorf("%T has no descriptor", c)
-	}
-	return raw, nil
-}
-
 // oversizeError says that a message is too large for a datagram. It will be for ever.
 type oversizeError struct{ octets int }
 
@@ -61,5 +32,3 @@ func (e *oversizeError) Error() string {
 
 // Rejected returns how many records can never be delivered.
 func (e *oversizeError) Rejected() int { return 1 }
-
-var errClosed = errors.New("closed by the receiver")

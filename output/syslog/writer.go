@@ -95,7 +95,7 @@ const backlogPace = 20_000
 // Pace implements deliver.Pacer: nobody can slow datagrams down.
 func (w *Writer) Pace() int {
 	for _, r := range w.receivers {
-		if r.scheme == "udp" {
+		if r.Scheme == "udp" {
 			return backlogPace
 		}
 	}
@@ -172,7 +172,7 @@ func (w *Writer) Write(ctx context.Context, recs []*flow.Record) (n int, err err
 // add appends the message of r to those that are to be sent to a receiver.
 func (w *Writer) add(r *flow.Record, to address) {
 	switch {
-	case to.scheme == "journal":
+	case to.Scheme == "journal":
 		w.buf = w.composer.appendFields(w.buf, r)
 	case !to.stream():
 		w.buf = w.composer.append(w.buf, r)
@@ -299,7 +299,7 @@ func (w *Writer) start(ctx context.Context, r *receiver, first *flow.Record) (n 
 		go w.maintain(background)
 	}
 	err = w.resend(ctx)
-	if err == nil && first != nil && w.backlog.empty() && r.scheme == "udp" {
+	if err == nil && first != nil && w.backlog.empty() && r.Scheme == "udp" {
 		w.add(first, r.address)
 		var oversize *oversizeError
 		if n, err = w.flush(ctx); errors.As(err, &oversize) {

@@ -3,17 +3,10 @@ package syslog
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"io"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -23,6 +16,7 @@ import (
 	"time"
 
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/output/certfile/certtest"
 )
 
 // eventually waits for ok.
@@ -362,78 +356,16 @@ func TestUnixReceiverGone(t *testing.T) {
 	}
 }
 
-// authority makes certificates.
-type authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	file string
-}
-
-func newAuthority(t *testing.T) *authority {
-	t.Helper()
-	a := &authority{file: filepath.Join(t.TempDir(), "ca.pem")}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true,
-		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, Subject: pkix.Name{CommonName: t.Name()}}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a.key = key
-	if a.cert, err = x509.ParseCertificate(der); err != nil {
-		t.Fatal(err)
-	}
-	writePEM(t, a.file, "CERTIFICATE", der)
-	return a
-}
-
-func writePEM(t *testing.T, file, kind string, der []byte) {
-	t.Helper()
-	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// issue returns a certificate and its key for 127.0.0.1, and their files.
-func (a *authority) issue(t *testing.T) (pair tls.Certificate, cert, key string) {
-	t.Helper()
-	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(2), NotAfter: time.Now().Add(time.Hour),
-		Subject: pkix.Name{CommonName: "127.0.0.1"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}, a.cert, &k.PublicKey, a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	writePEM(t, cert, "CERTIFICATE", der)
-	writePEM(t, key, "PRIVATE KEY", pkcs8)
-	if pair, err = tls.LoadX509KeyPair(cert, key); err != nil {
-		t.Fatal(err)
-	}
-	return pair, cert, key
-}
-
 func TestTLS(t *testing.T) {
-	ca := newAuthority(t)
-	server, _, _ := ca.issue(t)
-	_, cert, key := ca.issue(t)
-	pool := x509.NewCertPool()
-	pool.AddCert(ca.cert)
-	mutual := &tls.Config{Certificates: []tls.Certificate{server}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool}
+	ca, stranger := certtest.New(t), certtest.New(t)
+	known, unknown := certtest.Write(t, "ca.pem", ca.PEM), certtest.Write(t, "ca.pem", stranger.PEM)
+	server, _, _ := ca.Pair(t, "server", time.Hour)
+	_, cert, key := ca.Pair(t, "client", time.Hour)
+	mutual := &tls.Config{Certificates: []tls.Certificate{server}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: ca.Pool()}
 	r := listen(t, "127.0.0.1:0", mutual, true)
 	address := "tls://" + r.Addr().String()
 
-	w := newWriter(t, Config{Address: address, TLS: TLS{CA: ca.file, Cert: cert, Key: key}})
+	w := newWriter(t, Config{Address: address, TLS: TLS{CA: known, Cert: cert, Key: key}})
 	write(t, w, records(0, 500))
 	eventually(t, "the records", func() bool { return uint64(r.octetsRead()) == w.counts.octets.Load() })
 	if err := w.Close(context.Background()); err != nil {
@@ -442,17 +374,16 @@ func TestTLS(t *testing.T) {
 	if ids := r.ids(t); len(ids) != 500 {
 		t.Errorf("%d records, want 500", len(ids))
 	}
-	if expires, err := (Config{Address: address, TLS: TLS{CA: ca.file, Cert: cert, Key: key}}).Reach(context.Background()); err != nil || expires.IsZero() {
+	if expires, err := (Config{Address: address, TLS: TLS{CA: known, Cert: cert, Key: key}}).Reach(context.Background()); err != nil || expires.IsZero() {
 		t.Errorf("Reach: %v, %v", expires, err)
 	}
 
-	stranger := newAuthority(t)
-	_, othersCert, othersKey := stranger.issue(t)
+	_, othersCert, othersKey := stranger.Pair(t, "client", time.Hour)
 	for name, c := range map[string]TLS{
-		"unknown authority": {CA: stranger.file, Cert: cert, Key: key},
-		"no certificate":    {CA: ca.file},
-		"wrong certificate": {CA: ca.file, Cert: othersCert, Key: othersKey},
-		"wrong name":        {CA: ca.file, Cert: cert, Key: key, ServerName: "example.net"},
+		"unknown authority": {CA: unknown, Cert: cert, Key: key},
+		"no certificate":    {CA: known},
+		"wrong certificate": {CA: known, Cert: othersCert, Key: othersKey},
+		"wrong name":        {CA: known, Cert: cert, Key: key, ServerName: "example.net"},
 	} {
 		w := newWriter(t, Config{Address: address, TLS: c})
 		if n, err := w.Write(context.Background(), records(0, 1)); n != 0 || err == nil {
@@ -474,66 +405,8 @@ func TestTLS(t *testing.T) {
 			c.Close()
 		}
 	}()
-	w = newWriter(t, Config{Address: "tls://" + echo.Addr().String(), TLS: TLS{CA: ca.file}})
+	w = newWriter(t, Config{Address: "tls://" + echo.Addr().String(), TLS: TLS{CA: known}})
 	if n, err := w.Write(context.Background(), records(0, 1)); n != 0 || err == nil {
 		t.Errorf("no TLS: Write = %d, %v", n, err)
-	}
-}
-
-// patient is a connection whose deadlines for writing nobody can set.
-type patient struct{ *net.TCPConn }
-
-func (patient) SetWriteDeadline(time.Time) error { return nil }
-
-// TestCloseDeafTLS has a receiver take the TLS session and nothing from it: with the socket full, TLS' own parting words
-// find no room. Close ends nevertheless.
-func TestCloseDeafTLS(t *testing.T) {
-	ca := newAuthority(t)
-	pair, _, _ := ca.issue(t)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	accepted := make(chan net.Conn, 1) // holds the connection: one that nobody knows any more is closed
-	go func() {
-		c, err := ln.Accept()
-		if err == nil {
-			_ = tls.Server(c, &tls.Config{Certificates: []tls.Certificate{pair}}).Handshake()
-		}
-		accepted <- c
-	}()
-	cfg := TLS{CA: ca.file}
-	s, err := dialStream(context.Background(), func(ctx context.Context, network, address string) (net.Conn, error) {
-		c, err := new(net.Dialer).DialContext(ctx, network, address)
-		if err != nil {
-			return nil, err
-		}
-		return patient{c.(*net.TCPConn)}, nil
-	}, address{scheme: "tls", host: "127.0.0.1", port: strings.TrimPrefix(ln.Addr().String(), "127.0.0.1:")}, &cfg, func() {})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := s.wire.conn.(patient).TCPConn        // full from below, so that the session itself lives
-	for _, size := range []int{64 << 10, 1} { // what the last large one left room for, too
-		for full := 0; full < 3; full++ { // as long as the other side's kernel takes some
-			c.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
-			for n, err := 0, error(nil); err == nil; {
-				if n, err = c.Write(make([]byte, size)); n > 0 {
-					full = 0
-				}
-			}
-		}
-	}
-	c.SetWriteDeadline(time.Time{})
-	closed := make(chan struct{})
-	go func() { s.close(); close(closed) }()
-	select {
-	case <-closed:
-	case <-time.After(20 * time.Second):
-		t.Fatal("the session does not end")
-	}
-	if c := <-accepted; c != nil {
-		c.Close()
 	}
 }

@@ -1,26 +1,32 @@
-package ipfix
+// Package certtest issues certificates for tests.
+package certtest
 
 import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"math/big"
 	"net"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 )
 
-// authority issues certificates.
-type authority struct {
+// Authority issues certificates.
+type Authority struct {
+	PEM []byte // its own
+
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
-	pem  []byte
 }
 
-func newAuthority(t *testing.T) *authority {
+// New returns an authority that nobody trusts yet.
+func New(t testing.TB) *Authority {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -39,11 +45,11 @@ func newAuthority(t *testing.T) *authority {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &authority{cert: cert, key: key, pem: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}
+	return &Authority{cert: cert, key: key, PEM: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}
 }
 
-// issue returns a certificate for name, localhost if it is "server", and its key, as PEM.
-func (a *authority) issue(t *testing.T, name string, validFor time.Duration) (cert, key []byte) {
+// Issue returns a certificate for name, localhost if it is "server", and its key, as PEM.
+func (a *Authority) Issue(t testing.TB, name string, validFor time.Duration) (cert, key []byte) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -69,4 +75,32 @@ func (a *authority) issue(t *testing.T, name string, validFor time.Duration) (ce
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
 		pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER})
+}
+
+// Write writes text to a file of a name in a directory of the test's own, and returns its path.
+func Write(t testing.TB, name string, text []byte) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Pair returns what Issue does as crypto/tls has it, and the files of both.
+func (a *Authority) Pair(t testing.TB, name string, validFor time.Duration) (pair tls.Certificate, cert, key string) {
+	t.Helper()
+	c, k := a.Issue(t, name, validFor)
+	pair, err := tls.X509KeyPair(c, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pair, Write(t, "cert.pem", c), Write(t, "key.pem", k)
+}
+
+// Pool returns who is to be trusted.
+func (a *Authority) Pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return pool
 }
