@@ -1,5 +1,5 @@
 #!/bin/bash
-# compare.sh [-n FLOWS] [-p burst|churn] [-r RATE] [-k RUNS] [-o ROW,ROW...] [NAME=COMMAND...]
+# compare.sh [-n FLOWS] [-p burst|churn] [-r RATE] [-k RUNS] [-o ROW,ROW...] [-b NAME=BINARY]... [NAME=COMMAND...]
 #
 # Measures what it costs to log conntrack events: ctlogd against ulogd2 and against a bare drain, in one run, with the
 # same real kernel events. Each consumer runs in turn in a network namespace; the whole is done RUNS times (default 5)
@@ -15,22 +15,42 @@
 # Patterns:
 #   burst: FLOWS entries are created, then the whole table is flushed while the consumer listens.
 #   churn: FLOWS entries are created and deleted, RATE a second or as fast as the kernel goes, while it listens.
-# Rows: nobody, drain, drain-nap (1 ms naps), ulogd-json, ulogd-ipfix (Debian packages ulogd2, ulogd2-json), ctlogd-json,
-# ctlogd-ipfix, ctlogd-ecs, ctlogd-ocsf, ctlogd-cim, ctlogd-ulogd2 and ctlogd-cef, which are files in these formats,
-# ctlogd-archive, which is an archive that seals nothing meanwhile, ctlogd-archive-sealed, with the CPU time of the processes
-# that make its segments, and what is left then in the same way, ctlogd-syslog, which is the flat format as syslog over TCP, to a socat, ctlogd-kafka, ctlogd-both, which has a file of
-# JSON lines as well, and ctlogd-spooled, which is ctlogd-kafka with the default queue, much smaller than the burst, and a spool behind it (where Kafka's jars are in the cache, see
-# integration/broker/fetch.sh; the broker runs in the namespace, and its CPU time is not counted); -o selects some. A
-# COMMAND makes one more row: it runs in a scratch folder, and the lines that it writes there to standard output and
-# *.json* files are its records. $BENCH_DIR (default /var/tmp) is where the scratch folder is made, so it says which disk
-# is measured.
+# Rows:
+#   nobody, drain, drain-nap          no consumer, and the two drains
+#   ulogd-json, ulogd-ipfix           Debian's packages ulogd2 and ulogd2-json
+#   ctlogd-json, ctlogd-ipfix         a file of JSON lines; IPFIX over UDP to a sink
+#   ctlogd-ecs, -ocsf, -cim, -ulogd2, -cef    files in these formats
+#   ctlogd-archive                    an archive that seals nothing meanwhile
+#   ctlogd-archive-sealed             the same with the CPU time of the processes that make its segments, and what is left
+#                                     then in the same way
+#   ctlogd-syslog                     the flat format as syslog over TCP, to a socat
+#   ctlogd-kafka                      to a broker in the namespace, whose CPU time is not counted (where Kafka's jars are in
+#                                     the cache, see integration/broker/fetch.sh)
+#   ctlogd-both                       the same, and a file of JSON lines as well
+#   ctlogd-spooled                    ctlogd-kafka with the default queue, much smaller than the burst, and a spool behind it
+# Options:
+#   -o ROW,ROW...    only these rows, drain-nap for the ratios among them
+#   -b NAME=BINARY   another ctlogd, an older one say: beside each ctlogd-ROW goes a NAME-ROW, at once behind it, with the
+#                    same configuration; where it refuses that, the row is left out. Paired rows of one run can be compared
+#                    where the machine is not quiet.
+#   NAME=COMMAND     one more row: COMMAND runs in a scratch folder, and the lines that it writes there to standard output
+#                    and *.json* files are its records; NAME-ipfix sends its records to udp://127.0.0.1:4739.
+# $BENCH_DIR (default /var/tmp) is where the scratch folder is made, so it says which disk is measured.
 #
 # Needs root, gcc, go, iproute2 and conntrack. The limits of the conntrack table, which are the machine's, are raised
 # and put back.
 set -euo pipefail
-n=300000 pattern=burst rate= runs=5 only=
-while getopts n:p:r:k:o: o; do
-    case $o in n) n=$OPTARG ;; p) pattern=$OPTARG ;; r) rate=$OPTARG ;; k) runs=$OPTARG ;; o) only=,$OPTARG, ;; *) exit 2 ;; esac
+n=300000 pattern=burst rate= runs=5 only= others=()
+while getopts n:p:r:k:o:b: o; do
+    case $o in
+        n) n=$OPTARG ;; p) pattern=$OPTARG ;; r) rate=$OPTARG ;; k) runs=$OPTARG ;; o) only=,$OPTARG, ;;
+        b)
+            [[ $OPTARG == ?*=?* ]] || { echo "compare.sh: -b $OPTARG: write NAME=BINARY" >&2; exit 2; }
+            [[ -x ${OPTARG#*=} ]] || { echo "compare.sh: -b $OPTARG: no such program" >&2; exit 2; }
+            others+=("${OPTARG%%=*}=$(realpath "${OPTARG#*=}")")
+            ;;
+        *) exit 2 ;;
+    esac
 done
 shift $((OPTIND - 1))
 [[ $pattern == burst || $pattern == churn ]] || { echo "compare.sh: no pattern $pattern; use burst or churn" >&2; exit 2; }
@@ -62,11 +82,18 @@ in_ns sh -c 'ip link set lo up
 hz=$(getconf CLK_TCK)
 ticks() { awk '{sub(/.*\) /, ""); print $12 + $13}' "/proc/$1/stat" 2>/dev/null || echo 0; }
 
+# chosen ROW... says whether one of them is to be measured.
+chosen() {
+    local row
+    for row; do if [[ -z $only || $only == *,$row,* ]]; then return 0; fi; done
+    return 1
+}
+
 # row NAME COMMAND... appends "NAME us/event records peak-KiB flows/s" to the results.
 row() {
-    local name=$1 dir=$work/run/$1
+    local name=$1 dir=$work/run/$1 kind=
+    case $1 in *-*) kind=${1#*-} ;; esac
     shift
-    if [[ -n $only && $only != *,$name,* ]]; then return; fi
     rm -rf "$dir/out"
     mkdir -p "$dir/out"
     in_ns conntrack -F >/dev/null 2>&1
@@ -105,20 +132,20 @@ row() {
     peak=$(awk '/VmHWM/{print $2}' "/proc/$pid/status" 2>/dev/null || echo 0)
     kill "$pid" 2>/dev/null || true
     wait "$pid" 2>/dev/null || true
-    if [[ $name == ctlogd-archive* ]]; then
+    if [[ $kind == archive* ]]; then
         records=$(find "$dir/out" -name '*.rows' -o -name '*.parquet' | xargs -r "$work/ctlogd" cat | grep -c '"event":"destroy"' || true)
     fi
-    if [[ $name == ctlogd-archive-sealed ]]; then
+    if [[ $kind == archive-sealed ]]; then
         sealing=$(seal "$dir/out")
     fi
     kill "$sink" 2>/dev/null || true
     wait "$sink" 2>/dev/null || true
     pid= sink=
     case $name in
-        drain*) records=$(sed -n 's/^events=\([0-9]*\).*/\1/p' "$dir/out/stdout") ;;
-        ctlogd-kafka | ctlogd-both | ctlogd-spooled) records=$(in_ns kcat -C -e -q -b 127.0.0.1:9092 -t "$name" -f '\n' | wc -l) ;;
-        ctlogd-syslog) records=$(wc -l <"$work/syslog" || echo 0) ;;
-        ctlogd-archive*) ;;
+        drain | drain-nap) records=$(sed -n 's/^events=\([0-9]*\).*/\1/p' "$dir/out/stdout") ;;
+        *-kafka | *-both | *-spooled) records=$(in_ns kcat -C -e -q -b 127.0.0.1:9092 -t "$name" -f '\n' | wc -l) ;;
+        *-syslog) records=$(wc -l <"$work/syslog" || echo 0) ;;
+        *-archive*) ;;
         *-ipfix) records=$(sed -n 's/^records=\([0-9]*\).*/\1/p' "$dir/sink") ;;
         *) records=$(find "$dir/out" -type f \( -name '*.json*' -o -name stdout \) -exec cat {} + | wc -l) ;;
     esac
@@ -140,6 +167,7 @@ seal() {
 children() { awk '{sub(/.*\) /, ""); print $14 + $15}' "/proc/$1/stat"; }
 
 ulogd() { # KIND
+    chosen "ulogd-$1" || return 0
     if [[ -z $plugin ]] || ! command -v ulogd >/dev/null; then
         if [[ $run == 1 ]]; then echo "ulogd-$1 left out: install ulogd2 and ulogd2-json" >&2; fi
         return
@@ -149,49 +177,59 @@ ulogd() { # KIND
     row "ulogd-$1" ulogd -c "$work/ulogd-$1.conf"
 }
 
-ctlogd() { # KIND OUTPUT
-    cat >"$work/ctlogd-$1.yaml" <<END
+# ctlogd KIND OUTPUT [AROUND] makes a row for each ctlogd. In OUTPUT, @NAME@ stands for the row's name and @DIR@ for
+# its folder. AROUND, if given, is called with begin before and with end after.
+ctlogd() {
+    chosen "ctlogd-$1" || return 0
+    local binary name output
+    for binary in "ctlogd=$work/ctlogd" "${others[@]}"; do
+        name=${binary%%=*}-$1
+        output=${2//@DIR@/$work/run/$name/out}
+        cat >"$work/$name.yaml" <<END
 log: {level: warn}
 input:
   conntrack: {events: [destroy], delivery: reliable}
 outputs:
-  $2
+  ${output//@NAME@/$name}
 END
-    row "ctlogd-$1" "$work/ctlogd" run -c "$work/ctlogd-$1.yaml"
+        ${3:-:} begin
+        row "$name" "${binary#*=}" run -c "$work/$name.yaml"
+        ${3:-:} end
+    done
 }
 
-# What comes by syslog goes to a file, whose lines are the records; socat's CPU time is not counted.
-syslog() {
-    if [[ -n $only && $only != *,ctlogd-syslog,* ]]; then return; fi
-    rm -f "$work/syslog"
-    (exec ip netns exec "$ns" socat -u -b 262144 TCP-LISTEN:5514,bind=127.0.0.1,reuseaddr OPEN:"$work/syslog",creat,append) & receiver=$!
-    ctlogd syslog 'syslog: [{address: "tcp://127.0.0.1:5514", framing: lf}]'
-    kill "$receiver" 2>/dev/null || true
-    wait "$receiver" 2>/dev/null || true
-    receiver=
+# receive has what comes by syslog written to a file, whose lines are the records; socat's CPU time is not counted.
+receive() { # begin|end
+    if [[ $1 == begin ]]; then
+        rm -f "$work/syslog"
+        (exec ip netns exec "$ns" socat -u -b 262144 TCP-LISTEN:5514,bind=127.0.0.1,reuseaddr OPEN:"$work/syslog",creat,append) & receiver=$!
+    else
+        kill "$receiver" 2>/dev/null || true
+        wait "$receiver" 2>/dev/null || true
+        receiver=
+    fi
 }
 
 # Kafka is there for these rows alone: a fresh one for each run.
 kafka() {
-    if [[ -n $only && ! $only =~ ,ctlogd-(kafka|both|spooled), ]]; then return; fi
+    chosen ctlogd-kafka ctlogd-both ctlogd-spooled || return 0
     if ! command -v java >/dev/null || ! command -v kcat >/dev/null || [[ -z $jars ]]; then
         if [[ $run == 1 ]]; then echo "ctlogd-kafka left out: install java and kcat, and run integration/broker/fetch.sh" >&2; fi
         return
     fi
     rm -rf "$work/kafka"
     (exec ip netns exec "$ns" "$here/kafka.sh" "$work/kafka" 9092 "$jars" >"$work/kafka.log" 2>&1) & kafka=$!
-    local out="brokers: ['127.0.0.1:9092'], create_topic: {partitions: 12, replication: 1}"
+    local out="topic: @NAME@, brokers: ['127.0.0.1:9092'], create_topic: {partitions: 12, replication: 1}"
     for _ in $(seq 60); do
         if in_ns kcat -L -m 1 -b 127.0.0.1:9092 >/dev/null 2>&1; then break; fi
         sleep 1
     done
     # The broker takes less than the flush makes: the queue holds the difference, or the spool does.
     local held="queue: $((n + n / 4 + 65536))"
-    rm -rf "$work/spool"
-    ctlogd kafka "kafka: [{topic: ctlogd-kafka, $out, $held}]"
-    ctlogd both "kafka: [{topic: ctlogd-both, $out, $held}]
-  jsonl: [{path: $work/run/ctlogd-both/out/flows.jsonl}]"
-    ctlogd spooled "kafka: [{topic: ctlogd-spooled, $out, spool: {path: $work/spool}}]"
+    ctlogd kafka "kafka: [{$out, $held}]"
+    ctlogd both "kafka: [{$out, $held}]
+  jsonl: [{path: @DIR@/flows.jsonl}]"
+    ctlogd spooled "kafka: [{$out, spool: {path: @DIR@/spool}}]"
     kill -9 "$kafka" 2>/dev/null || true
     wait "$kafka" 2>/dev/null || true
     kafka=
@@ -201,21 +239,19 @@ jars=$(find "${XDG_CACHE_HOME:-$HOME/.cache}/ctlogd" -maxdepth 1 -name 'kafka-*'
 echo "$n flows, $pattern, median of $runs; $(nproc) CPUs, Linux $(uname -r)"
 for run in $(seq "$runs"); do
     echo "run $run of $runs" >&2
-    row nobody sleep 1000
-    row drain "$work/drain" 64
-    row drain-nap "$work/drain" 64 1000
+    if chosen nobody; then row nobody sleep 1000; fi
+    if chosen drain; then row drain "$work/drain" 64; fi
+    if chosen drain-nap; then row drain-nap "$work/drain" 64 1000; fi
     ulogd json
     ulogd ipfix
-    ctlogd json "jsonl: [{path: $work/run/ctlogd-json/out/flows.json}]"
+    ctlogd json 'jsonl: [{path: @DIR@/flows.json}]'
     ctlogd ipfix 'ipfix: [{address: "udp://127.0.0.1:4739"}]'
     for format in ecs ocsf cim ulogd2 cef; do
-        ctlogd $format "jsonl: [{path: $work/run/ctlogd-$format/out/flows.json, format: $format}]"
+        ctlogd $format "jsonl: [{path: @DIR@/flows.json, format: $format}]"
     done
-    archive=$work/run/ctlogd-archive/out/archive
-    ctlogd archive "archive: [{path: $archive, segment_records: 4000000}]"
-    archive=$work/run/ctlogd-archive-sealed/out/archive
-    ctlogd archive-sealed "archive: [{path: $archive, segment_records: 4000000}]"
-    syslog
+    ctlogd archive 'archive: [{path: @DIR@/archive, segment_records: 4000000}]'
+    ctlogd archive-sealed 'archive: [{path: @DIR@/archive, segment_records: 4000000}]'
+    ctlogd syslog 'syslog: [{address: "tcp://127.0.0.1:5514", framing: lf}]' receive
     kafka
     for consumer in "$@"; do row "${consumer%%=*}" "${consumer#*=}"; done
 done
