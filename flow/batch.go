@@ -81,6 +81,9 @@ func (b *Batch) SetNetns(r *Record, n Netns) {
 	}
 }
 
+// Plain reports whether no record of the batch has an Extra.
+func (b *Batch) Plain() bool { return b.used == 0 }
+
 // Reset empties the batch for its next use.
 func (b *Batch) Reset() {
 	b.Records = b.Records[:0]

@@ -28,6 +28,7 @@ type clock struct {
 	// ask returns whether the clock is not synchronised.
 	ask func() (bool, error)
 
+	base           time.Time // what the steady clock counts from
 	log            *zap.Logger
 	unknown        bool // ask fails: a seccomp filter, such as that of systemd's ProtectClock=, forbids the question
 	unsynchronized bool
@@ -39,10 +40,7 @@ type clock struct {
 func newClock(log *zap.Logger) clock {
 	base := time.Now()
 	ask := func() (bool, error) { return unsynchronised(unix.Adjtimex, timesync) }
-	c := clock{log: log, ask: ask, read: func() (wall, steady int64) {
-		now := time.Now()
-		return now.UnixNano(), int64(now.Sub(base))
-	}}
+	c := clock{base: base, log: log, ask: ask, read: func() (wall, steady int64) { return readings(time.Now(), base) }}
 	c.begin()
 	return c
 }
@@ -56,9 +54,14 @@ func (c *clock) begin() {
 	c.unknown = err != nil
 }
 
+// readings returns what the machine's clock and the steady one showed at a time.
+func readings(now, base time.Time) (wall, steady int64) { return now.UnixNano(), int64(now.Sub(base)) }
+
 // look notices what has become of the clock since the last look.
-func (c *clock) look() {
-	wall, steady := c.read()
+func (c *clock) look() { c.lookAt(c.read()) }
+
+// lookAt is look for who has read the clocks.
+func (c *clock) lookAt(wall, steady int64) {
 	if step := wall - steady - c.offset; step >= int64(stepMin) || step <= -int64(stepMin) {
 		c.stepped(step)
 	}

@@ -145,14 +145,15 @@ func (r *Reader) Run(ctx context.Context, batch *flow.Batch, emit func(*flow.Bat
 // how many events were read.
 func (r *Reader) round() (n int, busy bool, err error) {
 	r.answer()
-	r.clock.look()
-	r.worked(time.Now())
-	n, more, err := r.fill()
+	now := time.Now()
+	r.clock.lookAt(readings(now, r.clock.base))
+	r.worked(now)
+	n, more, err := r.fill(now)
 	if err != nil {
 		return n, false, err
 	}
 	r.takeTold()
-	now := time.Now()
+	now = time.Now()
 	busy = r.source.Turn(now, r)
 	if len(r.batch.Records) > 0 && now.Sub(r.oldest) >= batchAge {
 		r.flush()
@@ -173,11 +174,11 @@ func (r *Reader) round() (n int, busy bool, err error) {
 }
 
 // fill has the source fill the batch, and hands it over if it is full.
-func (r *Reader) fill() (n int, more bool, err error) {
+func (r *Reader) fill(now time.Time) (n int, more bool, err error) {
 	first := len(r.batch.Records) == 0
-	n, more, err = r.source.Fill(r.batch)
+	n, more, err = r.source.Fill(r.batch, now)
 	if first && len(r.batch.Records) > 0 {
-		r.oldest = time.Now()
+		r.oldest = now
 	}
 	if r.batch.Full() {
 		r.flush()
@@ -234,7 +235,7 @@ func (r *Reader) finishRequests() error {
 func (r *Reader) drain() error {
 	now := time.Now()
 	for deadline := now.Add(drainFor); now.Before(deadline); now = time.Now() {
-		n, more, err := r.fill()
+		n, more, err := r.fill(now)
 		if err != nil {
 			return err
 		}
@@ -252,7 +253,7 @@ func (r *Reader) drain() error {
 	}
 	left, leaveErr := r.source.Leave()
 	for more := left; more; {
-		n, again, err := r.fill()
+		n, again, err := r.fill(time.Now())
 		if err != nil {
 			return err
 		}

@@ -49,7 +49,7 @@ func (s *fakeSource) send(first, n int) {
 	s.Wake()
 }
 
-func (s *fakeSource) Fill(b *flow.Batch) (n int, more bool, err error) {
+func (s *fakeSource) Fill(b *flow.Batch, now time.Time) (n int, more bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fills++

@@ -10,8 +10,9 @@ import (
 // Wait may wait. The reader calls them a few times for each block of events, never for each event.
 type Source interface {
 	// Fill appends records of waiting events to b, as many as it has at hand and b has room for, and returns how many
-	// events it has read. more says that others wait: call it again soon.
-	Fill(b *flow.Batch) (n int, more bool, err error)
+	// events it has read. more says that others wait: call it again soon. now was just before the call; the clock is read
+	// seldom, as that costs as much as to decode an event.
+	Fill(b *flow.Batch, now time.Time) (n int, more bool, err error)
 
 	// Turn does a little of what else there is to do, such as to look for losses. What it finds goes to sink. busy says
 	// that it has more to do at once.

@@ -47,9 +47,15 @@ type use struct {
 
 // table is one state of what is known.
 type table struct {
-	ports  [1 << 16 / 64]uint64 // a bit for each source port, because few flows have one of them
-	tuples map[tuple]int64      // until; 0 while a socket is open
+	// A bit for each source port, because few flows have one of them; and before that one for those that have the low bits
+	// in common, because the reader looks at every record: two lines of the cache instead of the half of it.
+	low    [lowPorts / 64]uint64
+	ports  [1 << 16 / 64]uint64
+	tuples map[tuple]int64 // until; 0 while a socket is open
 }
+
+// lowPorts is how many source ports table.low tells apart.
+const lowPorts = 1 << 10
 
 // New returns an empty Sockets.
 func New() *Sockets {
@@ -66,7 +72,8 @@ func (s *Sockets) Process(b *flow.Batch) {
 	kept := 0
 	for i := range b.Records {
 		r := &b.Records[i]
-		if p := r.Orig.SrcPort; known.ports[p>>6]&(1<<(p&63)) != 0 && known.has(r) {
+		p := r.Orig.SrcPort
+		if low := p % lowPorts; known.low[low>>6]&(1<<(low&63)) != 0 && known.ports[p>>6]&(1<<(p&63)) != 0 && known.has(r) {
 			continue
 		}
 		if kept != i {
@@ -141,6 +148,8 @@ func (s *Sockets) publish() {
 			until = 0
 		}
 		known.tuples[t] = until
+		low := t.srcPort % lowPorts
+		known.low[low>>6] |= 1 << (low & 63)
 		known.ports[t.srcPort>>6] |= 1 << (t.srcPort & 63)
 	}
 	s.known.Store(known)

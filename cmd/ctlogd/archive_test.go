@@ -106,7 +106,7 @@ func TestCheckpointsAreForArchives(t *testing.T) {
 			if strings.HasPrefix(o.name, "archive:") {
 				want = c.archive
 			}
-			if got := o.wants()(c.r); got != want {
+			if got := takes(&o, c.r); got != want {
 				t.Errorf("%s takes a record of mark %d, protocol %v: %v", o.name, c.r.Checkpoint(), c.r.Orig.Proto, got)
 			}
 		}

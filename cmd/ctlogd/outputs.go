@@ -129,25 +129,6 @@ func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets, tell fu
 	return outputs
 }
 
-// wants returns what the output takes. Records that were made for archives are for them alone; an archive's checkpoint is for
-// all others, which may be out of the reach of those who could change the archive.
-func (o *plannedOutput) wants() func(*flow.Record) bool {
-	own := o.filter.Compile()
-	return func(r *flow.Record) bool {
-		if r.Event == flow.EventCheckpoint {
-			return !o.archive
-		}
-		switch c := r.Checkpoint(); {
-		case c == 0:
-		case !o.archive:
-			return false
-		case c >= flow.CheckpointWhole:
-			return true
-		}
-		return own == nil || own(r)
-	}
-}
-
 // checkpoints returns how often the table is read for archives, 0 if there are none.
 func (c *OutputsConfig) checkpoints() (every time.Duration) {
 	for _, o := range c.Archive {
@@ -161,7 +142,8 @@ func (c *OutputsConfig) checkpoints() (every time.Duration) {
 // queue returns a queue of the output. It touches nothing: the queue's goroutines open output and spool when it is started,
 // at the start of the daemon and at a reload alike.
 func (o *plannedOutput) queue(log *zap.Logger) *deliver.Queue {
-	c := deliver.Config{Name: o.name, Build: o.build, Filter: o.wants(), Max: o.common.Queue, Log: log}
+	c := deliver.Config{Name: o.name, Build: o.build, Filter: o.filter.Compile(), Archive: o.archive,
+		Max: o.common.Queue, Log: log}
 	if o.common.Spool != nil {
 		cfg, name := *o.common.Spool, o.name
 		c.Spool = func() (*spool.Spool, error) { return spool.Open(cfg, name, log.Named("spool")) }

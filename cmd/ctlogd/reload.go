@@ -126,7 +126,7 @@ func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
 		}
 		a.choose(cfg)
 		for i, o := range outputs {
-			queues[i].Adjust(o.wants(), o.common.Queue)
+			queues[i].Adjust(o.filter.Compile(), o.common.Queue)
 		}
 		for _, o := range replaced {
 			for _, q := range queues {

@@ -135,21 +135,20 @@ func (s *Source) Unrecorded() (from, to time.Time, gap flow.Gap, ok bool) {
 }
 
 // Fill implements input.Source.
-func (s *Source) Fill(b *flow.Batch) (n int, more bool, err error) {
+func (s *Source) Fill(b *flow.Batch, now time.Time) (n int, more bool, err error) {
 	m := &s.messages
 	if m.at == m.n {
-		began := time.Now()
 		full, err := m.read(s.sock.fd)
 		if err != nil {
 			return 0, false, err
 		}
 		if m.n == 0 {
-			s.delivery.emptied = began
+			s.delivery.emptied = now
 			return 0, false, nil
 		}
 		s.Stats.Reads.Add(1)
 		if !full {
-			s.delivery.emptied = began
+			s.delivery.emptied = now
 		}
 	}
 	n = s.decode(b)

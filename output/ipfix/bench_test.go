@@ -63,4 +63,5 @@ func BenchmarkWriteUDP(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+	b.StopTimer() // Close waits for refusals
 }

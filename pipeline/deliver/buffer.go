@@ -20,9 +20,11 @@ const keepFree = 4
 // wanted has a bit for each record of a batch that the output wants.
 type wanted [BatchRecords / 64]uint64
 
-// want returns which of the records accept wants, and how many these are. accept may be nil: all.
-func want(recs []flow.Record, accept func(*flow.Record) bool) (w wanted, n int) {
-	if accept == nil {
+// want returns which records of b an output wants, and how many these are. accept may be nil: all. archive says that the
+// output is one.
+func want(b *flow.Batch, accept func(*flow.Record) bool, archive bool) (w wanted, n int) {
+	recs := b.Records
+	if accept == nil && b.Plain() { // the records need not be looked at
 		for i := range w {
 			if left := len(recs) - 64*i; left >= 64 {
 				w[i] = ^uint64(0)
@@ -33,12 +35,24 @@ func want(recs []flow.Record, accept func(*flow.Record) bool) (w wanted, n int) 
 		return w, len(recs)
 	}
 	for i := range recs {
-		if r := &recs[i]; r.Event == flow.EventGap || accept(r) {
+		if r := &recs[i]; r.Event == flow.EventGap || wants(r, accept, archive) {
 			w[i/64] |= 1 << (i % 64)
 			n++
 		}
 	}
 	return w, n
+}
+
+// wants reports whether an output wants r, which is no gap. Records that were made for archives are for them alone; an archive's
+// checkpoint is for all others, which may be out of the reach of those who could change the archive.
+func wants(r *flow.Record, accept func(*flow.Record) bool, archive bool) bool {
+	if r.Event == flow.EventCheckpoint {
+		return !archive
+	}
+	if c := r.Checkpoint(); c != 0 && (!archive || c >= flow.CheckpointWhole) {
+		return archive
+	}
+	return accept == nil || accept(r)
 }
 
 // each calls do with every record of the batch that is wanted.

@@ -33,7 +33,7 @@ func TestBufferHoldsWhatItSays(t *testing.T) {
 				offered, wants, taken, done := uint32(0), 0, 0, 0
 				for wants < 2*max && offered < DefaultMax/2 {
 					b := batchOf(offered, size, &done)
-					w, n := want(b.Records, accept)
+					w, n := want(b, accept, false)
 					k, _, _ := f.add(b, &w, n)
 					if left := 0; k < n {
 						w.each(b.Records, func(r *flow.Record) {
@@ -94,7 +94,7 @@ func TestBufferShares(t *testing.T) {
 		f := buffer{max: 1000}
 		done := 0
 		b := batchOf(0, tt.size, &done)
-		w, n := want(b.Records, func(r *flow.Record) bool { return r.ID%tt.every == 0 })
+		w, n := want(b, func(r *flow.Record) bool { return r.ID%tt.every == 0 }, false)
 		f.add(b, &w, n)
 		b.Done()
 		if (done == 0) != tt.shared {
@@ -138,7 +138,7 @@ func TestBufferForgets(t *testing.T) {
 			f := buffer{max: 1000}
 			done := 0
 			b := batchOf(0, 200, &done)
-			w, n := want(b.Records, func(r *flow.Record) bool { return r.ID%2 == 0 })
+			w, n := want(b, func(r *flow.Record) bool { return r.ID%2 == 0 }, false)
 			f.add(b, &w, n)
 			if n != 100 {
 				t.Fatalf("%d are wanted", n)
@@ -157,7 +157,7 @@ func TestBufferForgets(t *testing.T) {
 			for i := range 100 { // what comes next does not write over it
 				b := batchOf(uint32(1000+i), 10, &done)
 				f.closed = false
-				w, n := want(b.Records, nil)
+				w, n := want(b, nil, false)
 				f.add(b, &w, n)
 			}
 			for i, r := range recs {

@@ -32,7 +32,7 @@ func (f *flight) begin(out Output) {
 	f.sent = 0
 }
 
-// add notes n records that the output has taken. It returns what is acknowledged, as acknowledged does.
+// add notes n records that the output has taken. It returns what is acknowledged at once.
 func (f *flight) add(n int, p part) (acked part) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -42,18 +42,13 @@ func (f *flight) add(n int, p part) (acked part) {
 	f.sent += uint64(n)
 	p.end = f.sent
 	f.parts = append(f.parts, p)
-	return f.takeAcked()
+	return part{}
 }
 
 // acknowledged takes out the parts that are acknowledged, and returns their sum.
-func (f *flight) acknowledged() part {
+func (f *flight) acknowledged() (acked part) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.takeAcked()
-}
-
-// takeAcked is acknowledged with the lock held.
-func (f *flight) takeAcked() (acked part) {
 	n := f.countAcked()
 	for i, p := range f.parts[:n] {
 		acked.spooled += p.spooled

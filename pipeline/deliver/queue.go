@@ -50,6 +50,9 @@ type Config struct {
 	// Filter selects the output's records; nil: all.
 	Filter func(*flow.Record) bool
 
+	// Archive says that the output is an archive: it gets the records that are made for archives, and no checkpoint of one.
+	Archive bool
+
 	// Max is how many records may wait in memory; 0 is DefaultMax.
 	Max int
 
@@ -64,6 +67,7 @@ type Queue struct {
 	name    string
 	log     *zap.Logger
 	filter  atomic.Pointer[func(*flow.Record) bool]
+	archive bool // Config.Archive
 	buffer  buffer
 	ledger  ledger
 	health  health
@@ -80,7 +84,8 @@ func New(c Config) *Queue {
 	if log == nil {
 		log = zap.NewNop()
 	}
-	q := &Queue{name: c.Name, log: log.With(zap.String("output", c.Name)), end: newEnding()}
+	q := &Queue{name: c.Name, log: log.With(zap.String("output", c.Name)), end: newEnding(),
+		archive: c.Archive}
 	q.ledger.output, q.ledger.stats = c.Name, &q.Stats.Lost
 	q.worker = newWorker(q, c.Build)
 	if c.Spool != nil {
@@ -129,7 +134,7 @@ func (q *Queue) Lose(g Gap) {
 // Offer puts the records of b that the output wants into the queue, or loses them if there is no room. b has BatchRecords
 // records at most. It never waits. One goroutine, the reader's, calls it.
 func (q *Queue) Offer(b *flow.Batch) {
-	w, n := want(b.Records, *q.filter.Load())
+	w, n := want(b, *q.filter.Load(), q.archive)
 	if unwanted := len(b.Records) - n; unwanted > 0 {
 		q.Stats.Filtered.Add(uint64(unwanted))
 	}

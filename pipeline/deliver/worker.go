@@ -28,11 +28,16 @@ const (
 // alone.
 type worker struct {
 	q     *Queue
-	watch *watch        // of the calls into the output
-	ready chan struct{} // holds a token when there is something to see
-	done  chan struct{} // closed when the goroutine has ended
-	ctx   context.Context
-	abort context.CancelFunc // has the worker give up
+	watch *watch          // of the calls into the output
+	ready chan struct{}   // holds a token when there is something to see
+	done  chan struct{}   // closed when the goroutine has ended
+	ctx   context.Context // ends when the worker is to give up
+	end   context.CancelFunc
+
+	// ackTimer wakes the worker when it is time to look what has arrived. It is not set for each wait, of which there is one
+	// for each batch: as long as ackSet, it will run.
+	ackTimer *time.Timer
+	ackSet   atomic.Bool
 
 	mu    sync.Mutex
 	build func() (Output, error) // of the present output
@@ -51,9 +56,20 @@ type worker struct {
 func newWorker(q *Queue, build func() (Output, error)) *worker {
 	w := &worker{q: q, build: build, ready: make(chan struct{}, 1), done: make(chan struct{}),
 		pause: firstRetry}
-	w.ctx, w.abort = context.WithCancel(context.Background())
+	w.ctx, w.end = context.WithCancel(context.Background())
 	w.watch = newWatch(w.hangs)
+	w.ackTimer = time.AfterFunc(time.Hour, func() {
+		w.ackSet.Store(false)
+		w.wakeUp()
+	})
+	w.ackTimer.Stop()
 	return w
+}
+
+// abort has the worker give up.
+func (w *worker) abort() {
+	w.end()
+	w.wakeUp()
 }
 
 func (w *worker) wakeUp() {
@@ -120,6 +136,7 @@ func (w *worker) run() {
 	defer cancel()
 	w.closeOutput(ctx)
 	w.watch.timer.Stop()
+	w.ackTimer.Stop()
 }
 
 // awaitSpool gives the spool the time to open: what is in it comes first.
@@ -190,17 +207,17 @@ func (w *worker) turn() bool {
 
 // await waits until there is something to see, for so long at most; 0 is without end.
 func (w *worker) await(in time.Duration) {
-	if w.q.flight.waiting() && (in == 0 || in > ackEvery) {
-		in = ackEvery
+	if w.q.flight.waiting() && !w.ackSet.Load() {
+		w.ackSet.Store(true)
+		w.ackTimer.Reset(ackEvery)
 	}
-	var timer <-chan time.Time
-	if in > 0 {
-		timer = time.After(in)
+	if in == 0 { // nearly always
+		<-w.ready
+		return
 	}
 	select {
 	case <-w.ready:
-	case <-timer:
-	case <-w.ctx.Done():
+	case <-time.After(in):
 	}
 }
 
