@@ -27,6 +27,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "seal" { // Child starts this binary so
 		os.Exit(SealMain(os.Args[2:], os.Stdout, os.Stderr))
 	}
+	if len(os.Args) > 2 && os.Args[1] == "hook" {
+		os.Exit(HookMain(os.Args[2:], os.Stderr))
+	}
 	if os.Getenv("ARCHIVE_TEST_DIR") != "" {
 		os.Exit(childMain())
 	}

@@ -39,6 +39,8 @@ type Host struct {
 	// Holes are sentences about what is not there and has left no tombstone: lines of the catalog, and row logs that are
 	// neither there nor sealed. A copy that was made while ctlogd wrote may have some.
 	Holes []string
+
+	kept map[string]bool // DATE/FILE of segments that have a tombstone and are there: in a copy that is kept longer
 }
 
 // File is a segment or a row log of a host.
@@ -87,7 +89,7 @@ func (h *Host) Reload() error {
 	if err != nil {
 		return err
 	}
-	h.Lines, h.Problems, h.RowLogs, h.Holes = nil, nil, nil, nil
+	h.Lines, h.Problems, h.RowLogs, h.Holes, h.kept = nil, nil, nil, nil, map[string]bool{}
 	folders, err := dates(h.Dir)
 	if err != nil {
 		return err
@@ -98,6 +100,7 @@ func (h *Host) Reload() error {
 			h.Problems = append(h.Problems, err)
 		}
 		h.Lines = append(h.Lines, lines...)
+		h.keep(strings.TrimPrefix(name, "date="), lines)
 	}
 	slices.SortStableFunc(h.Lines, func(a, b Line) int { return cmp.Compare(a.N, b.N) })
 	sealed := map[uint64]bool{}
@@ -145,11 +148,37 @@ func (h *Host) holes(known map[uint64]bool) {
 	}
 }
 
-// Segments returns the segments that were not removed, in the order of the chain, each with its path.
+// keep finds out which of the segments of a date that have a tombstone are there all the same.
+func (h *Host) keep(date string, lines []Line) {
+	gone := map[string]bool{}
+	for i := range lines {
+		if lines[i].Kind == KindRemoved {
+			gone[lines[i].Removed.File] = true
+		}
+	}
+	if len(gone) == 0 {
+		return
+	}
+	entries, _ := os.ReadDir(filepath.Join(h.Dir, "date="+date))
+	for _, e := range entries {
+		if gone[e.Name()] {
+			h.kept[date+"/"+e.Name()] = true
+		}
+	}
+}
+
+// removed reports whether a line is the tombstone of a segment that is not there.
+func (h *Host) removed(l *Line) bool {
+	return l.Kind == KindRemoved && !h.kept[l.Date+"/"+l.Removed.File]
+}
+
+// Segments returns the segments that were not removed, in the order of the chain, each with its path. A tombstone explains
+// why a file is not there; where the file is there, as in a copy that is kept longer than the original, it is a segment as
+// any other.
 func (h *Host) Segments() []File {
 	gone := map[string]bool{}
 	for i := range h.Lines {
-		if l := &h.Lines[i]; l.Kind == KindRemoved {
+		if l := &h.Lines[i]; h.removed(l) {
 			gone[l.Date+"/"+l.Removed.File] = true
 		}
 	}
@@ -166,7 +195,7 @@ func (h *Host) Segments() []File {
 func (h *Host) Removed(from, to int64) []Line {
 	var lines []Line
 	for _, l := range h.Lines {
-		if l.Kind == KindRemoved && int64(l.Removed.Last) >= from {
+		if h.removed(&l) && int64(l.Removed.Last) >= from {
 			lines = append(lines, l)
 		}
 	}

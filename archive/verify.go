@@ -282,7 +282,7 @@ func (v *verifier) segments(ctx context.Context) error {
 	why := map[string]int{}
 	for i := range v.h.Lines {
 		l := &v.h.Lines[i]
-		if l.Kind != KindRemoved {
+		if !v.h.removed(l) {
 			continue
 		}
 		r := l.Removed

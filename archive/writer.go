@@ -38,6 +38,7 @@ type Options struct {
 	Sync        string
 	Key         string // file of the private keys that sign checkpoints; "": they are not signed
 	Retention   Retention
+	Upload      *Upload // nil: nothing is uploaded
 
 	// Seal makes a segment of a row log. Nil: Child, a process of this binary.
 	Seal func(ctx context.Context, path string) (Sealed, error)
@@ -90,6 +91,7 @@ type Stats struct {
 	Stopped      atomic.Bool   // nothing is written, for the sake of min_age or the reserve
 	Damaged      atomic.Uint64 // files put aside
 	Checkpointed atomic.Int64  // when the last note was written, ns since 1970; 0: none yet
+	Upload       UploadStats
 }
 
 // Writer appends records to an archive. Append and Close are for one goroutine.
@@ -111,6 +113,7 @@ type Writer struct {
 	stop context.CancelFunc
 	done chan struct{}
 	k    keeper
+	up   *uploader // nil: nothing is uploaded
 }
 
 // ErrLocked is the error of an archive that another process writes.
@@ -149,6 +152,9 @@ func Open(o Options) (*Writer, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	w.stop = stop
+	if w.up = w.newUploader(); w.up != nil {
+		go w.up.run(ctx)
+	}
 	go w.keep(ctx)
 	return w, nil
 }
@@ -275,10 +281,12 @@ func (w *Writer) Sync() error {
 // runs is ended; it begins anew at the next start. ctx bounds the wait for it.
 func (w *Writer) Close(ctx context.Context) error {
 	w.stop()
-	select {
-	case <-w.done:
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	for _, ended := range []<-chan struct{}{w.done, w.up.ended()} {
+		select {
+		case <-ended:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 	err := w.Sync()
 	w.mu.Lock()
@@ -588,6 +596,7 @@ func (w *Writer) keep(ctx context.Context) {
 		}
 		if now := time.Now(); !now.Before(nextRetain) {
 			w.retain()
+			w.up.look()
 			nextRetain = now.Add(retainEvery)
 		}
 		if len(waiting) > 0 && !time.Now().Before(nextSeal) {
@@ -618,6 +627,7 @@ func (w *Writer) keep(ctx context.Context) {
 				w.Stats.KeepErrors.Add(1)
 				w.o.Log(Error, "a checkpoint's note cannot be written; the next one comes after checkpoint", w.dir, err, "look after the disk")
 			}
+			w.up.look()
 		}
 		select {
 		case <-ctx.Done():

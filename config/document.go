@@ -27,7 +27,8 @@ type Document struct {
 // maxExpanded bounds the nodes that aliases may stand for: nested ones grow exponentially.
 const maxExpanded = 250_000
 
-// Defaulter is a block that is not all zeros by default. In a list, each entry starts from there.
+// Defaulter is a block that is not all zeros by default. Each entry of a list, and a block behind a pointer, starts
+// from there.
 type Defaulter interface{ Defaults() }
 
 // Decode fills v, a pointer to a struct, from a text that holds one document. least is the smallest configuration that

@@ -26,6 +26,9 @@ func (d *Document) value(n *yaml.Node, v reflect.Value, path string) {
 	}
 	if v.Kind() == reflect.Pointer {
 		p := reflect.New(v.Type().Elem())
+		if b, ok := p.Interface().(Defaulter); ok {
+			b.Defaults()
+		}
 		d.value(n, p.Elem(), path)
 		v.Set(p)
 		return

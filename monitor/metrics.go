@@ -152,6 +152,10 @@ var (
 		"removed_segments":   counter("ctlogd_output_removed_segments_total", "Segments removed, by reason: max_age, max_size or reserve.", labelOutput, labelReason),
 		"keep_errors":        counter("ctlogd_output_keep_errors_total", "Removals and syncs of an archive that failed, and are tried again.", labelOutput),
 		"damaged_files":      counter("ctlogd_output_damaged_files_total", "Files in an archive's folder that are not whole, put aside.", labelOutput),
+		"uploads":            counter("ctlogd_output_uploads_total", "Runs of the command that uploads an archive's files, by result: success or failure, after which it is tried again.", labelOutput, labelResult),
+		"upload_waiting":     gauge("ctlogd_output_upload_waiting_segments", "Segments of an archive that are not uploaded yet.", labelOutput),
+		"upload_failing":     gauge("ctlogd_output_upload_failing_seconds", "For how long uploads have failed; 0: they do not.", labelOutput),
+		"upload_missed":      counter("ctlogd_output_upload_missed_segments_total", "Segments that were removed before they were uploaded.", labelOutput),
 		"class_errors":       counter("ctlogd_output_class_errors_total", "Batches that failed, and attempts that got no further, by what was wrong.", labelOutput, labelClass),
 	}
 )

@@ -6,10 +6,11 @@ import (
 	"bufio"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/ctlogd/ctlogd/bench/trace"
 	"github.com/ctlogd/ctlogd/flow"
@@ -22,7 +23,7 @@ const chunk = 500_000
 
 func main() {
 	dir := flag.String("dir", "", "where the tables are made")
-	records := flag.Int("records", 1_000_000, "records of the trace")
+	records := flag.String("records", "1000000", "after so many records of the trace it is measured, and after so many more: 20000000,100000000")
 	perSecond := flag.Int("rate", 5000, "flows that end in a second of the trace")
 	flag.Parse()
 	if err := run(*dir, *records, *perSecond); err != nil {
@@ -31,7 +32,7 @@ func main() {
 	}
 }
 
-func run(dir string, records, perSecond int) error {
+func run(dir string, records string, perSecond int) error {
 	python, err := engines.Python()
 	if err != nil {
 		return err
@@ -59,23 +60,42 @@ func run(dir string, records, perSecond int) error {
 	c.PerSecond = perSecond
 	tr := trace.New(c)
 	path := filepath.Join(dir, "chunk.jsonl")
-	for done := 0; done < records; {
-		n := min(chunk, records-done)
-		if err := write(path, enc, tr, n); err != nil {
+	tell := func(line string) error {
+		if _, err := fmt.Fprintln(in, line); err != nil {
 			return err
 		}
-		if _, err := fmt.Fprintln(in, path); err != nil {
+		for {
+			answer, err := answers.ReadString('\n')
+			if err != nil {
+				return fmt.Errorf("the engine: %w", err)
+			}
+			if answer == "done\n" {
+				return nil
+			}
+			fmt.Print(answer)
+		}
+	}
+	done := 0
+	for _, text := range strings.Split(records, ",") {
+		upTo, err := strconv.Atoi(text)
+		if err != nil {
 			return err
 		}
-		if _, err := answers.ReadString('\n'); err != nil {
-			return fmt.Errorf("the engine: %w", err)
+		for done < upTo {
+			n := min(chunk, upTo-done)
+			if err := write(path, enc, tr, n); err != nil {
+				return err
+			}
+			if err := tell(path); err != nil {
+				return err
+			}
+			done += n
 		}
-		done += n
+		if err := tell("measure"); err != nil {
+			return err
+		}
 	}
 	if err := in.Close(); err != nil {
-		return err
-	}
-	if _, err := io.Copy(os.Stdout, answers); err != nil {
 		return err
 	}
 	return cmd.Wait()

@@ -86,3 +86,17 @@ func newSeal(stdout, stderr io.Writer) *cobra.Command {
 		},
 	}
 }
+
+// newHook makes the command that stands between an archive's output and the command of upload; see archive.HookMain.
+func newHook(stderr io.Writer) *cobra.Command {
+	return &cobra.Command{
+		Use:                "hook TIMEOUT COMMAND...",
+		Short:              "Run the command that uploads a file of an archive",
+		Args:               cobra.MinimumNArgs(2),
+		Hidden:             true,
+		DisableFlagParsing: true, // the options are the command's
+		Run: func(_ *cobra.Command, args []string) {
+			os.Exit(archive.HookMain(args, stderr))
+		},
+	}
+}

@@ -134,7 +134,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(runCmd, checkCmd, newStatus(stdout), newTap(stdout), newTop(stdout), newIPFIX(stdout), versionCmd)
-	root.AddCommand(newCat(stdout), newList(stdout), newVerify(stdout, stderr), newKey(stdout), newSeal(stdout, stderr))
+	root.AddCommand(newCat(stdout), newList(stdout), newVerify(stdout, stderr), newKey(stdout), newSeal(stdout, stderr), newHook(stderr))
 	root.AddCommand(newWhois(stdout, stderr))
 	root.AddCommand(newMan(root, stdout))
 	return root

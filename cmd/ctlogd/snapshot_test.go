@@ -73,7 +73,7 @@ func TestReloads(t *testing.T) {
 func TestOwnMetrics(t *testing.T) {
 	_, outputs := plan(t, "outputs: {jsonl: [{path: FILE}], ipfix: [{address: udp://192.0.2.1}], "+
 		"kafka: [{brokers: 192.0.2.20:9092, topic: flows}], "+
-		"archive: [{path: FILE.archive}]}", filepath.Join(t.TempDir(), "flows.jsonl"))
+		"archive: [{path: FILE.archive, upload: {command: [/bin/true]}}]}", filepath.Join(t.TempDir(), "flows.jsonl"))
 	metrics, used := monitor.OwnMetrics(), map[string]bool{}
 	for _, o := range outputs {
 		out, err := o.build()

@@ -40,6 +40,15 @@ type Config struct {
 	Fsync       string `yaml:"fsync"`
 	Compression string `yaml:"compression"`
 	Fields      Fields `yaml:"fields"`
+
+	// Upload has each file copied to another place. Unset: none is.
+	Upload *Upload `yaml:"upload"`
+}
+
+// Upload is the block upload; see archive.Upload.
+type Upload struct {
+	Command []string      `yaml:"command"` // program and arguments; no shell reads them
+	Timeout time.Duration `yaml:"timeout"` // of a run. Unset: 10m
 }
 
 // Fields says which columns stay empty.
@@ -53,6 +62,8 @@ const (
 	minSegmentRecords = 1000
 	maxSegmentRecords = 4_000_000
 	minMaxSize        = 16 << 20
+	minTimeout        = time.Second
+	maxTimeout        = 24 * time.Hour
 )
 
 var syncs = []string{archive.SyncInterval, archive.SyncAlways, archive.SyncNever}
@@ -64,6 +75,9 @@ func (c *Config) Defaults() {
 	c.Fsync = archive.SyncInterval
 	c.Compression = archive.Compressions[0]
 }
+
+// Defaults sets what differs from zero when it is not given.
+func (u *Upload) Defaults() { u.Timeout = 10 * time.Minute }
 
 // Validate reports each mistake with the key that it stands under.
 func (c *Config) Validate(report func(field, msg string)) {
@@ -104,6 +118,17 @@ func (c *Config) Validate(report func(field, msg string)) {
 	if err := archive.CheckDrop(c.Fields.Drop); err != nil {
 		report("fields.drop", err.Error())
 	}
+	if u := c.Upload; u != nil {
+		switch {
+		case len(u.Command) == 0:
+			report("upload.command", "missing command; write the program and its arguments as a list, such as [/etc/ctlogd/upload]")
+		case !filepath.IsAbs(u.Command[0]):
+			report("upload.command", fmt.Sprintf("%q is no absolute path; write one such as /etc/ctlogd/upload", u.Command[0]))
+		}
+		if u.Timeout < minTimeout || u.Timeout > maxTimeout {
+			report("upload.timeout", fmt.Sprintf("%s is out of range; write %s to %s", unit.FormatDuration(u.Timeout), unit.FormatDuration(minTimeout), unit.FormatDuration(maxTimeout)))
+		}
+	}
 }
 
 // Name is the output's name.
@@ -114,6 +139,11 @@ func (c *Config) Check() error {
 	if c.Key != "" {
 		if _, err := archive.ReadKeys(c.Key); err != nil {
 			return err
+		}
+	}
+	if c.Upload != nil {
+		if err := unix.Access(c.Upload.Command[0], unix.X_OK); err != nil {
+			return fmt.Errorf("upload: %s: %w; user %d has to be able to run it", c.Upload.Command[0], err, os.Geteuid())
 		}
 	}
 	dir := c.Path

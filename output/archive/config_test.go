@@ -21,6 +21,10 @@ func TestValidate(t *testing.T) {
 	}{
 		{func(*Config) {}, ""},
 		{func(c *Config) { c.MaxAge, c.MinAge, c.MaxSize = 365*24*time.Hour, 30*24*time.Hour, 1<<30 }, ""},
+		{func(c *Config) { c.Upload = &Upload{[]string{"/bin/true", "-x"}, time.Minute} }, ""},
+		{func(c *Config) { c.Upload = &Upload{nil, time.Minute} }, "upload.command: missing command"},
+		{func(c *Config) { c.Upload = &Upload{[]string{"rclone"}, time.Minute} }, "upload.command: \"rclone\" is no absolute path"},
+		{func(c *Config) { c.Upload = &Upload{[]string{"/bin/true"}, time.Millisecond} }, "upload.timeout: 1ms is out of range"},
 		{func(c *Config) { c.Fields.Drop = []string{"dst_ip", "dst_port"} }, ""},
 		{func(c *Config) { c.Path = "" }, "path: missing path"},
 		{func(c *Config) { c.Path = "archive" }, "path: \"archive\" is no absolute path"},
@@ -50,6 +54,11 @@ func TestCheck(t *testing.T) {
 	if err := c.Check(); err != nil {
 		t.Error(err)
 	}
+	c.Upload = &Upload{Command: []string{filepath.Join(dir, "none")}}
+	if err := c.Check(); err == nil || !strings.Contains(err.Error(), "has to be able to run it") {
+		t.Errorf("without the command of upload: %v", err)
+	}
+	c.Upload = nil
 	c.Path = filepath.Join(dir, "a", "b")
 	if err := c.Check(); err == nil || !strings.Contains(err.Error(), "install -d") {
 		t.Errorf("without a directory: %v", err)

@@ -13,8 +13,9 @@ import (
 
 // Output writes records to an archive. Write and Close are for one goroutine.
 type Output struct {
-	name string
-	w    *archive.Writer
+	name    string
+	uploads bool
+	w       *archive.Writer
 }
 
 // New opens the archive of cfg, and makes it if there is none. tell, if not nil, takes a record of each checkpoint, for the
@@ -24,11 +25,16 @@ func New(cfg Config, host, observer string, log *zap.Logger, tell func(*flow.Rec
 		log = zap.NewNop()
 	}
 	log = log.With(zap.String("output", cfg.Name()))
+	var upload *archive.Upload
+	if u := cfg.Upload; u != nil {
+		upload = &archive.Upload{Command: u.Command, Timeout: u.Timeout}
+	}
 	w, err := archive.Open(archive.Options{
 		Dir: cfg.Path, Host: host, Observer: observer,
 		Interval: cfg.Checkpoint, Records: uint64(cfg.SegmentRecords), Drop: cfg.Fields.Drop,
 		Compression: cfg.Compression, Sync: cfg.Fsync, Key: cfg.Key,
 		Retention: archive.Retention{MaxAge: cfg.MaxAge, MinAge: cfg.MinAge, MaxSize: int64(cfg.MaxSize), Reserve: int64(cfg.Reserve)},
+		Upload:    upload,
 		Noted: func(n *archive.Note, text string) {
 			if tell != nil && !tell(checkpoint(cfg.Name(), n, text)) {
 				log.Warn("a checkpoint does not go to the other outputs, as the reader is not taking any; the next one does")
@@ -55,7 +61,7 @@ func New(cfg Config, host, observer string, log *zap.Logger, tell func(*flow.Rec
 	if err != nil {
 		return nil, err
 	}
-	return &Output{cfg.Name(), w}, nil
+	return &Output{cfg.Name(), upload != nil, w}, nil
 }
 
 // checkpoint returns the record of a note.
@@ -104,6 +110,13 @@ func (o *Output) Counters(emit func(name, label string, n uint64)) {
 	emit("removed_segments", "reserve", s.RemovedFull.Load())
 	emit("keep_errors", "", s.KeepErrors.Load())
 	emit("damaged_files", "", s.Damaged.Load())
+	if o.uploads {
+		emit("uploads", "success", s.Upload.Files.Load())
+		emit("uploads", "failure", s.Upload.Errors.Load())
+		emit("upload_waiting", "", count(s.Upload.Waiting.Load()))
+		emit("upload_failing", "", since(s.Upload.Failing.Load()))
+		emit("upload_missed", "", s.Upload.Missed.Load())
+	}
 }
 
 // since returns how many seconds ago a time was, 0 if it is to come or is not set.

@@ -1,0 +1,294 @@
+package archive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// bucket is where uploads go in tests. fail, if not nil, is asked first.
+type bucket struct {
+	t   *testing.T
+	dir string
+
+	mu   sync.Mutex
+	got  []string // paths, in order
+	fail func(f *UploadFile) error
+}
+
+func newBucket(t *testing.T) *bucket { return &bucket{t: t, dir: t.TempDir()} }
+
+// run takes a file. A catalog that names a segment that has not come is a fault.
+func (b *bucket) run(_ context.Context, f *UploadFile) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.fail != nil {
+		if err := b.fail(f); err != nil {
+			return err
+		}
+	}
+	text, err := os.ReadFile(f.File)
+	if err != nil {
+		return err
+	}
+	if int64(len(text)) != f.Size || hashOf(text) != f.SHA256 {
+		b.t.Errorf("%s has %d bytes, and is said to have %d", f.Path, len(text), f.Size)
+	}
+	path := filepath.Join(b.dir, f.Path)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, text, 0o644); err != nil {
+		return err
+	}
+	b.got = append(b.got, f.Path)
+	if f.Kind == kindCatalog {
+		lines, whole, err := ReadCatalog(filepath.Dir(path))
+		if err != nil || whole != f.Size {
+			b.t.Errorf("%s: %d bytes of %d, %v", f.Path, whole, f.Size, err)
+		}
+		for _, s := range live(lines) {
+			if _, err := os.Stat(filepath.Join(filepath.Dir(path), s.File)); err != nil {
+				b.t.Errorf("a catalog came before what it names: %v", err)
+			}
+		}
+	}
+	return nil
+}
+
+// set changes what fails.
+func (b *bucket) set(fail func(f *UploadFile) error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fail = fail
+}
+
+func (b *bucket) paths() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.got)
+}
+
+func (b *bucket) options(t *testing.T) Options {
+	o := testOptions(t.TempDir())
+	o.Retention = Retention{}
+	o.Upload = &Upload{Run: b.run}
+	return o
+}
+
+// until waits for a condition.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("within a minute not:", what)
+		}
+	}
+}
+
+// wholeCopy verifies what is in the bucket.
+func (b *bucket) wholeCopy(segments int) error {
+	r, err := OpenReader(b.dir)
+	if err != nil {
+		return err
+	}
+	v, err := Verify(context.Background(), r.Hosts[0], VerifyOptions{Sealed: true})
+	if err != nil {
+		return err
+	}
+	if v.Verdict != Whole || v.Segments != segments || v.Note == nil {
+		return fmt.Errorf("%+v", v)
+	}
+	return nil
+}
+
+// TestUpload: segments, then catalogs, then the note come to another place, where they are a whole archive.
+func TestUpload(t *testing.T) {
+	b := newBucket(t)
+	o := b.options(t)
+	w := openTest(t, o)
+	appendTest(t, w, 0, 130)
+	until(t, "a whole copy", func() bool { return len(b.paths()) > 4 && b.wholeCopy(2) == nil })
+	until(t, "the last note", func() bool {
+		msg, err := os.ReadFile(filepath.Join(b.dir, "host=gw1", noteName))
+		n, noteErr := ReadNote(msg)
+		return err == nil && noteErr == nil && n.Lines == 2
+	})
+	if n := w.Stats.Upload.Waiting.Load(); n != 0 {
+		t.Errorf("%d wait", n)
+	}
+	eachOnce(t, b.dir, 0, 100)
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	before := len(b.paths())
+
+	// The firewall keeps them for a shorter time than the copy, which then has tombstones of files that are there.
+	o.Retention = Retention{MaxAge: 5 * 24 * time.Hour}
+	w = openTest(t, o)
+	until(t, "the tombstone in the copy", func() bool {
+		return w.Stats.RemovedAge.Load() == 1 && len(b.paths()) > before && b.wholeCopy(2) == nil
+	})
+	eachOnce(t, b.dir, 0, 100)
+	r, err := OpenReader(b.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if gone := r.Hosts[0].Removed(0, 1); len(gone) != 0 {
+		t.Errorf("%+v is there, and is said to be removed", gone)
+	}
+	for _, path := range b.paths()[before:] {
+		if strings.HasSuffix(path, ".parquet") {
+			t.Errorf("%s was uploaded again after a restart", path)
+		}
+	}
+}
+
+// TestUploadFails: uploads that fail are tried again, over a restart as well, and nothing else waits for them.
+func TestUploadFails(t *testing.T) {
+	b := newBucket(t)
+	down := errors.New("503")
+	b.set(func(*UploadFile) error { return down })
+	o := b.options(t)
+	w := openTest(t, o)
+	appendTest(t, w, 0, 130)
+	until(t, "seals and failures", func() bool { return w.Stats.Seals.Load() == 2 && w.Stats.Upload.Errors.Load() > 2 })
+	if w.Stats.Upload.Failing.Load() == 0 || w.Stats.Upload.Waiting.Load() == 0 {
+		t.Errorf("failing since %d, %d wait", w.Stats.Upload.Failing.Load(), w.Stats.Upload.Waiting.Load())
+	}
+	b.set(func(f *UploadFile) error { // of each kind one comes through, then no more
+		if len(b.got) > 0 {
+			return down
+		}
+		return nil
+	})
+	until(t, "one file", func() bool { return len(b.paths()) == 1 })
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	b.set(nil)
+	w = openTest(t, o)
+	until(t, "a whole copy", func() bool { return b.wholeCopy(2) == nil })
+	until(t, "no failure", func() bool { return w.Stats.Upload.Failing.Load() == 0 })
+	if got := b.paths(); slices.Contains(got[1:], got[0]) {
+		t.Errorf("%s was uploaded again after a restart", got[0])
+	}
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+
+	// What was uploaded is forgotten: all is uploaded again.
+	if err := os.WriteFile(filepath.Join(w.dir, uploadsName), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := len(b.paths())
+	openTest(t, o)
+	until(t, "the first one again", func() bool { got := b.paths(); return slices.Contains(got[n:], got[0]) })
+}
+
+// TestUploadOfOneFails: a segment that cannot be uploaded keeps back no other one, but the catalogs, which would name it.
+// When retention removes it, that is told, and the catalogs go on.
+func TestUploadOfOneFails(t *testing.T) {
+	b := newBucket(t)
+	var bad string
+	b.set(func(f *UploadFile) error {
+		if f.Kind == KindSegment && (bad == "" || bad == f.Path) {
+			bad = f.Path
+			return errors.New("403")
+		}
+		return nil
+	})
+	o := b.options(t)
+	w := openTest(t, o)
+	appendTest(t, w, 0, 130)
+	until(t, "the other segment", func() bool { return len(b.paths()) == 1 && w.Stats.Upload.Errors.Load() > 2 })
+	if got := b.paths()[0]; !strings.HasSuffix(got, ".parquet") || got == bad {
+		t.Errorf("%s came first, and %s fails", got, bad)
+	}
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	o.Retention = Retention{MaxAge: time.Minute}
+	w = openTest(t, o)
+	until(t, "the removal", func() bool { return w.Stats.Upload.Missed.Load() == 1 && b.wholeCopy(1) == nil })
+}
+
+// TestUploadHangs: an upload that hangs keeps nothing back, and ends with the Writer.
+func TestUploadHangs(t *testing.T) {
+	o := testOptions(t.TempDir())
+	hangs := make(chan struct{}, 1)
+	o.Upload = &Upload{Run: func(ctx context.Context, _ *UploadFile) error {
+		select {
+		case hangs <- struct{}{}:
+		default:
+		}
+		<-ctx.Done()
+		return ctx.Err()
+	}}
+	w := openTest(t, o)
+	appendTest(t, w, 0, 60)
+	<-hangs
+	appendTest(t, w, 60, 130)
+	until(t, "the seals and a removal", func() bool { return w.Stats.Seals.Load() == 2 && w.Stats.RemovedAge.Load() == 1 })
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if w.Stats.Upload.Errors.Load() != 0 {
+		t.Error("the end of the Writer counts as a failure")
+	}
+}
+
+// TestHook runs hooks that misbehave in every way, by the process that stands between.
+func TestHook(t *testing.T) {
+	dir := t.TempDir()
+	file := &UploadFile{Kind: KindSegment, File: "/a/b.parquet", Path: "host=gw1/date=2026-03-20/b.parquet", SHA256: "ab", Size: 7,
+		Host: "gw1", Date: "2026-03-20"}
+	pids := filepath.Join(dir, "pids")
+	for _, c := range []struct {
+		name, script, want string
+		timeout            time.Duration
+	}{
+		{name: "succeeds", script: `env | grep ^CTLOGD_ | sort; test "$CTLOGD_KIND $CTLOGD_FILE $CTLOGD_PATH $CTLOGD_SHA256 $CTLOGD_SIZE $CTLOGD_HOST $CTLOGD_DATE" = "segment /a/b.parquet host=gw1/date=2026-03-20/b.parquet ab 7 gw1 2026-03-20"`},
+		{name: "fails", script: `echo first >&2; echo 'no such bucket' >&2; exit 3`, want: "exit status 3: no such bucket"},
+		{name: "fails with odd words", script: `printf 'a\033[31mb\377\001\n'; exit 1`, want: "exit status 1: a [31mb  "},
+		{name: "is killed", script: `kill -9 $$`, want: "signal: killed"},
+		{name: "floods", script: `head -c 20000000 /dev/zero | tr '\0' x >&2; echo; echo end; exit 4`, want: "exit status 4: end"},
+		{name: "hangs", script: `sleep 600 & echo $! >` + pids + `; wait`, timeout: 300 * time.Millisecond, want: "it was ended after 300ms"},
+		{name: "hangs, and floods, and hears nothing", script: `trap '' TERM; echo $$ >` + pids + `; yes >&2`, timeout: 300 * time.Millisecond, want: "it was ended after 300ms: y"},
+		{name: "leaves a child", script: `sleep 600 & echo $! >` + pids + `; exit 0`},
+		{name: "has the lowest priority", script: `ulimit -c 0; test "$(ps -o cls= -p $$ | tr -d ' ')" = IDL && ionice -p $$ | grep -q idle`},
+		{name: "has no rights", script: `grep -q 'CapAmb:.0*$' /proc/self/status`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			os.Remove(pids)
+			if c.timeout == 0 {
+				c.timeout = time.Minute
+			}
+			err := runHook(t.Context(), &Upload{Command: []string{"/bin/sh", "-c", c.script}, Timeout: c.timeout}, file)
+			if c.want == "" && err != nil || c.want != "" && (err == nil || strings.TrimSpace(err.Error()) != strings.TrimSpace(c.want)) {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+			if text, err := os.ReadFile(pids); err == nil {
+				until(t, "its children gone", func() bool {
+					_, err := os.Stat("/proc/" + strings.TrimSpace(string(text)) + "/exe")
+					return err != nil
+				})
+			}
+		})
+	}
+	if err := runHook(t.Context(), &Upload{Command: []string{filepath.Join(dir, "none")}, Timeout: time.Minute}, file); err == nil || !strings.Contains(err.Error(), "no such file") {
+		t.Errorf("without a program: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(100*time.Millisecond, cancel)
+	if err := runHook(ctx, &Upload{Command: []string{"/bin/sh", "-c", "sleep 600"}, Timeout: time.Minute}, file); !errors.Is(err, context.Canceled) {
+		t.Errorf("at the end of the daemon: %v", err)
+	}
+}
