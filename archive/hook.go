@@ -52,7 +52,7 @@ func runHook(ctx context.Context, u *Upload, f *UploadFile) error {
 	var said bytes.Buffer // a line, see HookMain
 	cmd.Stderr = &said
 	err := cmd.Run()
-	if ctx.Err() != nil {
+	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	var exit *exec.ExitError

@@ -439,11 +439,10 @@ func (u *uploader) sendCopy(ctx context.Context, kind, path, date string, text [
 // send uploads a file once.
 func (u *uploader) send(ctx context.Context, f *UploadFile) error {
 	began := time.Now()
-	err := u.Run(ctx, f)
-	switch {
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case err != nil:
+	if err := u.Run(ctx, f); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		u.stats.Errors.Add(1)
 		u.log(Error, "an upload failed and is tried again; nothing is lost unless retention removes the file before", f.Path, err,
 			"run the command of upload by hand, see docs/archive.md")
