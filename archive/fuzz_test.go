@@ -93,7 +93,7 @@ func FuzzSurvey(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		keys, facts, lost, err := survey(s)
+		order, facts, lost, err := survey(s)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -101,8 +101,8 @@ func FuzzSurvey(f *testing.F) {
 		if lost != nil {
 			missing = lost.Extra.Gap.Lost
 		}
-		if uint64(len(keys))+missing != uint64(n) {
-			t.Fatalf("%d keys, %d told as lost, %d in the frame: %+v", len(keys), missing, n, facts)
+		if uint64(len(order.rows))+missing != uint64(n) {
+			t.Fatalf("%d rows, %d told as lost, %d in the frame: %+v", len(order.rows), missing, n, facts)
 		}
 	})
 }

@@ -2,9 +2,7 @@ package archive
 
 import (
 	"bufio"
-	"cmp"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -17,7 +15,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"slices"
 	"time"
 
 	"github.com/parquet-go/parquet-go"
@@ -33,8 +30,10 @@ const (
 	groupRows  = 32768 // of a row group: what a question reads at least in part
 	pageRows   = 2048  // of a page
 	filterBits = 10    // of a filter, for each value
-	metaOrigin = "ctlogd.origin"
-	metaFacts  = "ctlogd.segment"
+
+	usualRecord = 60 // bytes in a row log, or more
+	metaOrigin  = "ctlogd.origin"
+	metaFacts   = "ctlogd.segment"
 )
 
 // Compressions are the names of what segments can be compressed with; the first is the default.
@@ -160,54 +159,6 @@ type Segment struct {
 	Facts
 }
 
-// sortKey is what rows are sorted by, and where their record is. There is one for each row in memory, and nothing else.
-type sortKey struct {
-	hi, lo uint64 // source as the far side saw it: text of IPv4, bytes of IPv6
-	off    int64  // records that are alike otherwise stay in the order of arrival
-	size   uint32
-	port   uint16
-	long   bool
-}
-
-func (a *sortKey) compare(b *sortKey) int {
-	switch {
-	case a.long != b.long:
-		if b.long {
-			return -1
-		}
-		return 1
-	case a.hi != b.hi:
-		return cmp.Compare(a.hi, b.hi)
-	case a.lo != b.lo:
-		return cmp.Compare(a.lo, b.lo)
-	case a.port != b.port:
-		return cmp.Compare(a.port, b.port)
-	}
-	return cmp.Compare(a.off, b.off)
-}
-
-// source sets what the key says of the record's source.
-func (k *sortKey) source(r *flow.Record) {
-	if !hasTuple(r) {
-		return
-	}
-	t, a, port := &r.Orig, &r.Orig.Src, r.Orig.SrcPort
-	if natOf(r)&flow.NATSrc != 0 {
-		t, a, port = &r.Reply, &r.Reply.Dst, r.Reply.DstPort
-		if t.Proto.IsICMP() {
-			port = t.SrcPort
-		}
-	}
-	k.port = port
-	if t.V6 {
-		k.hi, k.lo = a.Words()
-		return
-	}
-	var text [16]byte
-	copy(text[:], appendAddr(text[:0], a, false))
-	k.hi, k.lo = binary.BigEndian.Uint64(text[:]), binary.BigEndian.Uint64(text[8:])
-}
-
 // Seal makes a segment of the row log at path, in the folder of its day, and returns its catalog line's part. It does not
 // touch the catalog nor the row log. A process that seals it already makes it fail.
 func Seal(path string) (seg Segment, date string, err error) {
@@ -238,14 +189,14 @@ func Seal(path string) (seg Segment, date string, err error) {
 		return seg, "", fmt.Errorf("read %s: %w", path, err)
 	}
 	defer func() { _ = unix.Munmap(rows) }()
-	keys, facts, lost, err := survey(s)
+	order, facts, lost, err := survey(s)
 	if err != nil {
 		return seg, "", fmt.Errorf("read %s: %w", path, err)
 	}
 	if facts.Records == 0 {
 		return seg, "", errEmpty
 	}
-	slices.SortFunc(keys, func(a, b sortKey) int { return a.compare(&b) })
+	order.sort()
 
 	date = s.Origin.Created.date()
 	dir := filepath.Join(filepath.Dir(path), "date="+date)
@@ -269,7 +220,7 @@ func Seal(path string) (seg Segment, date string, err error) {
 	}
 	defer out.Close()
 	sum := sha256.New()
-	written, err := writeSegment(io.MultiWriter(out, sum), &s.Origin, &seg.Facts, keys, rows, lost)
+	written, err := writeSegment(io.MultiWriter(out, sum), &s.Origin, &seg.Facts, order.rows, rows, lost)
 	if err != nil {
 		return seg, "", fmt.Errorf("write %s: %w", tmp, err)
 	}
@@ -326,9 +277,10 @@ func makeDir(dir string) error {
 	return nil
 }
 
-// survey reads a row log once: the sort keys of all rows, and what the catalog says of them. lost is a gap for what is
+// survey reads a row log once: the order of all rows, and what the catalog says of them. lost is a gap for what is
 // damaged, or nil; it counts as a row.
-func survey(s *rowScan) (keys []sortKey, facts Facts, lost *flow.Record, err error) {
+func survey(s *rowScan) (rows *order, facts Facts, lost *flow.Record, err error) {
+	rows = &order{rows: make([]rowKey, 0, min(s.size/usualRecord, 1<<22))}
 	facts.RowLogs = []uint64{s.Origin.Sequence}
 	interval := int64(s.Origin.Interval)
 	b := flow.NewBatch(1, nil)
@@ -349,19 +301,14 @@ func survey(s *rowScan) (keys []sortKey, facts Facts, lost *flow.Record, err err
 			}
 			r := &b.Records[0]
 			size := len(payload) - len(rest)
-			k := sortKey{off: at, size: uint32(size), long: facts.add(r, interval)}
-			k.source(r)
-			if len(keys) == cap(keys) { // by a quarter: doubling would take twice the memory for a moment
-				keys = slices.Grow(keys, max(len(keys)/4, 4096))
-			}
-			keys = append(keys, k)
+			rows.add(r, facts.add(r, interval), at)
 			payload, at = rest, at+int64(size)
 		}
 	}
 	if lost = s.damaged(int64(max(facts.Last, s.Origin.Created))); lost != nil {
 		facts.add(lost, interval)
 	}
-	return keys, facts, lost, nil
+	return rows, facts, lost, nil
 }
 
 // columnHash is of a column's values in their order.
@@ -394,7 +341,7 @@ var hashSeed = maphash.MakeSeed()
 
 // writeSegment writes the table to w: the records of the row log, whose bytes are rows, in the order of keys. lost, if
 // there is one, comes first.
-func writeSegment(w io.Writer, o *Origin, facts *Facts, keys []sortKey, rows []byte, lost *flow.Record) (sums [columnCount]columnHash, err error) {
+func writeSegment(w io.Writer, o *Origin, facts *Facts, keys []rowKey, rows []byte, lost *flow.Record) (sums [columnCount]columnHash, err error) {
 	origin, err := json.Marshal(o)
 	if err != nil {
 		return sums, err
@@ -414,13 +361,13 @@ func writeSegment(w io.Writer, o *Origin, facts *Facts, keys []sortKey, rows []b
 	}
 	for i := range keys {
 		k := &keys[i]
-		if i > 0 && k.long != keys[i-1].long || batch.Full() {
+		if i > 0 && k.long() != keys[i-1].long() || batch.Full() {
 			if err := t.group(batch.Records); err != nil {
 				return sums, err
 			}
 			batch.Reset()
 		}
-		if _, err := batch.DecodeBinary(rows[k.off : k.off+int64(k.size)]); err != nil {
+		if _, err := batch.DecodeBinary(rows[k.off:]); err != nil {
 			return sums, err
 		}
 	}
