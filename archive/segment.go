@@ -361,6 +361,9 @@ func writeSegment(w io.Writer, o *Origin, facts *Facts, keys []rowKey, rows []by
 	}
 	for i := range keys {
 		k := &keys[i]
+		if i%ahead == 0 {
+			touch(keys[i:min(i+ahead, len(keys))], rows)
+		}
 		if i > 0 && k.long() != keys[i-1].long() || batch.Full() {
 			if err := t.group(batch.Records); err != nil {
 				return sums, err
@@ -378,6 +381,19 @@ func writeSegment(w io.Writer, o *Origin, facts *Facts, keys []rowKey, rows []by
 		return sums, err
 	}
 	return t.sums, buffered.Flush()
+}
+
+// ahead is how many records are brought into the cache at once: they lie anywhere, and waiting for one after the other
+// takes longer than decoding them.
+const ahead = 32
+
+//go:noinline
+func touch(keys []rowKey, rows []byte) (sum byte) {
+	for i := range keys {
+		off := keys[i].off
+		sum += rows[off] + rows[min(off+64, int64(len(rows)-1))]
+	}
+	return sum
 }
 
 // hashFile returns size and SHA-256 of a file.
