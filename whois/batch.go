@@ -3,6 +3,7 @@ package whois
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/csv"
 	"encoding/json"
@@ -61,8 +62,9 @@ type batch struct {
 	items []Item
 }
 
-// fields are what a question is made of, as it is written.
-type fields struct{ address, port, at, zone, dst, dstPort, proto, ref string }
+// fields are what a question is made of, as it is written. ip and anyPort are of whoever is meant by a report of one address;
+// beside a source they are somebody else's: the port of an X-ARF report is the one that was attacked.
+type fields struct{ address, port, ip, anyPort, day, at, zone, dst, dstPort, proto, ref string }
 
 // set sets the field that a key of somebody else's format means; ok is false if it means none.
 func (f *fields) set(key, value string) (ok bool) {
@@ -74,12 +76,19 @@ func (f *fields) set(key, value string) (ok bool) {
 	}
 	var to *string
 	switch b.String() {
-	case "ip", "address", "ipaddress", "sourceip", "srcip", "src", "source", "sourceaddress", "publicip", "natsrcip", "sourceidentifier", "sourceipv4":
+	case "sourceip", "srcip", "src", "source", "sourceaddress", "publicip", "natsrcip", "sourceidentifier", "sourceipv4":
 		to = &f.address
-	case "port", "sourceport", "srcport", "publicport", "natsrcport":
+	case "ip", "address", "ipaddress":
+		to = &f.ip
+	case "sourceport", "srcport", "publicport", "natsrcport":
 		to = &f.port
+	case "port":
+		to = &f.anyPort
 	case "time", "timestamp", "date", "datetime", "at", "when", "eventtime", "firstseen", "arrivaldate", "timestamputc", "timeutc", "dateutc":
 		to = &f.at
+		if day.MatchString(strings.TrimSpace(value)) { // the hour stands in a field of its own
+			to = &f.day
+		}
 		if strings.HasSuffix(b.String(), "utc") && f.zone == "" {
 			f.zone = "UTC"
 		}
@@ -102,6 +111,24 @@ func (f *fields) set(key, value string) (ok bool) {
 	return true
 }
 
+// day is a date without a time of day.
+var day = regexp.MustCompile(`^(\d{4}[-/]\d{1,2}[-/]\d{1,2}|\d{1,2}\.\d{1,2}\.\d{4}|\d{1,2}[ /][A-Z][a-z]{2}[ /]\d{4})$`)
+
+// settle decides whose address and port are asked for.
+func (f *fields) settle() (remark string) {
+	switch {
+	case f.address == "":
+		f.address, f.port = f.ip, cmp.Or(f.port, f.anyPort)
+	case f.port == "" && f.anyPort != "":
+		remark = fmt.Sprintf("Port %s was left out: beside a source, it may be the destination's. If it is the source's, ask with it.", f.anyPort)
+	}
+	if f.day != "" {
+		f.at = strings.TrimSpace(f.day + " " + f.at)
+	}
+	f.ip, f.anyPort, f.day = "", "", ""
+	return remark
+}
+
 // add makes a question of the fields.
 func (b *batch) add(line string, f fields) {
 	q, err := b.question(f)
@@ -109,7 +136,7 @@ func (b *batch) add(line string, f fields) {
 }
 
 func (b *batch) question(f fields) (*Question, error) {
-	q := &Question{Case: f.ref}
+	q := &Question{Case: f.ref, Remark: f.settle()}
 	if b.o.Case != "" {
 		q.Case = b.o.Case
 	}
@@ -164,6 +191,9 @@ func parsePort(s string) (uint16, error) {
 	return uint16(n), nil
 }
 
+// clockTime is a time of day in a line.
+var clockTime = regexp.MustCompile(`\b\d{1,2}:\d{2}\b`)
+
 var header = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]*:\s`)
 
 // read reads a text in whichever form it is.
@@ -174,6 +204,7 @@ func (b *batch) read(text []byte, deep int) {
 		return
 	}
 	switch {
+	case header.Match(trimmed) && b.mail(trimmed, deep): // which may have encoded any of the others
 	case bytes.HasPrefix(trimmed, []byte("<")), bytes.Contains(trimmed, []byte("<Infringement")):
 		if i := bytes.Index(trimmed, []byte("<Infringement")); i >= 0 {
 			trimmed = trimmed[i:] // in a mail, text stands before it
@@ -184,9 +215,7 @@ func (b *batch) read(text []byte, deep int) {
 	case bytes.HasPrefix(trimmed, []byte("---")):
 		b.yaml(trimmed)
 	case header.Match(trimmed):
-		if !b.mail(trimmed, deep) {
-			b.yaml(trimmed)
-		}
+		b.yaml(trimmed)
 	default:
 		b.lines(text)
 	}
@@ -328,10 +357,10 @@ func (b *batch) xml(text []byte) {
 				f.dst = value
 			}
 		case xml.EndElement:
-			if t.Name.Local == "Source" && (f.address != "" || f.at != "") {
+			if t.Name.Local == "Source" && (f.ip != "" || f.at != "") {
 				f.ref = ref
 				found++
-				b.add(strings.TrimSpace("ACNS "+ref+" "+f.address), f)
+				b.add(strings.TrimSpace("ACNS "+ref+" "+f.ip), f)
 			}
 			if len(path) > 0 {
 				path = path[:len(path)-1]
@@ -385,9 +414,9 @@ func (b *batch) object(v any, ref string, deep int) {
 		if f.ref == "" {
 			f.ref = ref
 		}
-		if f.address != "" && f.at != "" {
-			if _, err := ParseEnd(f.address); err == nil || f.port != "" {
-				b.add(strings.TrimSpace("JSON "+f.ref+" "+f.address), f)
+		if a := cmp.Or(f.address, f.ip); a != "" && (f.at != "" || f.day != "") {
+			if _, err := ParseEnd(a); err == nil || f.port != "" || f.anyPort != "" {
+				b.add(strings.TrimSpace("JSON "+f.ref+" "+a), f)
 				return
 			}
 		}
@@ -401,8 +430,8 @@ func (b *batch) object(v any, ref string, deep int) {
 func (b *batch) yaml(text []byte) {
 	var f fields
 	end := func() {
-		if f.address != "" {
-			b.add(strings.TrimSpace("X-ARF "+f.ref+" "+f.address), f)
+		if a := cmp.Or(f.address, f.ip); a != "" {
+			b.add(strings.TrimSpace("X-ARF "+f.ref+" "+a), f)
 		}
 		f = fields{}
 	}
@@ -479,8 +508,9 @@ func (b *batch) part(kind, encoding string, body io.Reader, deep int) {
 		for n, s := range strings.Split(string(trimmed), "\n") {
 			s = strings.TrimSpace(s)
 			f := splitLine(s)
-			if q, err := b.question(f); err == nil {
-				b.items = append(b.items, Item{Line: strconv.Itoa(n+1) + ": " + s, Question: q})
+			q, err := b.question(f)
+			if _, not := ParseEnd(f.address); err == nil || not == nil && clockTime.MatchString(s) { // what is meant as one is not passed over
+				b.items = append(b.items, Item{Line: strconv.Itoa(n+1) + ": " + s, Question: q, Err: err})
 			}
 		}
 	}

@@ -320,6 +320,9 @@ func (a *Answer) CSV(w *csv.Writer, one bool) error {
 	for _, r := range a.Missing {
 		text += " " + r.Host + ": " + r.Text
 	}
+	for _, n := range a.Notes {
+		text += " " + n
+	}
 	head := []string{q.Address, num(q.Port), q.Src, q.Dst, num(q.DstPort), q.Proto, q.From, q.To, a.Verdict, strconv.FormatBool(a.Complete)}
 	if len(a.Holders) == 0 {
 		return w.Write(append(append(head, make([]string, 15)...), "0", text))

@@ -29,6 +29,8 @@ type Question struct {
 	Zone string // that At was read in
 	Note string // Zone was assumed
 	Case string
+
+	Remark string // what was made of it, a sentence; "": nothing
 }
 
 // End is an address and perhaps a port. ICMP's id and GRE's key stand in for a port.
@@ -132,6 +134,9 @@ func (q *Question) Validate(now time.Time) error {
 func (q *Question) warnings() (w []string) {
 	if q.Note != "" {
 		w = append(w, "Time: "+q.Note+"; "+q.span()+" was looked at.")
+	}
+	if q.Remark != "" {
+		w = append(w, q.Remark)
 	}
 	a := q.Public.Addr
 	switch {
