@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -146,6 +147,31 @@ func TestWhois(t *testing.T) {
 		a, _ = run(ns.Start, mine, "--at", down)
 		for _, m := range a.Missing {
 			if m.Kind == "crash" {
+				return true
+			}
+		}
+		return false
+	})
+	// An archive that is taken out of the configuration, and put in again, has a gap of what came meanwhile.
+	with, err := os.ReadFile(conf)
+	must(t, err)
+	reloads := 0
+	reload := func(text string) {
+		t.Helper()
+		must(t, os.WriteFile(conf, []byte(text), 0o644))
+		must(t, again.Process.Signal(syscall.SIGHUP))
+		reloads++
+		eventually(t, "the configuration is reloaded", func() bool { return strings.Count(again.stderr.String(), "configuration reloaded") == reloads })
+	}
+	reload(strings.Replace(string(with), "archive: [{path: "+store+"}]", "jsonl: [{path: "+dir+"/flows.jsonl}]", 1))
+	away := time.Now().UTC().Format(time.RFC3339Nano)
+	must(t, flood.Create(3, 4))
+	must(t, flood.Delete(3, 4))
+	reload(string(with))
+	eventually(t, "what came meanwhile is a gap", func() bool {
+		a, _ = run(ns.Start, mine, "--at", away)
+		for _, m := range a.Missing {
+			if m.Kind == "output_down" {
 				return true
 			}
 		}

@@ -606,7 +606,7 @@ var causes = map[string]string{
 	"overrun": "the kernel's buffer was full", "guard": "flows were let go unrecorded, so that the firewall kept working",
 	"downtime": "ctlogd was not running", "crash": "ctlogd ended before it had written all", "reboot": "the machine restarted, which ends flows without a record",
 	"queue_full": "the output could not keep up", "spool_full": "the output could not keep up, and its spool was full",
-	"disk_full": "the disk was full", "output_down": "the output did not accept records",
+	"disk_full": "the disk was full", "output_down": "the output did not accept records, or was in no configuration",
 	"untracked": "the kernel does not report the end of these flows", "unreadable": "messages of the kernel could not be read",
 }
 

@@ -116,6 +116,7 @@ func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
 
 	within, cancel := context.WithTimeout(ctx, reloadWithin)
 	defer cancel()
+	read := a.reader.ReadUntil() // what ends from now on, outputs that go may not get
 	err = a.reader.Do(within, func() error {
 		keys, err := a.source.Reconfigure(cfg.inputConfig(), pushdown(cfg, outputs))
 		if err != nil {
@@ -152,7 +153,7 @@ func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
 	a.log.Info("configuration reloaded", zap.Int("outputs", len(outputs)), zap.Int("new", len(added)),
 		zap.Int("changed", len(replaced)), zap.Int("gone", len(running)))
 	if len(running) > 0 {
-		a.retire(running, cfg.ShutdownTimeout)
+		a.retire(running, read, cfg.ShutdownTimeout)
 	}
 	return nil
 }
@@ -171,13 +172,13 @@ func fixedKeys(was, now *Config) (keys []string) {
 	return keys
 }
 
-// retire lets queues that get nothing more deliver what they have, in the background.
-func (a *app) retire(queues map[string]*deliver.Queue, within time.Duration) {
+// retire lets queues that get nothing more deliver what they have, in the background. since is from when on.
+func (a *app) retire(queues map[string]*deliver.Queue, since time.Time, within time.Duration) {
 	var gone []*deliver.Queue
 	for _, q := range queues {
 		gone = append(gone, q)
 	}
-	a.keeper.Retire(gone)
+	a.keeper.Retire(gone, since)
 	a.retiring.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), within)
 		defer cancel()

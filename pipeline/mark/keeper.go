@@ -53,10 +53,10 @@ type Keeper struct {
 	done   chan struct{}
 
 	mu       sync.Mutex
-	retiring []*deliver.Queue // those that a reload has taken out and that have not ended yet
-	orphans  []OutputMark     // the gaps of outputs that are no longer configured
-	failure  error            // why the directory cannot be used now; nil if it can
-	since    time.Time        // when failure began, or ended
+	retiring []retiree    // those that a reload has taken out and that have not ended yet
+	orphans  []OutputMark // outputs that are no longer configured
+	failure  error        // why the directory cannot be used now; nil if it can
+	since    time.Time    // when failure began, or ended
 
 	socket *Socket // what is left to the next process; set before quit is closed
 
@@ -64,6 +64,12 @@ type Keeper struct {
 	lock     *os.File
 	restored bool
 	warned   bool // the log says that the file system has no locks
+}
+
+// retiree is a queue that has not been fed since a time.
+type retiree struct {
+	*deliver.Queue
+	since int64
 }
 
 // NewKeeper returns a keeper that touches nothing yet.
@@ -216,8 +222,11 @@ func (k *Keeper) restore() error {
 	return nil
 }
 
-// orphan keeps the gaps of an output that is no longer configured. The lock is held.
+// orphan remembers an output that is no longer configured. The lock is held.
 func (k *Keeper) orphan(o OutputMark) {
+	if len(k.orphans) >= maxGone {
+		k.orphans = k.orphans[1:]
+	}
 	for _, g := range o.Gaps {
 		k.logGap("gap of an output that is no longer configured; the mark keeps it until it is", o.Name, g)
 	}
@@ -233,22 +242,27 @@ func (k *Keeper) logGap(what, output string, g deliver.Gap) {
 	k.log.Warn(what, fields...)
 }
 
-// Retire keeps queues in the mark that the pipeline does not feed any more, until Retired.
-func (k *Keeper) Retire(queues []*deliver.Queue) {
+// Retire keeps queues in the mark that the pipeline has not fed since a time, until Retired.
+func (k *Keeper) Retire(queues []*deliver.Queue, since time.Time) {
 	k.mu.Lock()
-	k.retiring = append(k.retiring, queues...)
+	for _, q := range queues {
+		k.retiring = append(k.retiring, retiree{q, since.UnixNano()})
+	}
 	k.mu.Unlock()
 }
 
-// Retired is for queues that have ended. The mark keeps the gaps that they could not deliver.
+// Retired is for queues that have ended. The mark remembers since when they are gone, and the gaps that they could not
+// deliver.
 func (k *Keeper) Retired(queues []*deliver.Queue) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, q := range queues {
-		k.retiring = slices.DeleteFunc(k.retiring, func(r *deliver.Queue) bool { return r == q })
-		if gaps := q.Unrecorded(); len(gaps) > 0 {
-			k.orphan(OutputMark{Name: q.Name(), Gaps: gaps})
+		for _, r := range k.retiring {
+			if r.Queue == q {
+				k.orphan(OutputMark{Name: q.Name(), Absent: r.since, Gaps: q.Unrecorded()})
+			}
 		}
+		k.retiring = slices.DeleteFunc(k.retiring, func(r retiree) bool { return r.Queue == q })
 	}
 	k.reunite()
 }
@@ -268,7 +282,7 @@ func (k *Keeper) reunite() {
 		if i < 0 {
 			return false
 		}
-		for _, g := range o.Gaps {
+		for _, g := range o.until(time.Now().UnixNano()) {
 			queues[i].Lose(g)
 		}
 		return true
@@ -279,9 +293,16 @@ func (k *Keeper) reunite() {
 func (k *Keeper) mark(clean bool) Mark {
 	read := k.o.ReadUntil() // before the queues are looked at
 	k.mu.Lock()
-	queues, orphans := slices.Concat(k.o.Queues(), k.retiring), slices.Clone(k.orphans)
+	queues, retiring, orphans := slices.Clone(k.o.Queues()), slices.Clone(k.retiring), slices.Clone(k.orphans)
 	k.mu.Unlock()
+	fed := len(queues)
+	for _, r := range retiring {
+		queues = append(queues, r.Queue)
+	}
 	m := New(queues, k.bootID, read, clean)
+	for i, r := range retiring {
+		m.Outputs[fed+i].Absent = r.since
+	}
 	m.Gone = orphans
 	return m
 }

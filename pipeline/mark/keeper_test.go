@@ -57,7 +57,8 @@ func saved(t *testing.T, dir, what string, is func(*Mark) bool) {
 	eventually(t, what, func() bool { m, err := Load(dir); return err == nil && m != nil && is(m) })
 }
 
-// The gaps of an output that a reload or another configuration takes out wait until there is one of its name again.
+// The gaps of an output that a reload or another configuration takes out wait until there is one of its name again, which
+// then has one more, of the time between.
 func TestGapsOutliveTheirOutput(t *testing.T) {
 	dir := t.TempDir()
 	gap := deliver.Gap{Gap: flow.Gap{Cause: flow.CauseOverrun, Lost: 3, LostKnown: true, Output: "old"}, From: 1, To: 2}
@@ -68,16 +69,16 @@ func TestGapsOutliveTheirOutput(t *testing.T) {
 	old[0].Lose(gap)
 	old[0].Start()
 	p.feed("a")
-	p.Retire(old)
+	p.Retire(old, time.Unix(0, 7))
 	saved(t, dir, "both are in the mark while the one ends", func(m *Mark) bool {
-		return len(m.Outputs) == 2 && m.Outputs[1].Name == "old" && cmp.Equal(m.Outputs[1].Gaps, []deliver.Gap{gap})
+		return len(m.Outputs) == 2 && m.Outputs[1].Name == "old" && m.Outputs[1].Absent == 7 && cmp.Equal(m.Outputs[1].Gaps, []deliver.Gap{gap})
 	})
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	deliver.Retire(ended, old)
 	p.Retired(old)
 	p.Finish(nil)
-	want := []OutputMark{{Name: "old", Gaps: []deliver.Gap{gap}}}
+	want := []OutputMark{{Name: "old", Absent: 7, Gaps: []deliver.Gap{gap}}}
 	m, err := Load(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -93,12 +94,18 @@ func TestGapsOutliveTheirOutput(t *testing.T) {
 		t.Errorf("the log tells of it %d times, want once", n)
 	}
 	queues := p.feed("a", "old")
+	before := time.Now().UnixNano()
 	p.Adopt()
-	if diff := cmp.Diff([]deliver.Gap{gap}, queues[1].Unrecorded()); diff != "" {
+	got := queues[1].Unrecorded()
+	if len(got) != 2 || got[1].To < before || got[1].To > time.Now().UnixNano() {
+		t.Fatalf("back again: %+v", got)
+	}
+	away := deliver.Gap{Gap: flow.Gap{Cause: flow.CauseOutputDown, Output: "old"}, From: 7, To: got[1].To}
+	if diff := cmp.Diff([]deliver.Gap{gap, away}, got); diff != "" {
 		t.Errorf("back again (-want +got):\n%s", diff)
 	}
 	saved(t, dir, "it is kept as the output's", func(m *Mark) bool {
-		return len(m.Gone) == 0 && len(m.Outputs) == 2 && cmp.Equal(m.Outputs[1].Gaps, []deliver.Gap{gap})
+		return len(m.Gone) == 0 && len(m.Outputs) == 2 && cmp.Equal(m.Outputs[1].Gaps, []deliver.Gap{gap, away})
 	})
 	p.Finish(nil)
 }
@@ -185,7 +192,7 @@ func TestDirectoryHangs(t *testing.T) {
 	if _, err := p.Failure(); err != nil {
 		t.Errorf("at once: %v", err)
 	}
-	p.Retire(*p.queues.Load())
+	p.Retire(*p.queues.Load(), time.Now())
 	p.Retired(*p.queues.Load())
 	p.Adopt()
 	p.await(t, "the mark is in memory for now") // after hangAfter

@@ -2,6 +2,7 @@
 package mark
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,8 +39,8 @@ type Mark struct {
 	// Socket is the one that the process has left to the next, where Clean; nil if it has not.
 	Socket *Socket `json:"socket,omitempty"`
 
-	// Gone are outputs that were taken out of the configuration before they took all their gaps. The gaps are kept until an
-	// output of that name is configured again.
+	// Gone are outputs that were taken out of the configuration. When one of that name is configured again, it has a gap of
+	// what came meanwhile, and those that it had not taken before.
 	Gone []OutputMark `json:"gone,omitempty"`
 }
 
@@ -60,8 +61,23 @@ type OutputMark struct {
 	// Synced is the same for a stop of the machine, which loses what is not on the disk yet. It is never later.
 	Synced int64 `json:"synced"`
 
+	// Absent is since when the output has been in no configuration; 0: it is in one.
+	Absent int64 `json:"absent,omitempty"`
+
 	// Gaps are those that the output has not taken yet.
 	Gaps []deliver.Gap `json:"gaps,omitempty"`
+}
+
+// maxGone bounds the outputs that are remembered when they are gone.
+const maxGone = 100
+
+// until returns the gaps of an output that is configured again at a time: what it has not taken, and what came meanwhile.
+func (o *OutputMark) until(now int64) []deliver.Gap {
+	if o.Absent == 0 {
+		return o.Gaps
+	}
+	g := deliver.Gap{Gap: flow.Gap{Cause: flow.CauseOutputDown, Output: o.Name}, From: min(o.Absent, now), To: max(o.Absent, now)}
+	return append(slices.Clone(o.Gaps), g)
 }
 
 // New returns the mark of this moment, of these queues. All flows that ended before read have been ingested; it is taken
@@ -167,14 +183,14 @@ func (m *Mark) Gaps(output, bootID string, kept *Socket, now time.Time) []delive
 		default:
 			delivered, synced, known = o.DeliveredUntil, o.Synced, true
 		}
-		gaps = append(gaps, o.Gaps...)
+		gaps = append(gaps, o.until(now.UnixNano())...)
 	}
 	if len(m.Outputs) == 0 { // it could not be read
 		synced -= int64(writeback())
 	}
 	for _, o := range m.Gone {
 		if o.Name == output {
-			gaps = append(gaps, o.Gaps...)
+			gaps = append(gaps, o.until(now.UnixNano())...)
 		}
 	}
 	g := deliver.Gap{From: m.Time, To: now.UnixNano()}
@@ -219,9 +235,7 @@ func (m *Mark) Orphans(outputs []string) (orphans []OutputMark) {
 			g := deliver.Gap{Gap: flow.Gap{Cause: flow.CauseCrash, Output: o.Name}, From: min(o.DeliveredUntil, m.Time), To: m.Time}
 			o.Gaps = append(o.Gaps, g)
 		}
-		if len(o.Gaps) > 0 {
-			orphans = append(orphans, OutputMark{Name: o.Name, Gaps: o.Gaps})
-		}
+		orphans = append(orphans, OutputMark{Name: o.Name, Absent: cmp.Or(o.Absent, m.Time), Gaps: o.Gaps})
 	}
 	return orphans
 }

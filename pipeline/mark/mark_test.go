@@ -85,13 +85,13 @@ func TestMarkOrphans(t *testing.T) {
 	}
 	m := &Mark{Time: 500, Outputs: []OutputMark{{Name: "a", DeliveredUntil: 300}, {Name: "b", DeliveredUntil: 400, Gaps: []deliver.Gap{gap("b", 1)}},
 		{Name: "c", DeliveredUntil: 400}}, Gone: []OutputMark{{Name: "d", Gaps: []deliver.Gap{gap("d", 2)}}, {Name: "a"}}}
-	want := []OutputMark{{Name: "d", Gaps: []deliver.Gap{gap("d", 2)}}, {Name: "b", Gaps: []deliver.Gap{gap("b", 1), gap("b", 400)}},
-		{Name: "c", Gaps: []deliver.Gap{gap("c", 400)}}}
+	want := []OutputMark{{Name: "d", Gaps: []deliver.Gap{gap("d", 2)}}, {Name: "b", Absent: 500, Gaps: []deliver.Gap{gap("b", 1), gap("b", 400)}},
+		{Name: "c", Absent: 500, Gaps: []deliver.Gap{gap("c", 400)}}}
 	if diff := cmp.Diff(want, m.Orphans([]string{"a"})); diff != "" {
 		t.Errorf("killed (-want +got):\n%s", diff)
 	}
 	m.Clean = true
-	want = []OutputMark{{Name: "d", Gaps: []deliver.Gap{gap("d", 2)}}, {Name: "b", Gaps: []deliver.Gap{gap("b", 1)}}}
+	want = []OutputMark{{Name: "d", Gaps: []deliver.Gap{gap("d", 2)}}, {Name: "b", Absent: 500, Gaps: []deliver.Gap{gap("b", 1)}}, {Name: "c", Absent: 500}}
 	if diff := cmp.Diff(want, m.Orphans([]string{"a"})); diff != "" {
 		t.Errorf("ended in order (-want +got):\n%s", diff)
 	}
