@@ -126,7 +126,7 @@ func (a *Archive) Prepare(ctx context.Context, questions []*Question) error {
 		h.logs, h.gaps, h.problems = kept{}, nil, nil
 		h.checks = h.Checkpoints()
 		h.ends, h.begins, h.live, h.liveErr = 0, 0, false, nil
-		if a.live(h) && slices.ContainsFunc(questions, func(q *Question) bool { _, ok := h.Witness(q.To); return !ok }) {
+		if a.live(h) && a.table.Read != nil && slices.ContainsFunc(questions, func(q *Question) bool { _, ok := h.Witness(q.To); return !ok }) {
 			h.liveErr = a.table.read(ctx, filepath.Dir(h.Dir), func(r *flow.Record, id string) {
 				if want(r) {
 					h.logs.add(row{Record: r, host: h.Name, folder: h.Dir, flowID: id, live: true})
@@ -154,7 +154,7 @@ func (a *Archive) Prepare(ctx context.Context, questions []*Question) error {
 	return nil
 }
 
-// live reports whether the table of this machine is a witness for what the host's folder lacks.
+// live reports whether the daemon of this machine writes the host's folder.
 func (a *Archive) live(h *archiveHost) bool {
 	return a.table != nil && a.table.Writes(filepath.Dir(h.Dir)) && archive.HostFolder(a.table.Host) == filepath.Base(h.Dir)
 }
@@ -243,6 +243,9 @@ func removedReason(host string, l *archive.Line) Reason {
 func (a *Archive) Collect(ctx context.Context, q *Question) (rows []row, all []*facts, err error) {
 	for _, h := range a.hosts {
 		f := h.facts(q)
+		if a.live(h) {
+			f.filter = a.table.Filter(filepath.Dir(h.Dir), q)
+		}
 		all = append(all, f)
 		since := f.since(q)
 		rows = h.logs.answer(rows, q, since)

@@ -553,6 +553,9 @@ func (f *facts) missing(q *Question) (all []Reason) {
 			all = append(all, Reason{Kind: "dropped", Host: f.host, Text: fmt.Sprintf("%s is left out of these records (fields.drop), and the question needs it.", key)})
 		}
 	}
+	if f.filter != "" {
+		all = append(all, Reason{Kind: "filtered", Host: f.host, Text: fmt.Sprintf("The configuration keeps some flows out of these records (%s), and one of them may be meant.", f.filter)})
+	}
 	if f.over {
 		all = append(all, Reason{Kind: "limit", Host: f.host, Text: fmt.Sprintf("There are more than %d records; ask for a shorter time, or for a port.", Limit)})
 	}

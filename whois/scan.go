@@ -28,10 +28,12 @@ type Lines struct {
 	paths []string
 	only  []string // hosts; none: all
 	table *Table
-	hosts []*lineHost
-	read  int64 // bytes
-	size  int64 // of all files
-	Tell  func(done, all int64)
+
+	written string // the one that the daemon of this machine writes; "": none
+	hosts   []*lineHost
+	read    int64 // bytes
+	size    int64 // of all files
+	Tell    func(done, all int64)
 }
 
 type lineHost struct {
@@ -252,10 +254,14 @@ func (l *line) gap() (archive.Gap, error) {
 func (s *Lines) Prepare(ctx context.Context, questions []*Question) error {
 	s.hosts, s.read = nil, 0
 	want := wanted(questions)
+	s.written = ""
 	if s.table != nil && (len(s.only) == 0 || slices.Contains(s.only, s.table.Host)) {
 		if i := slices.IndexFunc(s.paths, s.table.Writes); i >= 0 {
+			s.written = s.paths[i]
+		}
+		if s.written != "" && s.table.Read != nil {
 			h := s.host(s.table.Host)
-			h.liveErr = s.table.read(ctx, s.paths[i], func(r *flow.Record, id string) {
+			h.liveErr = s.table.read(ctx, s.written, func(r *flow.Record, id string) {
 				if want(r) {
 					h.rows.add(row{Record: r, host: h.name, flowID: id, live: true})
 				}
@@ -500,6 +506,9 @@ func (s *Lines) Collect(_ context.Context, q *Question) (rows []row, all []*fact
 		f := &facts{host: h.name, gaps: h.gaps, problems: h.problems, live: h.live, liveErr: h.liveErr, scanned: true, over: h.rows.over}
 		f.begins, _ = nanos(h.first)
 		f.ends, _ = nanos(h.last)
+		if s.written != "" && h.name == s.table.Host {
+			f.filter = s.table.Filter(s.written, q)
+		}
 		f.bound(h.checks, q)
 		rows = h.rows.answer(rows, q, f.since(q))
 		all = append(all, f)

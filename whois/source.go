@@ -49,6 +49,7 @@ type facts struct {
 	removed  []archive.Line
 	problems []Reason
 	dropped  []string // keys that are left out
+	filter   string   // key of rules that leave flows out
 	live     bool     // the table was read
 	liveErr  error    // why that is no witness
 	scanned  bool     // files were read from their beginning to their end
@@ -66,6 +67,10 @@ type Table struct {
 	// Writes reports whether the daemon writes the archive, or the file, at a path. Of a copy the table says nothing.
 	Writes func(path string) bool
 
+	// Filter tells which rules of the configuration keep flows out of what is written at the path: their key, "" if none do.
+	Filter func(path string, q *Question) string
+
+	// Read reads the table. Nil: the table is not looked at.
 	Read func(ctx context.Context, visit func(*flow.Record)) error
 
 	// Recorded waits until all flows that have ended by now are on record in what is written at the path. The error says

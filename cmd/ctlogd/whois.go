@@ -406,8 +406,8 @@ func (o *whoisOptions) source(cfg *Config, why error) (whois.Source, error) {
 		}
 	}
 	var table *whois.Table
-	if cfg != nil && !o.noTable {
-		table = newTable(cfg)
+	if cfg != nil {
+		table = newTable(cfg, !o.noTable)
 	}
 	return whois.Open(paths, o.hosts, table)
 }

@@ -276,6 +276,16 @@ func TestWhoisRefuses(t *testing.T) {
 			t.Errorf("ctlogd whois %s: exit status %d, want %d, and %q:\n%s%s", c.args, code, c.code, c.want, out, stderr)
 		}
 	}
+	conf, err := os.ReadFile(filepath.Join(o.root, "etc/ctlogd/ctlogd.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.write(t, "etc/ctlogd/ctlogd.yaml", string(conf)+"filter: [{action: drop, match: {proto: udp, dst_port: 53}}]\n")
+	for proto, code := range map[string]int{"tcp": 0, "udp": 5} {
+		if out, stderr, got := o.sh(t, "ctlogd whois 203.0.113.5:41000 --proto "+proto+at); got != code || strings.Contains(out, "keeps some flows out of these records (filter)") != (code == 5) {
+			t.Errorf("with a filter, of %s: exit status %d:\n%s%s", proto, got, out, stderr)
+		}
+	}
 	segments, _ := filepath.Glob(o.archive + "/host=gw1/date=*/*.parquet")
 	if len(segments) != 1 {
 		t.Fatal(segments)

@@ -22,17 +22,39 @@ type witness struct {
 	ask func(ctx context.Context) (*live.View, error)
 }
 
-// newTable returns the table of live flows with its witness.
-func newTable(cfg *Config) *whois.Table {
+// newTable returns what there is to know of this machine. Without read, its table is not looked at.
+func newTable(cfg *Config, read bool) *whois.Table {
 	w := &witness{cfg: cfg, ask: live.NewClient(cmp.Or(cfg.Live.Socket, live.DefaultSocket)).Status}
 	if cfg.Live.Socket == live.NoSocket {
 		w.ask = func(context.Context) (*live.View, error) {
 			return nil, errors.New("live.socket is none, so ctlogd cannot be asked")
 		}
 	}
-	return &whois.Table{Host: cfg.Host, Observer: cfg.Observer, Read: ctnetlink.ReadTable,
-		Writes:   func(path string) bool { return w.output(path) != "" },
-		Recorded: w.recorded}
+	t := &whois.Table{Host: cfg.Host, Observer: cfg.Observer, Filter: w.filter, Recorded: w.recorded,
+		Writes: func(path string) bool { return w.output(path) != "" }}
+	if read {
+		t.Read = ctnetlink.ReadTable
+	}
+	return t
+}
+
+// filter returns the key of rules that may keep what is asked for out of what is at path.
+func (w *witness) filter(path string, q *whois.Question) string {
+	if w.cfg.Filter.Hides(q.Proto, q.HasProto) {
+		return "filter"
+	}
+	name := w.output(path)
+	for i := range w.cfg.Outputs.Archive {
+		if o := &w.cfg.Outputs.Archive[i]; o.Name() == name && o.Filter.Hides(q.Proto, q.HasProto) {
+			return fmt.Sprintf("outputs.archive[%d].filter", i)
+		}
+	}
+	for i := range w.cfg.Outputs.JSONL {
+		if o := &w.cfg.Outputs.JSONL[i]; o.Name() == name && o.Filter.Hides(q.Proto, q.HasProto) {
+			return fmt.Sprintf("outputs.jsonl[%d].filter", i)
+		}
+	}
+	return ""
 }
 
 // output returns the name of the output that writes the archive, or the file, at a path; "" if none does.
