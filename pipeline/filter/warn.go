@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/ctlogd/ctlogd/flow"
@@ -16,8 +17,8 @@ import (
 // leave nothing to. It finds what can be told from the rules alone, and does not find all. field is "[2]", the rule.
 func (c Config) Warnings(report func(field, msg string)) {
 	rules := c.compileValid()
-	decided := make([]bool, len(kinds)) // by the rules before
-	accepts := false                    // some kind, maybe
+	decided := make([]bool, len(kinds())) // by the rules before
+	accepts := false                      // some kind, maybe
 	for i := range rules {
 		field := "[" + strconv.Itoa(i) + "]"
 		may, sure := rules[i].kinds()
@@ -37,7 +38,7 @@ func (c Config) Warnings(report func(field, msg string)) {
 			}
 		}
 		before := slices.Contains(decided, false)
-		for k := range kinds {
+		for k := range kinds() {
 			accepts = accepts || rules[i].accept && may[k] && !decided[k]
 			decided[k] = decided[k] || sure[k]
 		}
@@ -48,7 +49,7 @@ func (c Config) Warnings(report func(field, msg string)) {
 }
 
 // kinds are all records that differ in what Pushdown knows.
-var kinds = func() (all []flow.Record) {
+var kinds = sync.OnceValue(func() (all []flow.Record) {
 	for e := flow.EventNew; e < flow.EventGap; e++ {
 		for _, v6 := range []bool{false, true} {
 			for p := range 256 {
@@ -57,10 +58,10 @@ var kinds = func() (all []flow.Record) {
 		}
 	}
 	return all
-}()
+})
 
 func anyKind(is func(k int) bool) bool {
-	for k := range kinds {
+	for k := range kinds() {
 		if is(k) {
 			return true
 		}
@@ -70,9 +71,10 @@ func anyKind(is func(k int) bool) bool {
 
 // kinds says of each kind whether the rule may match such a record, and whether it surely does.
 func (r *rule) kinds() (may, sure []bool) {
-	may, sure = make([]bool, len(kinds)), make([]bool, len(kinds))
-	for k := range kinds {
-		sure[k], may[k] = r.possible(&kinds[k])
+	all := kinds()
+	may, sure = make([]bool, len(all)), make([]bool, len(all))
+	for k := range all {
+		sure[k], may[k] = r.possible(&all[k])
 	}
 	return may, sure
 }
