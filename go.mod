@@ -5,6 +5,7 @@ go 1.26.0
 require (
 	github.com/calmh/ipfix v1.3.0
 	github.com/dchest/siphash v1.2.3
+	github.com/gaissmai/bart v0.30.0
 	github.com/gdamore/tcell/v2 v2.13.10
 	github.com/google/go-cmp v0.7.0
 	github.com/klauspost/compress v1.20.1
@@ -27,6 +28,7 @@ require (
 	golang.org/x/sys v0.49.0
 	gopkg.in/yaml.v3 v3.0.1
 	kernel.org/pub/linux/libs/security/libcap/cap v1.2.77
+	layeh.com/radius v0.0.0-20231213012653-1006025d24f8
 )
 
 require (

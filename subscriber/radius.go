@@ -1,0 +1,307 @@
+package subscriber
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"go.uber.org/zap"
+	"layeh.com/radius"
+	"layeh.com/radius/rfc2865"
+	"layeh.com/radius/rfc2866"
+	"layeh.com/radius/rfc3162"
+	"layeh.com/radius/rfc4818"
+	"layeh.com/radius/rfc6911"
+)
+
+const (
+	// early is how long before its accounting begins a session may have sent packets. It counts as long as nobody else had the
+	// address.
+	early = 5 * time.Second
+
+	showEvery = 100 * time.Millisecond // packets that were taken are in the table so soon
+	showAt    = 4096                   // or when they are so many
+
+	maxNAS  = 1<<16 - 1
+	maxTurn = 1 << 20 // bytes of the socket's buffer
+)
+
+// listener takes accounting packets (RFC 2866) and answers them. It is for one goroutine.
+type listener struct {
+	source *Source
+	log    *zap.Logger
+	allow  []netip.Prefix
+	secret []byte
+
+	table *table
+	edits []edit
+	nas   map[string]uint16 // the marks of those who keep the sessions
+	pace  pace
+}
+
+// listen takes packets until ctx ends. What keeps it from that is tried again.
+func (s *Source) listen(ctx context.Context) {
+	for ctx.Err() == nil {
+		l, conn, err := s.open(ctx)
+		if err == nil {
+			s.well(time.Now())
+			err = l.run(ctx, conn)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		s.fail(err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (s *Source) open(ctx context.Context) (*listener, *net.UDPConn, error) {
+	secret, err := os.ReadFile(s.cfg.SecretFile)
+	if err != nil {
+		return nil, nil, err
+	}
+	if secret = bytes.TrimRight(secret, "\r\n"); len(secret) == 0 {
+		return nil, nil, fmt.Errorf("%s: an empty secret", s.cfg.SecretFile)
+	}
+	l := &listener{source: s, log: s.log, secret: secret, table: s.table.Load(), nas: map[string]uint16{}}
+	for _, c := range s.cfg.Clients {
+		p, err := parsePrefix(c)
+		if err != nil {
+			return nil, nil, err
+		}
+		l.allow = append(l.allow, p)
+	}
+	at := s.cfg.Listen
+	if at == "" {
+		at = DefaultListen
+	}
+	conn, err := new(net.ListenConfig).ListenPacket(ctx, "udp", at)
+	if err != nil {
+		return nil, nil, err
+	}
+	udp := conn.(*net.UDPConn)
+	_ = udp.SetReadBuffer(maxTurn) // what the kernel gives is enough
+	return l, udp, nil
+}
+
+// run takes packets from conn, which it closes.
+func (l *listener) run(ctx context.Context, conn *net.UDPConn) error {
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	buf := make([]byte, radius.MaxPacketLength)
+	var shown time.Time
+	for {
+		if err := conn.SetReadDeadline(time.Now().Add(showEvery)); err != nil {
+			return err
+		}
+		n, from, err := conn.ReadFromUDPAddrPort(buf)
+		now := time.Now()
+		switch {
+		case err == nil:
+			l.pace.rest()
+			if answer := l.packet(buf[:n], from.Addr().Unmap(), now); answer != nil {
+				_, _ = conn.WriteToUDPAddrPort(answer, from) // the client asks again
+			}
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return err
+		}
+		if len(l.edits) >= showAt || now.Sub(shown) >= showEvery {
+			l.show(now)
+			shown = now
+		}
+	}
+}
+
+// show puts what was taken into the table.
+func (l *listener) show(now time.Time) {
+	l.source.Fresh.Store(now.UnixNano())
+	if len(l.edits) == 0 {
+		return
+	}
+	l.apply(now)
+	l.source.Loads.Add(1)
+	l.source.show(l.table, now.UnixNano())
+}
+
+func (l *listener) apply(now time.Time) {
+	l.table = l.table.with(l.edits, now.Add(-l.source.cfg.History).UnixNano(), l.pace.rest)
+	l.edits = l.edits[:0]
+}
+
+// packet takes a packet and returns the answer, nil if it is not answered: then the client sends it again, or to another
+// server.
+func (l *listener) packet(b []byte, from netip.Addr, now time.Time) []byte {
+	st := &l.source.Stats
+	if !l.allowed(from) {
+		st.Foreign.Add(1)
+		return nil
+	}
+	p, err := radius.Parse(b, l.secret)
+	if err != nil {
+		st.Damaged.Add(1)
+		return nil
+	}
+	if p.Code != radius.CodeAccountingRequest {
+		st.Useless.Add(1)
+		return nil
+	}
+	if size := int(b[2])<<8 | int(b[3]); !radius.IsAuthenticRequest(b[:size], l.secret) {
+		st.Forged.Add(1)
+		return nil
+	}
+	switch l.account(p, from, now) {
+	case taken:
+		st.Accepted.Add(1)
+	case useless:
+		st.Useless.Add(1)
+	case full:
+		st.Full.Add(1)
+		return nil
+	}
+	answer, err := p.Response(radius.CodeAccountingResponse).Encode()
+	if err != nil {
+		return nil
+	}
+	return answer
+}
+
+func (l *listener) allowed(from netip.Addr) bool {
+	for _, p := range l.allow {
+		if p.Contains(from) {
+			return true
+		}
+	}
+	return false
+}
+
+type outcome int
+
+const (
+	taken outcome = iota
+	useless
+	full
+)
+
+// account notes what an authentic packet says. Times are this host's, less the time that the client has been trying: flows
+// have this host's times as well.
+func (l *listener) account(p *radius.Packet, from netip.Addr, now time.Time) outcome {
+	at := now.Add(-time.Duration(min(uint32(rfc2866.AcctDelayTime_Get(p)), 86400)) * time.Second).UnixNano()
+	mark := l.markOf(p, from)
+	switch kind := rfc2866.AcctStatusType_Get(p); kind {
+	case rfc2866.AcctStatusType_Value_Start, rfc2866.AcctStatusType_Value_InterimUpdate:
+		if len(l.edits)+l.table.leases >= l.source.cfg.Limit {
+			if l.apply(now); l.table.leases >= l.source.cfg.Limit {
+				return full
+			}
+		}
+		goesOn, start := kind == rfc2866.AcctStatusType_Value_InterimUpdate, at
+		if goesOn {
+			start -= min(int64(rfc2866.AcctSessionTime_Get(p)), 1<<31) * 1e9
+		}
+		until := at + l.source.cfg.SessionTimeout.Nanoseconds()
+		return l.each(p, func(x prefix, id string) {
+			if g, s := l.table.latest(x); goesOn && s != nil && s.holds(at) && g.idOf(s) == id && s.mark == mark &&
+				until-s.until < l.source.cfg.SessionTimeout.Nanoseconds()/10 {
+				return // what is known is nearly the same, and each edit costs a page
+			}
+			l.edits = append(l.edits, edit{prefix: x, from: max(start, 1), until: until, id: id, mark: mark, early: early.Nanoseconds()})
+		})
+	case rfc2866.AcctStatusType_Value_Stop:
+		return l.each(p, func(x prefix, id string) {
+			l.edits = append(l.edits, edit{prefix: x, from: at, until: at, id: id, ends: true})
+		})
+	case rfc2866.AcctStatusType_Value_AccountingOn, rfc2866.AcctStatusType_Value_AccountingOff:
+		l.restarted(mark, at, now)
+		return taken
+	}
+	return useless
+}
+
+// each calls note with each prefix of the packet's session.
+func (l *listener) each(p *radius.Packet, note func(x prefix, id string)) outcome {
+	id := rfc2865.UserName_GetString(p)
+	if id == "" || len(id) > MaxText {
+		return useless
+	}
+	result := useless
+	found := func(q netip.Prefix) {
+		if q.IsValid() && q.Bits() > 0 {
+			note(prefixOf(q.Masked()), id)
+			result = taken
+		}
+	}
+	if ip, err := rfc2865.FramedIPAddress_Lookup(p); err == nil {
+		// 255.255.255.254 and 255.255.255.255 say that somebody else chooses the address (RFC 2865, section 5.8).
+		if a, ok := netip.AddrFromSlice(ip.To4()); ok && a.As4()[0] != 255 && !a.IsUnspecified() {
+			found(netip.PrefixFrom(a, 32))
+		}
+	}
+	if list, err := rfc6911.FramedIPv6Address_Gets(p); err == nil {
+		for _, ip := range list {
+			if a, ok := netip.AddrFromSlice(ip.To16()); ok && !a.Is4In6() {
+				found(netip.PrefixFrom(a, 128))
+			}
+		}
+	}
+	for _, gets := range []func(*radius.Packet) ([]*net.IPNet, error){rfc3162.FramedIPv6Prefix_Gets, rfc4818.DelegatedIPv6Prefix_Gets} {
+		list, err := gets(p)
+		if err != nil {
+			continue
+		}
+		for _, n := range list {
+			a, ok := netip.AddrFromSlice(n.IP.To16())
+			if bits, _ := n.Mask.Size(); ok && !a.Is4In6() {
+				found(netip.PrefixFrom(a, bits))
+			}
+		}
+	}
+	return result
+}
+
+// markOf returns the mark of those who keep the session, 0 if there are too many of them.
+func (l *listener) markOf(p *radius.Packet, from netip.Addr) uint16 {
+	name := "address " + from.String()
+	if id := rfc2865.NASIdentifier_GetString(p); id != "" {
+		name = "identifier " + id
+	} else if ip := rfc2865.NASIPAddress_Get(p); ip != nil {
+		name = "address " + ip.String()
+	}
+	mark, ok := l.nas[name]
+	if !ok && len(l.nas) < maxNAS {
+		mark = uint16(len(l.nas) + 1)
+		l.nas[name] = mark
+	}
+	return mark
+}
+
+// restarted ends the sessions of one that has no more of them (RFC 2866, section 5.1: Accounting-On and -Off).
+func (l *listener) restarted(mark uint16, at int64, now time.Time) {
+	l.apply(now)
+	if mark == 0 {
+		return
+	}
+	ended := 0
+	for again := true; again; {
+		again = false
+		l.table.each(func(_ *page, s *slot) {
+			if s.mark != mark || !s.holds(at) {
+				return
+			}
+			if again = again || len(l.edits) == chunk; !again {
+				l.edits = append(l.edits, edit{prefix: s.key(), from: at})
+			}
+		})
+		ended += len(l.edits)
+		l.apply(now)
+	}
+	l.log.Info("a RADIUS client has no more sessions", zap.Int("ended", ended))
+	l.source.show(l.table, now.UnixNano())
+}

@@ -1,0 +1,398 @@
+package subscriber
+
+import (
+	"cmp"
+	"encoding/binary"
+	"math"
+	"math/bits"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"unsafe"
+
+	"github.com/ctlogd/ctlogd/flow"
+)
+
+// forever is the end of what has none.
+const forever = math.MaxInt64
+
+// MaxText is the most bytes that an id and a name have, each: as many as a RADIUS attribute.
+const MaxText = 253
+
+// prefix is an address with its first bits alone, in the form of flow.Addr: IPv4 is mapped, and has 96 bits more.
+type prefix struct {
+	hi, lo uint64
+	bits   uint8
+}
+
+func prefixOf(p netip.Prefix) prefix {
+	n := p.Bits()
+	if p.Addr().Is4() {
+		n += 96
+	}
+	a := flow.AddrFrom(p.Addr())
+	hi, lo := a.Words()
+	return masked(hi, lo, uint8(n))
+}
+
+// masked returns the first n bits of an address.
+func masked(hi, lo uint64, n uint8) prefix {
+	switch {
+	case n >= 128:
+	case n >= 64:
+		lo &^= math.MaxUint64 >> (n - 64)
+	default:
+		hi, lo = hi&^(math.MaxUint64>>n), 0
+	}
+	return prefix{hi, lo, n}
+}
+
+// seeds keep those who choose addresses from choosing where in a table they stand.
+var seeds = [2]uint64{rand.Uint64() | 1, rand.Uint64() | 1}
+
+func (p prefix) hash() uint64 {
+	hi, lo := bits.Mul64(p.hi^seeds[0], p.lo^seeds[1])
+	hi, lo = bits.Mul64(hi^lo^uint64(p.bits), 0x9e3779b97f4a7c15)
+	return hi ^ lo
+}
+
+// slot is who has, or had, a prefix: a line of the cache, without pointers.
+type slot struct {
+	hi, lo      uint64
+	from, until int64  // ns since 1970: from is part of it, until is not
+	mark        uint16 // its source's; see edit. Lookups do not read it, so it may be set while they go on
+	bits        uint8  // the prefix's length
+	id, name    uint8  // the texts' lengths
+	text        [27]byte
+}
+
+func (s *slot) is(p prefix) bool    { return s.hi == p.hi && s.lo == p.lo && s.bits == p.bits }
+func (s *slot) key() prefix         { return prefix{s.hi, s.lo, s.bits} }
+func (s *slot) holds(ns int64) bool { return s.from <= ns && ns < s.until }
+func (s *slot) long() bool          { return int(s.id)+int(s.name) > len(s.text) }
+
+// page is a part of a table: a hash table of its own, of some KiB.
+type page struct {
+	index []uint32 // linear probing: 16 bits of the hash, and the number of the slot from 1; 0 is the end
+	slots []slot   // the latest of each prefix
+	past  []slot   // those before them
+	text  string   // what is too long for its slot
+}
+
+// texts returns the id with the name behind it, valid as long as nobody writes to the slot.
+func (g *page) texts(s *slot) string {
+	n := int(s.id) + int(s.name)
+	if s.long() {
+		return g.text[binary.LittleEndian.Uint32(s.text[:]):][:n]
+	}
+	return unsafe.String(&s.text[0], n)
+}
+
+func (g *page) idOf(s *slot) string   { return g.texts(s)[:s.id] }
+func (g *page) nameOf(s *slot) string { return g.texts(s)[s.id:] }
+
+// first returns where in the index the search for a hash begins.
+func (g *page) first(h uint64) int { return int(h & math.MaxUint32 * uint64(len(g.index)) >> 32) }
+
+// find returns the slot of the prefix, nil if there is none.
+func (g *page) find(p prefix, h uint64) *slot {
+	if len(g.index) == 0 {
+		return nil
+	}
+	tag := uint32(h) << 16 // the lower bits say least about where the search begins
+	for i := g.first(h); ; {
+		e := g.index[i]
+		if e == 0 {
+			return nil
+		}
+		if (e^tag)>>16 == 0 {
+			if s := &g.slots[e&math.MaxUint16-1]; s.is(p) {
+				return s
+			}
+		}
+		if i++; i == len(g.index) {
+			i = 0
+		}
+	}
+}
+
+// table says who had an address at a time. It is read-only but for marks: with makes another one, which shares the pages
+// that are the same. A million leases take some 60 MiB, in some thousand objects that the garbage collector need not look
+// into.
+//
+// bart would be the library for the longest prefix. It costs twice as much here, in memory and in time (go test -bench
+// Lookup ./subscriber): nearly all there is are single addresses, of which a hash knows where they are. For prefixes each
+// length that occurs is tried, the longest first, because the longest is not enough: it may have been nobody's at the time.
+type table struct {
+	pages   []page // a power of two; the upper bits of the hash say which
+	shift   uint
+	lengths [2][]uint8 // that occur, of IPv4 and IPv6, the longest first
+	leases  int        // prefixes
+	past    int        // intervals before the latest
+	source  string     // for flow.Subscriber.Source
+}
+
+func newTable() *table { return &table{pages: make([]page, 1), shift: 64} }
+
+func (t *table) page(h uint64) *page { return &t.pages[h>>t.shift] }
+
+// family is which of lengths an address has: 0 IPv4, 1 IPv6.
+func family(hi, lo uint64) int {
+	if hi == 0 && lo>>32 == 0xffff {
+		return 0
+	}
+	return 1
+}
+
+// at returns who had the address at a time, nil if that is not known.
+func (t *table) at(hi, lo uint64, ns int64) (*page, *slot) {
+	for _, n := range t.lengths[family(hi, lo)] {
+		p := masked(hi, lo, n)
+		h := p.hash()
+		g := t.page(h)
+		s := g.find(p, h)
+		if s == nil {
+			continue
+		}
+		if s.holds(ns) {
+			return g, s
+		}
+		for i := range g.past {
+			if s := &g.past[i]; s.is(p) && s.holds(ns) {
+				return g, s
+			}
+		}
+	}
+	return nil, nil
+}
+
+// latest returns the latest interval of a prefix, nil if there is none.
+func (t *table) latest(p prefix) (*page, *slot) {
+	h := p.hash()
+	g := t.page(h)
+	return g, g.find(p, h)
+}
+
+// edit is one thing that a source says: that somebody has a prefix; without an id, that nobody has it any more.
+type edit struct {
+	prefix
+	from, until int64 // of an end, from is when
+
+	// certain is until when the one before certainly had it, if that is another. 0: until from.
+	certain int64
+
+	id, name string
+	mark     uint16
+
+	ends  bool  // whoever id is has it no more from then on
+	early int64 // it may have begun so long before from, if nobody else had it then; and not earlier than is known already
+}
+
+// perPage is how many leases a page has at most on average.
+const perPage = 192
+
+// with returns the table as it is after the edits, in their order. What ended before horizon is forgotten. The edits are
+// put into another order. rest is called now and then.
+func (t *table) with(edits []edit, horizon int64, rest func()) *table {
+	now := *t
+	grow := uint(0)
+	for t.leases+len(edits) > perPage*len(t.pages)<<grow {
+		grow++ // an edit that is of no new lease counts as well: at most one time too early
+	}
+	now.pages = make([]page, len(t.pages)<<grow)
+	now.shift = t.shift - grow
+	if grow == 0 {
+		copy(now.pages, t.pages)
+	}
+	pageOf := func(e *edit) uint64 { return e.hash() >> t.shift }
+	slices.SortStableFunc(edits, func(a, b edit) int { return cmp.Compare(pageOf(&a), pageOf(&b)) })
+	w := writer{horizon: horizon, index: map[prefix]int{}}
+	var lengths [2][129]bool
+	for i := range uint64(len(t.pages)) {
+		n := 0
+		for n < len(edits) && pageOf(&edits[n]) == i {
+			n++
+		}
+		if n == 0 && grow == 0 {
+			continue
+		}
+		rest()
+		w.read(&t.pages[i])
+		for j := range edits[:n] {
+			w.apply(&edits[j])
+			if e := &edits[j]; e.id != "" {
+				lengths[family(e.hi, e.lo)][e.bits] = true
+			}
+		}
+		edits = edits[n:]
+		now.leases -= len(t.pages[i].slots)
+		now.past -= len(t.pages[i].past)
+		first := i << grow
+		for j := range uint64(1) << grow {
+			g := w.page(func(p prefix) bool { return p.hash()>>now.shift == first+j })
+			now.leases += len(g.slots)
+			now.past += len(g.past)
+			now.pages[first+j] = g
+		}
+	}
+	now.learn(&lengths)
+	return &now
+}
+
+// learn adds lengths to those that occur. One that occurs no more costs a look until the source begins anew.
+func (t *table) learn(lengths *[2][129]bool) {
+	for f := range lengths {
+		for _, n := range t.lengths[f] {
+			lengths[f][n] = true
+		}
+		var all []uint8
+		for n := len(lengths[f]) - 1; n >= 0; n-- {
+			if lengths[f][n] {
+				all = append(all, uint8(n))
+			}
+		}
+		t.lengths[f] = all
+	}
+}
+
+// each calls visit with every latest interval.
+func (t *table) each(visit func(g *page, s *slot)) {
+	for i := range t.pages {
+		g := &t.pages[i]
+		for j := range g.slots {
+			visit(g, &g.slots[j])
+		}
+	}
+}
+
+// span is an interval of a page that is being written.
+type span struct {
+	prefix
+	from, until int64
+	id, name    string
+	mark        uint16
+}
+
+// writer makes pages out of pages.
+type writer struct {
+	horizon int64
+	latest  []span
+	past    []span
+	index   map[prefix]int // into latest
+}
+
+func (w *writer) read(g *page) {
+	w.latest, w.past = w.latest[:0], w.past[:0]
+	clear(w.index)
+	of := func(s *slot) span {
+		return span{s.key(), s.from, s.until, g.idOf(s), g.nameOf(s), s.mark}
+	}
+	for i := range g.slots {
+		w.index[g.slots[i].key()] = len(w.latest)
+		w.latest = append(w.latest, of(&g.slots[i]))
+	}
+	for i := range g.past {
+		w.past = append(w.past, of(&g.past[i]))
+	}
+}
+
+func (w *writer) apply(e *edit) {
+	i, ok := w.index[e.prefix]
+	if e.id == "" || e.ends {
+		if ok && w.latest[i].holds(e.from) && (e.id == "" || e.id == w.latest[i].id) {
+			w.latest[i].until = e.from
+		}
+		return
+	}
+	next := span{e.prefix, e.from, e.until, e.id, e.name, e.mark}
+	if !ok {
+		next.from -= e.early
+		w.index[e.prefix] = len(w.latest)
+		w.latest = append(w.latest, next)
+		return
+	}
+	s := &w.latest[i]
+	switch same := s.id == e.id && s.name == e.name; {
+	case same && e.from <= s.until && e.until >= s.from: // it goes on
+		if s.until, s.mark = e.until, e.mark; e.early == 0 {
+			s.from = min(s.from, e.from)
+		}
+	case e.from < s.from: // somebody before
+		next.until = min(next.until, s.from)
+		w.remember(next)
+	default:
+		end := e.from
+		if e.certain != 0 && !same {
+			end = min(end, e.certain)
+		}
+		s.until = min(s.until, end)
+		w.remember(*s)
+		next.from = max(next.from-e.early, min(s.until, next.from))
+		*s = next
+	}
+}
+
+func (s *span) holds(ns int64) bool { return s.from <= ns && ns < s.until }
+
+// remember puts an interval that is over into the past, unless it is there, or empty.
+func (w *writer) remember(s span) {
+	if s.from >= s.until || slices.ContainsFunc(w.past, func(p span) bool {
+		return p.prefix == s.prefix && p.id == s.id && p.from < s.until && s.from < p.until
+	}) {
+		return
+	}
+	w.past = append(w.past, s)
+}
+
+// page returns a page of those intervals whose prefix is in it, without those that are too old or too many.
+func (w *writer) page(in func(prefix) bool) (g page) {
+	var latest, past []*span
+	for i := range w.latest {
+		if s := &w.latest[i]; s.until > w.horizon && s.from < s.until && in(s.prefix) {
+			latest = append(latest, s)
+		}
+	}
+	for i := range w.past {
+		if s := &w.past[i]; s.until > w.horizon && in(s.prefix) {
+			past = append(past, s)
+		}
+	}
+	if most := max(len(latest)/2, 16); len(past) > most {
+		slices.SortFunc(past, func(a, b *span) int { return cmp.Compare(b.until, a.until) })
+		past = past[:most]
+	}
+	var text []byte
+	made := func(s *span) slot {
+		t := slot{hi: s.hi, lo: s.lo, bits: s.bits, from: s.from, until: s.until, mark: s.mark, id: uint8(len(s.id)), name: uint8(len(s.name))}
+		if t.long() {
+			binary.LittleEndian.PutUint32(t.text[:], uint32(len(text)))
+			text = append(append(text, s.id...), s.name...)
+		} else {
+			copy(t.text[copy(t.text[:], s.id):], s.name)
+		}
+		return t
+	}
+	if len(latest) > 0 {
+		g.index = make([]uint32, len(latest)*4/3+1) // one at least stays 0
+		g.slots = make([]slot, 0, len(latest))
+	}
+	for _, s := range latest {
+		g.slots = append(g.slots, made(s))
+		h := s.hash()
+		i := g.first(h)
+		for g.index[i] != 0 {
+			if i++; i == len(g.index) {
+				i = 0
+			}
+		}
+		g.index[i] = uint32(h)<<16 | uint32(len(g.slots))
+	}
+	if len(past) > 0 {
+		g.past = make([]slot, 0, len(past))
+	}
+	for _, s := range past {
+		g.past = append(g.past, made(s))
+	}
+	g.text = string(text)
+	return g
+}
