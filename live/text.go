@@ -77,12 +77,28 @@ func (v *View) facts() [][2]string {
 	if unknown > 0 {
 		lost += fmt.Sprintf("; of %s gaps it is not known how many", group(unknown))
 	}
-	return [][2]string{
+	facts := [][2]string{
 		{"reader", fmt.Sprintf("%s events, %s/s%s, busy %s; handed over all that was reported before %s", group(events),
 			rate(v.Rates.Events), filtered(v.Rates.Filtered), percent(v.Rates.Busy), v.Reader.ReadTo.Format("15:04:05.000"))},
 		{"lost", lost},
 		{"table", table},
 	}
+	if s := v.Subscribers; s != nil {
+		facts = append(facts, [2]string{"names", subscribers(s)})
+	}
+	return facts
+}
+
+// subscribers says whose flows records name, and what the sources have.
+func subscribers(s *monitor.Subscribers) string {
+	text := fmt.Sprintf("%s of records", percent(fill(float64(s.Named), float64(s.Named+s.Unknown))))
+	for _, o := range s.Sources {
+		text += fmt.Sprintf("; %s: %s leases, %s old", printable.Word(o.Name), group(uint64(o.Leases)), age(o.Age))
+		if o.Error != "" {
+			text += ", " + printable.Text(o.Error)
+		}
+	}
+	return text
 }
 
 // counters are what connection tracking counts of what is not usual, as conntrack -S calls it, and what each means.

@@ -56,6 +56,7 @@ const (
 	labelSysctl = "sysctl"
 	labelLacks  = "lacks"
 	labelCPU    = "cpu"
+	labelSource = "source"
 )
 
 // The reader and what it remembers.
@@ -82,6 +83,14 @@ var (
 	helperEntries   = gauge("ctlogd_helper_entries", "Flows whose helper, master or labels are remembered.")
 	helperEvictions = counter("ctlogd_helper_evictions_total", "Flows with a helper, a master or labels that were forgotten before they ended, for want of helper_entries.")
 	helperUnknown   = counter("ctlogd_helper_unknown_total", "Flows that ended with a helper that is not known (helper_unknown).")
+
+	subscriberRecords = counter("ctlogd_subscriber_records_total", "Records that say whose flow it is (named), and among them those whose address had another holder at the end (changed); records of which no source knows it (unknown).", labelResult)
+	subscriberLeases  = gauge("ctlogd_subscriber_leases", "Prefixes and addresses that a source of subscribers says somebody has.", labelSource)
+	subscriberPast    = gauge("ctlogd_subscriber_past", "Holders before the present ones that are remembered for flows that began earlier.", labelSource)
+	subscriberAge     = gauge("ctlogd_subscriber_age_seconds", "How long ago a source's table was last known to be what the source says.", labelSource)
+	subscriberLoads   = counter("ctlogd_subscriber_loads_total", "Times that a source's table was replaced.", labelSource)
+	subscriberBroken  = counter("ctlogd_subscriber_broken_lines_total", "Lines of a source's file that were skipped.", labelSource)
+	subscriberPackets = counter("ctlogd_subscriber_radius_packets_total", "RADIUS packets: accepted; useless, as they speak of no address; forged, with a wrong authenticator; foreign, of no client; damaged; full, not taken as there were too many sessions.", labelSource, labelResult)
 
 	dumped = counter("ctlogd_dumped_flows_total", "Flows read from the connection tracking table.")
 	open   = counter("ctlogd_open_records_total", "Open records made of flows that are alive.")
@@ -240,6 +249,7 @@ func (source collector) Collect(ch chan<- prometheus.Metric) {
 	e.put(helperEntries, float64(s.Helpers.Size))
 	e.put(helperEvictions, float64(s.Helpers.Evictions))
 	e.put(helperUnknown, float64(s.Helpers.Unknown))
+	e.subscribers(s.Subscribers)
 	e.put(dumped, float64(r.Dumped))
 	e.put(open, float64(r.Open))
 	e.gaps(s.Time, s.Gaps, "")
@@ -260,6 +270,25 @@ type exposition struct{ ch chan<- prometheus.Metric }
 
 func (e exposition) put(m *Metric, v float64, labels ...string) {
 	e.ch <- prometheus.MustNewConstMetric(m.desc, m.kind, v, labels...)
+}
+
+func (e exposition) subscribers(s *Subscribers) {
+	if s == nil {
+		return
+	}
+	e.put(subscriberRecords, float64(s.Named), "named")
+	e.put(subscriberRecords, float64(s.Changed), "changed")
+	e.put(subscriberRecords, float64(s.Unknown), "unknown")
+	for _, o := range s.Sources {
+		e.put(subscriberLeases, float64(o.Leases), o.Name)
+		e.put(subscriberPast, float64(o.Past), o.Name)
+		e.put(subscriberAge, o.Age, o.Name)
+		e.put(subscriberLoads, float64(o.Loads), o.Name)
+		e.put(subscriberBroken, float64(o.Broken), o.Name)
+		for result, n := range o.Packets {
+			e.put(subscriberPackets, float64(n), o.Name, result)
+		}
+	}
 }
 
 func (e exposition) gaps(now time.Time, g []Gap, output string) {

@@ -62,6 +62,9 @@ func full() Snapshot {
 				{"upload_failing", "", 106}, {"upload_missed", "", 107}},
 			Lag: Histogram{Bounds: []float64{0.1, 1, 10}, Counts: []uint64{0, 0, 0, 0}}},
 	}
+	s.Subscribers = &Subscribers{Named: 201, Unknown: 202, Changed: 203, Sources: []Source{
+		{Name: "dhcp", Type: "kea", Leases: 204, Past: 205, Age: 206, Loads: 207, Broken: 208},
+		{Name: "bng", Type: "radius", Packets: map[string]uint64{"accepted": 209, "useless": 210, "forged": 211, "foreign": 212, "damaged": 213, "full": 214}}}}
 	s.Judge()
 	return s
 }

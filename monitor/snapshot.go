@@ -28,9 +28,12 @@ type Snapshot struct {
 	State   State    `json:"state"`   // Judge's
 	Reasons []string `json:"reasons"` // why it is not StateOK
 
-	Delivery string   `json:"delivery"` // reliable or best_effort
-	Reader   Reader   `json:"reader"`
-	Helpers  Helpers  `json:"helpers"`
+	Delivery string  `json:"delivery"` // reliable or best_effort
+	Reader   Reader  `json:"reader"`
+	Helpers  Helpers `json:"helpers"`
+
+	Subscribers *Subscribers `json:"subscribers,omitempty"` // nil: no source names them
+
 	Filtered uint64   `json:"filtered"`  // records that the global filter dropped
 	OwnFlows uint64   `json:"own_flows"` // records of flows of ctlogd's own connections, left out
 	Gaps     []Gap    `json:"gaps"`      // those that concern every output, by cause; the others are the outputs'
@@ -73,6 +76,27 @@ type Helpers struct {
 	Size      int64  `json:"size"`
 	Evictions uint64 `json:"evictions"` // flows forgotten before they ended, for want of room
 	Unknown   uint64 `json:"unknown"`   // ended flows whose helper is not known
+}
+
+// Subscribers are who records say the flows are of.
+type Subscribers struct {
+	Named   uint64   `json:"named"`   // records that say it
+	Unknown uint64   `json:"unknown"` // records of which no source knows it
+	Changed uint64   `json:"changed"` // records among named of flows whose address had another holder at the end
+	Sources []Source `json:"sources"`
+}
+
+// Source is a source of subscribers.
+type Source struct {
+	Name    string            `json:"name"`
+	Type    string            `json:"type"`
+	Leases  int               `json:"leases"`
+	Past    int               `json:"past"`            // holders before the present ones that are remembered
+	Age     float64           `json:"age_seconds"`     // since the table was last known to be what the source says
+	Error   string            `json:"error,omitempty"` // why it is not now
+	Loads   uint64            `json:"loads"`           // times that the table was replaced
+	Broken  uint64            `json:"broken"`          // lines that were skipped
+	Packets map[string]uint64 `json:"packets,omitempty"`
 }
 
 // Gap counts the gaps of one cause.

@@ -1,6 +1,7 @@
 package subscriber
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"os"
@@ -101,12 +102,8 @@ func (c *Config) Validate(report func(field, msg string)) {
 		report("lease_time", "negative; write the lease time of dnsmasq's dhcp-range, such as 12h")
 	}
 	if c.Type == "radius" {
-		if c.Listen != "" {
-			if _, err := netip.ParseAddrPort(strings.Replace("0.0.0.0"+c.Listen, "0.0.0.0:", "0.0.0.0:", 1)); strings.HasPrefix(c.Listen, ":") && err != nil {
-				report("listen", fmt.Sprintf("%q is no address and port; write one such as :1813 or 192.0.2.1:1813", c.Listen))
-			} else if _, err := netip.ParseAddrPort(c.Listen); !strings.HasPrefix(c.Listen, ":") && err != nil {
-				report("listen", fmt.Sprintf("%q is no address and port; write one such as :1813 or 192.0.2.1:1813", c.Listen))
-			}
+		if c.Listen != "" && !isListen(c.Listen) {
+			report("listen", fmt.Sprintf("%q is no address and port; write one such as :1813 or 192.0.2.1:1813", c.Listen))
 		}
 		if c.SecretFile == "" {
 			report("secret_file", "missing; write a file that holds the secret shared with the RADIUS clients")
@@ -133,6 +130,15 @@ func (c *Config) Validate(report func(field, msg string)) {
 	}
 }
 
+// isListen reports whether s is an address and a port, or a port alone.
+func isListen(s string) bool {
+	if strings.HasPrefix(s, ":") {
+		s = "0.0.0.0" + s
+	}
+	_, err := netip.ParseAddrPort(s)
+	return err == nil
+}
+
 // ValidateAll reports what is wrong with the entries together: names that two have.
 func ValidateAll(list []Config, report func(field, msg string)) {
 	seen := map[string]int{}
@@ -143,6 +149,14 @@ func ValidateAll(list []Config, report func(field, msg string)) {
 		}
 		seen[name] = i
 	}
+}
+
+// About is what the source reads, or where it listens.
+func (c *Config) About() string {
+	if c.Type != "radius" {
+		return c.Path
+	}
+	return "RADIUS accounting at " + cmp.Or(c.Listen, DefaultListen)
 }
 
 // Check tells what keeps the source from working now, nil if nothing does.

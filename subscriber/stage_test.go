@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/ctlogd/ctlogd/flow"
 )
 
@@ -62,4 +64,112 @@ func BenchmarkStage(bench *testing.B) {
 			}
 		})
 	}
+}
+
+// sourceOf returns a source that says so much.
+func sourceOf(name string, edits ...edit) *Source {
+	s := New(Config{Type: "csv", Name: name, Path: "/x"}, zap.NewNop())
+	s.show(s.table.Load().with(edits, 0, func() {}), 1e9)
+	return s
+}
+
+func held(addr, id string, from, until int64) edit {
+	return edit{prefix: prefixOf(mustPrefix(addr)), id: id, name: "Name of " + id, from: from, until: until}
+}
+
+// TestStage asks whose flow it is, of flows that begin and end before, with and after a change of hands.
+func TestStage(t *testing.T) {
+	first := sourceOf("first", held("100.64.0.7", "a", 100, 200), held("100.64.0.7", "b", 200, 300), held("2001:db8:1::/48", "six", 0, forever))
+	second := sourceOf("second", held("100.64.0.0/24", "net", 0, forever), held("10.0.0.80", "server", 0, forever))
+	stage := NewStage([]*Source{first, second})
+	in := "100.64.0.7"
+	for _, test := range []struct {
+		name       string
+		event      flow.Event
+		src, reply string
+		start, end int64
+		want       flow.Subscriber
+	}{
+		{"a's", flow.EventDestroy, in, "198.51.100.1", 110, 199, flow.Subscriber{ID: "a", Name: "Name of a", Source: "first"}},
+		{"a's, of which b sees the end", flow.EventDestroy, in, "198.51.100.1", 110, 250, flow.Subscriber{ID: "a", Name: "Name of a", Next: "b", Source: "first"}},
+		{"b's", flow.EventDestroy, in, "198.51.100.1", 200, 299, flow.Subscriber{ID: "b", Name: "Name of b", Source: "first"}},
+		{"b's, whose time is over at the end", flow.EventDestroy, in, "198.51.100.1", 210, 310, flow.Subscriber{ID: "b", Name: "Name of b", Source: "first"}},
+		{"nobody's at the start", flow.EventDestroy, in, "198.51.100.1", 50, 150, flow.Subscriber{Next: "a", Source: "first"}},
+		{"of whom only the second knows", flow.EventDestroy, in, "198.51.100.1", 301, 310, flow.Subscriber{ID: "net", Name: "Name of net", Source: "second"}},
+		{"of unknown start", flow.EventDestroy, in, "198.51.100.1", 0, 250, flow.Subscriber{ID: "b", Name: "Name of b", Source: "first"}},
+		{"that has just begun", flow.EventNew, in, "198.51.100.1", 0, 150, flow.Subscriber{ID: "a", Name: "Name of a", Source: "first"}},
+		{"that is still there", flow.EventOpen, in, "198.51.100.1", 120, 250, flow.Subscriber{ID: "a", Name: "Name of a", Next: "b", Source: "first"}},
+		{"from outside to a server", flow.EventDestroy, "198.51.100.1", "10.0.0.80", 10, 20, flow.Subscriber{ID: "server", Name: "Name of server", Source: "second", Dst: true}},
+		{"from outside, routed", flow.EventDestroy, "2001:db8:ff::1", "2001:db8:1:2::3", 10, 20, flow.Subscriber{ID: "six", Name: "Name of six", Source: "first", Dst: true}},
+		{"of nobody", flow.EventDestroy, "198.51.100.1", "198.51.100.2", 10, 20, flow.Subscriber{}},
+		{"an expectation", flow.EventExpectNew, in, in, 0, 150, flow.Subscriber{}},
+		{"a gap", flow.EventGap, in, in, 110, 150, flow.Subscriber{}},
+	} {
+		b := flow.NewBatch(1, nil)
+		r := b.Next()
+		r.Event, r.Has, r.Start, r.Received = test.event, flow.HasOrig|flow.HasReply, test.start, test.end
+		if r.Event == flow.EventDestroy {
+			r.Stop = test.end
+		}
+		r.Orig.Src, r.Reply.Src = flow.AddrFrom(netip.MustParseAddr(test.src)), flow.AddrFrom(netip.MustParseAddr(test.reply))
+		stage.Process(b)
+		var got flow.Subscriber
+		if r.Extra != nil {
+			got = r.Extra.Subscriber
+		}
+		if test.want.Source != "" {
+			test.want.Source += "@1970-01-01T00:00:01.000Z"
+		}
+		if got != test.want {
+			t.Errorf("%s:\n got %+v\nwant %+v", test.name, got, test.want)
+		}
+	}
+	if named, unknown, changed := stage.Named.Load(), stage.Unknown.Load(), stage.Changed.Load(); named != 11 || unknown != 1 || changed != 3 {
+		t.Errorf("named %d, unknown %d, changed %d", named, unknown, changed)
+	}
+	stage.Use(nil)
+	b := batchOf([]netip.Prefix{mustPrefix(in)}, rand.New(rand.NewPCG(1, 1)))
+	if stage.Process(b); b.Records[0].Extra != nil {
+		t.Error("a name from nowhere")
+	}
+}
+
+func TestStageAllocates(t *testing.T) {
+	prefixes := pool("cgn", 10_000)
+	source := sourceOf("x")
+	source.table.Store(fill(prefixes))
+	stage := NewStage([]*Source{source})
+	b := batchOf(prefixes, rand.New(rand.NewPCG(1, 1)))
+	records := slices.Clone(b.Records)
+	if n := testing.AllocsPerRun(100, func() {
+		b.Reset()
+		b.Records = append(b.Records, records...)
+		stage.Process(b)
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	if stage.Unknown.Load() != 0 || b.Records[255].Subscriber() == nil {
+		t.Error("not named")
+	}
+}
+
+// TestStageWhileTablesChange is for the race detector: a source marks and replaces while the stage reads.
+func TestStageWhileTablesChange(t *testing.T) {
+	f := newFile(t, Config{Type: "csv"})
+	stage := NewStage([]*Source{f.w.source})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b := batchOf([]netip.Prefix{mustPrefix("100.64.0.7")}, rand.New(rand.NewPCG(1, 1)))
+		records := slices.Clone(b.Records)
+		for range 300 {
+			b.Reset()
+			b.Records = append(b.Records, records...)
+			stage.Process(b)
+		}
+	}()
+	for i := range int64(30) {
+		f.must(f.at(100+i, []string{"100.64.0.7,,,a,\n", "100.64.0.7,,,a,\n100.64.0.8,,,b,\n", "100.64.0.7,,,c,\n"}[i%3]))
+	}
+	<-done
 }

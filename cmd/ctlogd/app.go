@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,23 +21,27 @@ import (
 	"github.com/ctlogd/ctlogd/pipeline"
 	"github.com/ctlogd/ctlogd/pipeline/deliver"
 	"github.com/ctlogd/ctlogd/pipeline/mark"
+	"github.com/ctlogd/ctlogd/subscriber"
 )
 
 // app is the running daemon: the reader, the stages and the outputs' queues.
 type app struct {
-	cfg      *Config
-	log      *zap.Logger
-	own      *ownlog.Log // what log writes to
-	manager  *manager
-	outputs  []plannedOutput  // those that run
-	sockets  *ownflow.Sockets // of the outputs
-	helpers  *pipeline.Helpers
-	selected *pipeline.Select
-	pipeline *pipeline.Pipeline
-	source   *ctnetlink.Source
-	reader   *input.Reader
-	keeper   *mark.Keeper
-	retiring sync.WaitGroup // queues that a reload has taken out
+	cfg        *Config
+	log        *zap.Logger
+	own        *ownlog.Log // what log writes to
+	manager    *manager
+	outputs    []plannedOutput  // those that run
+	sockets    *ownflow.Sockets // of the outputs
+	helpers    *pipeline.Helpers
+	named      *subscriber.Stage
+	sources    []*subscriber.Source // that named asks; sourcesNow for those who are not the reader's goroutine or a reload
+	sourceList atomic.Pointer[[]*subscriber.Source]
+	selected   *pipeline.Select
+	pipeline   *pipeline.Pipeline
+	source     *ctnetlink.Source
+	reader     *input.Reader
+	keeper     *mark.Keeper
+	retiring   sync.WaitGroup // queues that a reload has taken out
 
 	end    ending
 	state  state           // for snapshot
@@ -79,6 +84,7 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, ow
 	a.keeper = mark.NewKeeper(mark.Options{Dir: cfg.StateDirectory, Log: log, Queues: a.pipeline.Queues,
 		ReadUntil: a.reader.ReadUntil, Joined: time.Now(), Kept: socket})
 	a.keeper.Start()
+	a.startSources(nil)
 	a.pipeline.Start()
 	mux := monitor.NewMux(a.snapshot)
 	shown := a.show()
@@ -146,6 +152,8 @@ func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 	in := cfg.inputConfig()
 	a.helpers = pipeline.NewHelpers(*in.HelperEntries, in.Labels)
 	a.selected = new(pipeline.Select)
+	a.setSources(a.planSources(cfg))
+	a.named = subscriber.NewStage(a.sources)
 	a.choose(cfg)
 	a.pipeline = pipeline.New(a.stages(), queues)
 
@@ -194,7 +202,47 @@ func (a *app) socket(cfg *Config) *mark.Socket {
 }
 
 // stages returns what a batch passes before the outputs.
-func (a *app) stages() []pipeline.Stage { return []pipeline.Stage{a.helpers, a.sockets, a.selected} }
+func (a *app) stages() []pipeline.Stage {
+	stages := []pipeline.Stage{a.helpers, a.sockets}
+	if len(a.sources) > 0 {
+		stages = append(stages, a.named)
+	}
+	return append(stages, a.selected)
+}
+
+// planSources returns the sources of subscribers that cfg asks for. Those that are there already go on; new ones do nothing
+// until they are started.
+func (a *app) planSources(cfg *Config) (sources []*subscriber.Source) {
+	for _, c := range cfg.Enrich.Subscribers {
+		i := slices.IndexFunc(a.sources, func(s *subscriber.Source) bool { return s.Is(c) })
+		if i >= 0 {
+			sources = append(sources, a.sources[i])
+		} else {
+			sources = append(sources, subscriber.New(c, a.log.Named("subscribers")))
+		}
+	}
+	return sources
+}
+
+func (a *app) setSources(sources []*subscriber.Source) {
+	a.sources = sources
+	a.sourceList.Store(&sources)
+}
+
+// sourcesNow returns the sources of subscribers. Any goroutine may call it.
+func (a *app) sourcesNow() []*subscriber.Source { return *a.sourceList.Load() }
+
+// startSources starts the sources that are new, and stops those of was that are gone.
+func (a *app) startSources(was []*subscriber.Source) {
+	for _, s := range was {
+		if !slices.Contains(a.sources, s) {
+			s.Stop()
+		}
+	}
+	for _, s := range a.sources {
+		s.Start()
+	}
+}
 
 // choose sets the stages to what cfg asks for. Once the reader runs, its goroutine alone calls choose.
 func (a *app) choose(cfg *Config) {

@@ -261,6 +261,11 @@ func hostChecks(cfg *Config) preflight.Options {
 		certificate(name+".tls.ca", out.TLS.CA)
 		certificate(name+".tls.cert", out.TLS.Cert)
 	}
+	for i := range cfg.Enrich.Subscribers {
+		c := &cfg.Enrich.Subscribers[i]
+		o.Outputs = append(o.Outputs, preflight.Output{Name: fmt.Sprintf("enrich.subscribers[%d]", i), About: c.About(),
+			Check: func(context.Context) error { return c.Check() }})
+	}
 	o.NoDestinations = cfg.withoutDestinations()
 	if dir := cfg.StateDirectory; dir != "" {
 		o.Outputs = append(o.Outputs, preflight.Output{Name: "state_directory", About: dir,

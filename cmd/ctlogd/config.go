@@ -25,6 +25,7 @@ import (
 	"github.com/ctlogd/ctlogd/pipeline/deliver"
 	"github.com/ctlogd/ctlogd/pipeline/filter"
 	"github.com/ctlogd/ctlogd/pipeline/spool"
+	"github.com/ctlogd/ctlogd/subscriber"
 	"github.com/ctlogd/ctlogd/whois"
 )
 
@@ -34,6 +35,7 @@ type Config struct {
 	Input           InputConfig    `yaml:"input"`
 	Filter          filter.Config  `yaml:"filter"`         // of all outputs; each may have its own behind it
 	SkipOwnFlows    bool           `yaml:"skip_own_flows"` // leaves out the flows of the outputs' own connections
+	Enrich          EnrichConfig   `yaml:"enrich"`         // what is added to records
 	Outputs         OutputsConfig  `yaml:"outputs"`
 	Metrics         monitor.Config `yaml:"metrics"`
 	Live            live.Config    `yaml:"live"` // for those who look on
@@ -55,6 +57,11 @@ type Config struct {
 // InputConfig holds the sources of records by kind.
 type InputConfig struct {
 	Conntrack ctnetlink.Config `yaml:"conntrack"`
+}
+
+// EnrichConfig holds the sources of what is added to records.
+type EnrichConfig struct {
+	Subscribers []subscriber.Config `yaml:"subscribers"` // whose flow it is; the first source that knows answers
 }
 
 // OutputsConfig holds the outputs by kind.
@@ -256,6 +263,10 @@ func (c *Config) Validate(report func(path, msg string)) {
 		report("input.conntrack.receive_buffer", "0 is out of range; leave the key out for the default")
 	}
 	c.Filter.Validate(block("filter"))
+	for i := range c.Enrich.Subscribers {
+		c.Enrich.Subscribers[i].Validate(block(fmt.Sprintf("enrich.subscribers[%d]", i)))
+	}
+	subscriber.ValidateAll(c.Enrich.Subscribers, block("enrich.subscribers"))
 	c.Outputs.validate(block)
 	for i, o := range c.Outputs.IPFIX {
 		if !slices.Contains(c.Input.Conntrack.Events, "destroy") && !o.NeedsNew() {

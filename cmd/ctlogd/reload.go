@@ -114,6 +114,7 @@ func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
 		queues = append(queues, q)
 	}
 
+	sources, ran := a.planSources(cfg), a.sources
 	within, cancel := context.WithTimeout(ctx, reloadWithin)
 	defer cancel()
 	read := a.reader.ReadUntil() // what ends from now on, outputs that go may not get
@@ -126,6 +127,8 @@ func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
 			fixed = append(fixed, "input.conntrack."+key)
 		}
 		a.choose(cfg)
+		a.setSources(sources)
+		a.named.Use(sources)
 		for i, o := range outputs {
 			queues[i].Adjust(o.filter.Compile(), o.common.Queue)
 		}
@@ -145,6 +148,7 @@ func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
 	for _, key := range fixed {
 		a.log.Warn("reload: takes effect at the next start", zap.String("key", key))
 	}
+	a.startSources(ran)
 	a.keeper.Adopt()
 	a.outputs, a.cfg = outputs, cfg
 	spread(len(outputs))

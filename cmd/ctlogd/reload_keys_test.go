@@ -15,7 +15,8 @@ var reloadOf = map[string]string{
 	"observer": "part of each output's configuration", "host": "part of each output's configuration",
 	"input.conntrack": "ctnetlink.Source.Reconfigure, with a test of its own",
 	"outputs.*":       "built anew", "outputs.*.filter": "Adjust", "outputs.*.queue": "Adjust", "outputs.*.spool": "a warning of its own",
-	"state_directory": fixedAtStart, "whois.audit": "read by whois", "whois.case": "read by whois", "live.socket": fixedAtStart, "live.talkers": fixedAtStart,
+	"enrich.subscribers": "planSources",
+	"state_directory":    fixedAtStart, "whois.audit": "read by whois", "whois.case": "read by whois", "live.socket": fixedAtStart, "live.talkers": fixedAtStart,
 }
 
 const fixedAtStart = "named"

@@ -66,11 +66,36 @@ func (a *app) snapshot() monitor.Snapshot {
 	}
 	s.Gaps = monitor.GapsOf(&rd.Gaps, readerCauses...)
 	s.Helpers = monitor.Helpers{Size: a.helpers.Size.Load(), Evictions: a.helpers.Evictions.Load(), Unknown: a.helpers.Unknown.Load()}
+	s.Subscribers = a.subscribers(now)
 	s.Outputs = []monitor.Output{}
 	for _, q := range a.pipeline.Queues() {
 		s.Outputs = append(s.Outputs, a.outputSnapshot(q, now))
 	}
 	s.Judge()
+	return s
+}
+
+// subscribers returns the state of what names subscribers, nil if nothing does.
+func (a *app) subscribers(now time.Time) *monitor.Subscribers {
+	sources := a.sourcesNow()
+	if len(sources) == 0 {
+		return nil
+	}
+	s := &monitor.Subscribers{Named: a.named.Named.Load(), Unknown: a.named.Unknown.Load(), Changed: a.named.Changed.Load()}
+	for _, src := range sources {
+		o := monitor.Source{Name: src.Name(), Type: src.Type(), Error: src.Failure(), Loads: src.Loads.Load(), Broken: src.Broken.Load()}
+		o.Leases, o.Past = src.Size()
+		since := a.state.started.UnixNano() // one that was never known is as old as the daemon
+		if fresh := src.Fresh.Load(); fresh != 0 {
+			since = fresh
+		}
+		o.Age = max(now.Sub(time.Unix(0, since)), 0).Seconds()
+		if src.Type() == "radius" {
+			o.Packets = map[string]uint64{"accepted": src.Accepted.Load(), "useless": src.Useless.Load(), "forged": src.Forged.Load(),
+				"foreign": src.Foreign.Load(), "damaged": src.Damaged.Load(), "full": src.Full.Load()}
+		}
+		s.Sources = append(s.Sources, o)
+	}
 	return s
 }
 

@@ -45,6 +45,8 @@ type Match struct {
 	NATDstPort List[string] `yaml:"nat_dst_port"`
 	Port       List[string] `yaml:"port"` // of any of these ends
 
+	Subscriber List[string] `yaml:"subscriber"` // at the start or at the end
+
 	Netns  List[string] `yaml:"netns"`
 	Zone   List[string] `yaml:"zone"`
 	Mark   List[string] `yaml:"mark"`

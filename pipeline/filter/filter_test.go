@@ -260,7 +260,7 @@ func TestDocs(t *testing.T) {
 // everyMatcher has all of them; each holds on the record of the tests below, so that each is evaluated.
 const everyMatcher = `[{action: drop, match: {event: destroy, nat: both, proto: tcp, family: ipv4, helper: [ftp, none],
   src: 100.64.0.0/10, dst: 198.51.100.0/24, nat_src: 203.0.113.0/24, nat_dst: 10.0.0.80, src_port: 1024-65535,
-  dst_port: 443, nat_src_port: 61000, nat_dst_port: 8443, host: 10.0.0.80, net: 203.0.113.0/24, port: 61000, netns: own, zone: 0, mark: 0x10/0xff, labels: 3,
+  dst_port: 443, nat_src_port: 61000, nat_dst_port: 8443, host: 10.0.0.80, net: 203.0.113.0/24, port: 61000, subscriber: none, netns: own, zone: 0, mark: 0x10/0xff, labels: 3,
   status: assured, min_bytes: 1, min_packets: 1, min_duration: 1s}}]`
 
 // typicalFilter is what a carrier's gateway would have.

@@ -129,6 +129,9 @@ func (m *Match) compile(want verdict, report func(field, msg string)) []conditio
 	if helpers := parseList(m.Helper, "helper", parseHelper, report); helpers != nil {
 		add("helper", evalHelper(helpers), nil)
 	}
+	if ids := parseList(m.Subscriber, "subscriber", parseSubscriber, report); ids != nil {
+		add("subscriber", evalSubscriber(ids), nil)
+	}
 	if labels := parseList(m.Labels, "labels", parseLabel, report); labels != nil {
 		add("labels", evalLabels(labels), nil)
 	}
@@ -587,6 +590,32 @@ func parseLabel(s string) (uint8, error) {
 		return 0, fmt.Errorf("%q is not a label; write the number of its bit, from 0 to 127", s)
 	}
 	return uint8(n), nil
+}
+
+// nobody stands for flows of which it is not known whose they are.
+const nobody = "none"
+
+func parseSubscriber(s string) (string, error) {
+	if s == "" {
+		return "", errors.New("empty subscriber; write an id as records show it, or " + nobody)
+	}
+	return s, nil
+}
+
+func evalSubscriber(ids []string) func(*flow.Record) verdict {
+	set := map[string]bool{}
+	for _, id := range ids {
+		set[id] = true
+	}
+	return func(r *flow.Record) verdict {
+		if s := r.Subscriber(); s != nil {
+			return verdictOf(s.ID != "" && set[s.ID] || s.Next != "" && set[s.Next])
+		}
+		if isFlow(r) {
+			return verdictOf(set[nobody])
+		}
+		return verdictUnknown
+	}
 }
 
 // evalLabels reads the labels as the kernel's bitmap: an array of unsigned long in host order (struct nf_conn_labels).

@@ -11,7 +11,7 @@ import (
 
 func TestWords(t *testing.T) {
 	names := "event, nat, proto, family, helper, src, dst, nat_src, nat_dst, host, net, src_port, dst_port, nat_src_port, nat_dst_port, port, " +
-		"netns, zone, mark, labels, status, min_bytes, min_packets or min_duration"
+		"subscriber, netns, zone, mark, labels, status, min_bytes, min_packets or min_duration"
 	for _, tt := range []struct{ words, err string }{
 		{"nat=snat,dnat helper=ftp,none dst_port=443,8080-8090 not:src=10.0.0.0/8", ""},
 		{"min_bytes=1GiB min_packets=5 min_duration=30s src=::1,192.0.2.1 mark=0x10/0xff", ""},
