@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ctlogd/ctlogd/archive"
@@ -216,20 +217,23 @@ func (a *Answer) statement() (s []string) {
 //go:embed report.html
 var reportText string
 
-var reportHTML = template.Must(template.New("report").Funcs(template.FuncMap{
-	"stamp": func(ns int64) string {
-		if ns == 0 {
-			return ""
-		}
-		return stamp(ns)
-	},
-	"at":   func(t time.Time) string { return short(t.UnixNano()) },
-	"text": printable.Text,
-	"note": printable.Lines,
-}).Parse(reportText))
+// reportHTML is parsed when a report is made, not in the daemon.
+var reportHTML = sync.OnceValue(func() *template.Template {
+	return template.Must(template.New("report").Funcs(template.FuncMap{
+		"stamp": func(ns int64) string {
+			if ns == 0 {
+				return ""
+			}
+			return stamp(ns)
+		},
+		"at":   func(t time.Time) string { return short(t.UnixNano()) },
+		"text": printable.Text,
+		"note": printable.Lines,
+	}).Parse(reportText))
+})
 
 // HTML writes the report as a page that needs nothing else, and prints well.
-func (r *Report) HTML(w io.Writer) error { return reportHTML.Execute(w, r) }
+func (r *Report) HTML(w io.Writer) error { return reportHTML().Execute(w, r) }
 
 // Words is the question in a sentence, for the page.
 func (r *Report) Words() string { return r.Answer.Question.words() }

@@ -75,7 +75,10 @@ func hasGap(recs []*flow.Record) bool {
 	return slices.ContainsFunc(recs, func(r *flow.Record) bool { return r.Event == flow.EventGap })
 }
 
-// Whatever an output does, each record is delivered or counted as lost, and none is both: the numbers are exact.
+// Whatever an output does, each record is delivered or counted as lost, and none is both: the numbers are exact. By chance, and in
+// all combinations: Writes that fail in the middle, refuse, take long, hang and return late or never; an output that cannot be
+// built, or is replaced by another one meanwhile; a queue without room, down to one record, while the worker has records in hand;
+// an output's filter; gaps of the reader among the records; with a spool or without; and an end that leaves no time.
 func TestLossesAreExact(t *testing.T) {
 	seeds := uint64(60)
 	if os.Getenv("CTLOGD_LONG") == "1" {
