@@ -1,5 +1,5 @@
 // Command processors checks that the program is right Go for other processors, where int may have 32 bits and structs of
-// the kernel differ. To check its types takes seconds for each of them, to compile it (make cross-all) a minute.
+// the kernel differ. To check its types takes seconds for each of them, to compile it (make cross-all) more than a minute.
 package main
 
 import (
