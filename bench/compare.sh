@@ -279,7 +279,7 @@ FNR == 1 { run++ }
     speed[$1] = speed[$1] " " $5
 }
 END {
-    printf "%-14s %9s %8s %8s %9s %9s %10s %9s %8s\n", "", "us/event", "x nap", "x drain", "records", "least", "peak MiB", "flows/s", "x nap"
+    printf "%-21s %9s %8s %8s %9s %9s %10s %9s %8s\n", "", "us/event", "x nap", "x drain", "records", "least", "peak MiB", "flows/s", "x nap"
     for (i = 1; i <= rows; i++) {
         r = order[i]
         for (k = 1; k <= run; k++) if ((k, r) in us) {
@@ -287,7 +287,7 @@ END {
             if (us[k, "drain"]) ratio[r] = ratio[r] " " us[k, r] / us[k, "drain"]
             if (rate[k, "drain-nap"]) path[r] = path[r] " " rate[k, r] / rate[k, "drain-nap"]
         }
-        printf "%-14s %9.2f %8.2f %8.2f %9d %8.2f%% %10.1f %9d %8.2f\n", r, median(cost[r]), median(nap[r]), median(ratio[r]), median(records[r]), \
+        printf "%-21s %9.2f %8.2f %8.2f %9d %8.2f%% %10.1f %9d %8.2f\n", r, median(cost[r]), median(nap[r]), median(ratio[r]), median(records[r]), \
             100 * least[r] / flows, peak[r] / 1024, median(speed[r]), median(path[r])
     }
 }' "$work"/results.*
