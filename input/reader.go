@@ -282,7 +282,10 @@ func (r *Reader) Put(rec *flow.Record) {
 }
 
 // Gap implements Sink.
-func (r *Reader) Gap(from, to time.Time, gap flow.Gap) {
+func (r *Reader) Gap(from, to time.Time, gap flow.Gap) { r.GapIn(0, from, to, gap) }
+
+// GapIn implements Sink.
+func (r *Reader) GapIn(n flow.Netns, from, to time.Time, gap flow.Gap) {
 	now := time.Now()
 	r.Stats.Gaps.Add(gap, false, now)
 	begin, end := from.UnixNano(), int64(0)
@@ -295,6 +298,7 @@ func (r *Reader) Gap(from, to time.Time, gap flow.Gap) {
 	rec := r.next()
 	rec.Event, rec.Start, rec.Stop, rec.Received = flow.EventGap, begin, end, now.UnixNano()
 	r.batch.Extra(rec).Gap = gap
+	r.batch.SetNetns(rec, n)
 	r.added()
 }
 

@@ -51,4 +51,7 @@ type Sink interface {
 
 	// Gap appends a record of g, which is from one time to another. A zero to says that it has no end.
 	Gap(from, to time.Time, g flow.Gap)
+
+	// GapIn is Gap for records of one network namespace.
+	GapIn(n flow.Netns, from, to time.Time, g flow.Gap)
 }

@@ -18,7 +18,7 @@ var mayBeCalled = map[string]string{
 	"time.Sleep": "naps, and slices of shedding",
 
 	"unix.Socket": "", "unix.Bind": "", "unix.Eventfd": "", "unix.Close": "a netlink socket or an eventfd", "unix.FcntlInt": "", "unix.SetNonblock": "",
-	"unix.Adjtimex": "", "unix.GetsockoptInt": "", "unix.GetsockoptUint64": "", "unix.SetsockoptInt": "", "unix.SetsockoptSockFprog": "",
+	"unix.CmsgLen": "", "unix.Adjtimex": "", "unix.GetsockoptInt": "", "unix.GetsockoptUint64": "", "unix.SetsockoptInt": "", "unix.SetsockoptSockFprog": "",
 	"unix.Syscall6": "getsockopt", "unix.RawSyscall6": "recvmmsg with MSG_DONTWAIT",
 	"unix.Recvfrom": "with MSG_DONTWAIT", "unix.Sendto": "a dump's request, on a goroutine of its own; a witness's, which is answered at once",
 	"unix.Read": "an eventfd that does not block", "unix.Write": "an eventfd that does not block", "unix.Poll": "Wait, and ReadTable, which is its caller's",

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/input"
@@ -71,10 +72,19 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, ow
 		return err
 	}
 	a.own = own
-	if given, err := giveUpRights(); err != nil {
+	var others []cap.Value
+	if cfg.Input.Conntrack.Others() {
+		others = append(others, cap.SYS_ADMIN) // to enter namespaces that appear later
+	}
+	if left, err := giveUpRights(others...); err != nil {
 		return fmt.Errorf("give up the rights that are not needed: %w", err)
-	} else if given {
-		log.Info("of root's capabilities CAP_NET_ADMIN is kept alone; from now on files are opened as their permissions allow")
+	} else if left != nil {
+		log.Info("no more capabilities are kept than these; from now on files are opened as their permissions allow",
+			zap.Stringer("capabilities", left))
+	}
+	if kept && !a.source.Adopted() {
+		m.forget()
+		kept = false
 	}
 	socket := a.socket(cfg)
 	m.ready(a.source.FD())

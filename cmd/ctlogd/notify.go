@@ -83,6 +83,12 @@ func (m *manager) take() *os.File {
 	return kept
 }
 
+// forget has the manager give up the socket that it has, which is of no use: another one will be handed over.
+func (m *manager) forget() {
+	m.send("FDSTOREREMOVE=1\nFDNAME=" + keptName)
+	m.stored = false
+}
+
 // ready says that no event is missed from here on, and hands the manager the socket to keep. FDPOLL=0, because the
 // manager would drop it at its first error; it has none, but what it reports is for the reader.
 func (m *manager) ready(fd int) {

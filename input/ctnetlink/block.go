@@ -22,6 +22,10 @@ const (
 	slotSize = 4096
 	// slotStride is from one slot to the next: slots a power of two apart would share a few lines of the cache.
 	slotStride = slotSize + 7*64
+
+	// controlSize holds the id of a namespace in a control message (NETLINK_LISTEN_ALL_NSID), and is a multiple of its
+	// alignment.
+	controlSize = 32
 )
 
 // block is what one recvmmsg fills: fixed slots, each with its sender's address.
@@ -30,6 +34,9 @@ type block struct {
 	msgs  [blockSlots]mmsghdr
 	iovs  [blockSlots]unix.Iovec
 	names [blockSlots]unix.RawSockaddrNetlink
+
+	// control is where the kernel writes of which namespace a message is; nil: it is not asked.
+	control *[blockSlots][controlSize]byte
 }
 
 func newBlock() *block {
@@ -44,11 +51,37 @@ func newBlock() *block {
 	return b
 }
 
+// askNamespaces has the kernel write of which namespace each message is.
+func (b *block) askNamespaces() {
+	b.control = new([blockSlots][controlSize]byte)
+	for i := range b.msgs {
+		b.msgs[i].hdr.Control = &b.control[i][0]
+	}
+}
+
+// nsid returns the id of the namespace that slot i is of; ok is false if it is ctlogd's own.
+func (b *block) nsid(i int) (id int32, ok bool) {
+	h := &b.msgs[i].hdr
+	if int(h.Controllen) < unix.CmsgLen(4) {
+		return 0, false
+	}
+	c := (*unix.Cmsghdr)(unsafe.Pointer(&b.control[i][0]))
+	if c.Level != unix.SOL_NETLINK || c.Type != unix.NETLINK_LISTEN_ALL_NSID || int(c.Len) < unix.CmsgLen(4) {
+		return 0, false
+	}
+	return int32(binary.NativeEndian.Uint32(b.control[i][unix.CmsgLen(0):])), true
+}
+
 // read fills the block with what waits in the socket, without blocking, and returns how many slots it filled; 0 if
 // nothing waits.
 func (b *block) read(fd int) (int, error) {
 	for i := range b.msgs {
 		b.msgs[i].hdr.Namelen = unix.SizeofSockaddrNetlink // the kernel overwrites it
+	}
+	if b.control != nil {
+		for i := range b.msgs {
+			b.msgs[i].hdr.SetControllen(controlSize) // likewise
+		}
 	}
 	for {
 		// The call does not block, so the scheduler need not be told of it.
@@ -80,6 +113,7 @@ type messages struct {
 	block *block
 	n     int    // slots that are filled
 	at    int    // the slot that is being read
+	slot  int    // the one that next returned a message of
 	rest  []byte // what is left of it; nil: it is not begun
 	cut   bool   // the slot was too small for it
 }
@@ -99,6 +133,7 @@ func (m *messages) next(stats *Stats) (msg []byte, err error) {
 		rest := m.rest
 		if rest == nil {
 			var kernel bool
+			m.slot = m.at
 			if rest, kernel, m.cut = m.block.message(m.at); !kernel {
 				stats.Refused.Add(1)
 				m.at++

@@ -3,6 +3,7 @@ package ctnetlink
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/ctlogd/ctlogd/unit"
@@ -31,6 +32,10 @@ type Config struct {
 	// Labels remembers the labels of flows for their last record, which the kernel sends without.
 	Labels bool `yaml:"labels"`
 
+	// Namespaces are the network namespaces whose events are read: own (the default), all, or the names of some besides
+	// ctlogd's own.
+	Namespaces []string `yaml:"namespaces"`
+
 	// HelperEntries bounds how many flows' helper, master and labels are remembered; 0 remembers none, and then the
 	// kernel is not asked for NEW events on their account. Unset: 65536.
 	HelperEntries *int `yaml:"helper_entries"`
@@ -52,6 +57,12 @@ const (
 	OpenAtReboot = "reboot"
 	OpenAlways   = "always"
 	OpenNever    = "never"
+)
+
+// Values of Config.Namespaces that are no names.
+const (
+	OwnNamespace  = "own"
+	AllNamespaces = "all"
 )
 
 // Delivery modes.
@@ -89,6 +100,9 @@ func (c *Config) Defaults() {
 	if c.InitialDump == nil {
 		c.InitialDump = new(true)
 	}
+	if len(c.Namespaces) == 0 {
+		c.Namespaces = []string{OwnNamespace}
+	}
 	if c.OpenAtShutdown == "" {
 		c.OpenAtShutdown = OpenAtReboot
 	}
@@ -114,6 +128,18 @@ func (c *Config) Validate(report func(field, msg string)) {
 		report("receive_buffer", fmt.Sprintf("%s is out of range; use %s to %s",
 			c.ReceiveBuffer, unit.Size(minBuffer), "just under 1GiB"))
 	}
+	for i, name := range c.Namespaces {
+		field := fmt.Sprintf("namespaces[%d]", i)
+		switch {
+		case name == "" || strings.ContainsAny(name, "/\x00") || len(name) > 255:
+			report(field, fmt.Sprintf("%q is no name of a network namespace; write one as ip netns shows it, %s or %s", name,
+				OwnNamespace, AllNamespaces))
+		case name == AllNamespaces && len(c.Namespaces) > 1:
+			report(field, AllNamespaces+" stands alone")
+		case slices.Contains(c.Namespaces[:i], name):
+			report(field, fmt.Sprintf("%q stands here twice", name))
+		}
+	}
 	if n := c.HelperEntries; n != nil && (*n < 0 || *n > maxHelperEntries) {
 		report("helper_entries", fmt.Sprintf("%d is out of range; use 0 to %d", *n, maxHelperEntries))
 	}
@@ -131,6 +157,20 @@ func (c *Config) Validate(report func(field, msg string)) {
 
 // wants reports whether records of an event kind are asked for.
 func (c *Config) wants(event string) bool { return slices.Contains(c.Events, event) }
+
+// Others reports whether events of other network namespaces than ctlogd's own are asked for.
+func (c *Config) Others() bool {
+	return slices.ContainsFunc(c.Namespaces, func(name string) bool { return name != OwnNamespace })
+}
+
+// all reports whether those of all namespaces are.
+func (c *Config) all() bool { return slices.Contains(c.Namespaces, AllNamespaces) }
+
+// wanted returns whether those of a namespace are that has a name.
+func (c *Config) wanted() func(name string) bool {
+	all, names := c.all(), slices.Clone(c.Namespaces)
+	return func(name string) bool { return all || name != OwnNamespace && slices.Contains(names, name) }
+}
 
 // Removed returns keys that earlier versions had, and what to write instead.
 func (*Config) Removed() map[string]string {

@@ -15,7 +15,7 @@ const msgGet = 1 // IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET
 // dump reads the whole table through a socket of its own, a chunk at a time: it holds one chunk, whatever the size of
 // the table. A dump is no snapshot; a flow that moves while the kernel walks its hash table may be missed.
 type dump struct {
-	purpose purpose
+	job
 	fd      int
 	asked   chan error // gets what became of the request, once; then it is nil
 	buf     []byte
@@ -28,6 +28,7 @@ type dump struct {
 	// kernel fills a chunk when the one before it is read, so that it may show them as alive.
 	ended map[uint64]struct{}
 	stale bool // they became too many before the dump began
+	skip  bool // what is read is of no use
 }
 
 // maxEnded bounds dump.ended. A flush of the table, behind which a dump waits, brings millions.
@@ -50,14 +51,24 @@ func (d *dump) crowded() bool { return len(d.ended) >= maxEnded }
 
 // newDump asks for the table on a goroutine of its own: the kernel starts no dump while somebody has it delete flows
 // (nfnl_lock in net/netfilter/nfnetlink.c), and to flush a million takes seconds, in which the reader has their ends to read.
-func newDump(p purpose, now time.Time) (*dump, error) { return newDumpOf(subsysCT, p, now) }
+func newDump(j job, now time.Time) (*dump, error) {
+	if j.space != nil {
+		return newDumpOn(j.space.Conn(), subsysCT, j, now), nil
+	}
+	return newDumpOf(subsysCT, j, now)
+}
 
-// newDumpOf does so for flows (subsysCT) or expectations (subsysExp); to get either is the same message.
-func newDumpOf(subsystem uint16, p purpose, now time.Time) (*dump, error) {
+// newDumpOf does so for flows (subsysCT) or expectations (subsysExp) of ctlogd's own namespace.
+func newDumpOf(subsystem uint16, j job, now time.Time) (*dump, error) {
 	fd, err := newSocket()
 	if err != nil {
 		return nil, err
 	}
+	return newDumpOn(fd, subsystem, j, now), nil
+}
+
+// newDumpOn does so for the namespace in which the socket was made. To get flows or expectations is the same message.
+func newDumpOn(fd int, subsystem uint16, j job, now time.Time) *dump {
 	req := make([]byte, msgHeader)
 	binary.NativeEndian.PutUint32(req, msgHeader)
 	binary.NativeEndian.PutUint16(req[4:], subsystem<<8|msgGet)
@@ -66,8 +77,8 @@ func newDumpOf(subsystem uint16, p purpose, now time.Time) (*dump, error) {
 	asked := make(chan error, 1)
 	go func() { asked <- unix.Sendto(fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) }()
 	// 32 KiB is the most that netlink puts into one chunk of a dump (NLMSG_GOODSIZE or what the reader's buffer holds).
-	return &dump{purpose: p, fd: fd, asked: asked, buf: make([]byte, 32<<10), batch: flow.NewBatch(1, nil), opened: now,
-		stepped: now, ended: map[uint64]struct{}{}}, nil
+	return &dump{job: j, fd: fd, asked: asked, buf: make([]byte, 32<<10), batch: flow.NewBatch(1, nil), opened: now,
+		stepped: now, ended: map[uint64]struct{}{}}
 }
 
 // begun reports whether the kernel has taken the request, or refused it, which is the error.
@@ -87,7 +98,11 @@ func (d *dump) begun() (bool, error) {
 	}
 }
 
+// close gives the socket back, unless it is that of another namespace, which is kept.
 func (d *dump) close() {
+	if d.space != nil {
+		return
+	}
 	if asked := d.asked; asked != nil { // the request still needs the socket
 		go func() {
 			<-asked
@@ -145,6 +160,9 @@ func (d *dump) step(stats *Stats, now time.Time, visit func(*flow.Record)) (more
 			r.Event = flow.EventOpen
 		}
 		r.Has &^= flow.ByRequest // the request was the dump
+		if d.space != nil {
+			d.batch.SetNetns(r, d.space.Netns)
+		}
 		visit(r)
 	}
 	clear(d.ended)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/ctlogd/ctlogd/input/netns"
 )
 
 const (
@@ -68,8 +71,9 @@ const (
 type guard struct {
 	sock      *socket
 	witnesses witnesses
-	table     tableSize
-	threshold int // percent of the table's room
+	table     tableSize          // of ctlogd's own namespace
+	view      func() *netns.View // of the other namespaces, each of which has a table; nil: they are not listened to
+	threshold int                // percent of the table's room
 	stats     *Stats
 	log       *zap.Logger
 
@@ -85,6 +89,7 @@ type guard struct {
 	unreadable bool      // the table cannot be read, which is in the log
 	warnedAt   time.Time
 	unwarned   uint64 // ends lost since then
+	unwarnedIn string // the namespace whose table was too full, the last time
 }
 
 // lastLook is what the guard has seen of socket and table.
@@ -93,8 +98,24 @@ type lastLook struct {
 	drops     uint32    // the socket's count
 	roseAt    time.Time // when drops was last seen to have risen
 	heldSince time.Time // no flow that is held back ended before; zero if nothing is held back
+	heldDrops uint32    // the socket's count when heldSince was set, or ends were last thrown away because of a table unseen
 	filling   bool      // drops had risen, or half of the socket's buffer was in use
 	entries   int64     // in the table, when the socket was last filling
+	spaces    map[*netns.Space]tableLook
+}
+
+// tableLook is what the guard has seen of another namespace's table.
+type tableLook struct {
+	at      time.Time
+	entries int64
+}
+
+// full is a table that is too full, or that may be.
+type full struct {
+	netns  string // "": ctlogd's own
+	over   int64  // entries above the limit
+	target int64
+	count  func() (int64, error)
 }
 
 // tableSize tells how full the connection tracking table is.
@@ -104,7 +125,7 @@ type tableSize struct{ count, max *os.File }
 func newGuard(sock *socket, threshold int, in interest, stats *Stats, log *zap.Logger) (g *guard, err error) {
 	g = &guard{sock: sock, threshold: threshold, stats: stats, log: log, seen: lastLook{at: time.Now()}}
 	_ = g.table.open() // read tries again
-	if err = g.witnesses.open(in); err == nil {
+	if err = g.witnesses.open(in, sock.others); err == nil {
 		g.seen.drops, err = sock.drops()
 	}
 	if err != nil {
@@ -168,7 +189,7 @@ func (g *guard) look(now time.Time) time.Duration {
 	switch {
 	case rising:
 		if seen.heldSince.IsZero() {
-			seen.heldSince = seen.at
+			seen.heldSince, seen.heldDrops = seen.at, seen.drops
 		}
 		seen.roseAt = now
 	case now.Sub(seen.roseAt) >= calmAfter:
@@ -192,19 +213,72 @@ func (g *guard) look(now time.Time) time.Duration {
 	}
 	before := seen.entries
 	seen.entries = entries
-	limit, target := g.limits(room)
-	over := entries - limit
-	// A reader that catches up needs no help, as long as there is room for what comes meanwhile.
-	catchingUp := entries < before && over < room*int64(100-g.threshold)/200
 	behind := rising || !seen.heldSince.IsZero() && mem.Queued > mem.Buffer/8*7
-	if !behind || !wasFilling || over < 0 || catchingUp {
+	worst := g.judge("", entries, before, room, func() (int64, error) { return readNumber(g.table.count) })
+	if g.view != nil {
+		worst = fuller(worst, g.others(now, room, mem.Drops))
+	}
+	if !behind || !wasFilling || worst.over < 0 {
 		return guardBusy
 	}
-	if err := g.shed(target); err != nil {
+	if err := g.shed(worst); err != nil {
 		g.log.Error("guard of the table: cannot shed ended flows", zap.Error(err))
 		return guardIdle
 	}
 	return guardBusy
+}
+
+// judge says by how much a table is too full: less than 0 if it is not. A reader that catches up needs no help, as long as
+// there is room for what comes meanwhile.
+func (g *guard) judge(name string, entries, before, room int64, count func() (int64, error)) full {
+	limit, target := g.limits(room)
+	f := full{netns: name, over: entries - limit, target: target, count: count}
+	if entries < before && f.over < room*int64(100-g.threshold)/200 {
+		f.over = min(f.over, -1)
+	}
+	return f
+}
+
+func fuller(a, b full) full {
+	if b.over > a.over {
+		return b
+	}
+	return a
+}
+
+// lookAgain is how often the guard looks at the table of another namespace that is far from full.
+const lookAgain = 100 * time.Millisecond
+
+// others returns the fullest of the tables of other namespaces. Each may have as many entries as ctlogd's own, as
+// nf_conntrack_max is one number for all. A table that cannot be seen counts as too full when more attempts to deliver have
+// failed than a tenth of its room: so many ends it may hold at most.
+func (g *guard) others(now time.Time, room int64, drops uint32) (worst full) {
+	worst.over = -1
+	view, seen := g.view(), &g.seen
+	blind := len(view.Unnamed) > 0
+	looks := make(map[*netns.Space]tableLook, len(view.Spaces))
+	for _, s := range view.Spaces {
+		last, ok := seen.spaces[s]
+		if ok && now.Sub(last.at) < lookAgain && last.entries < room/4 {
+			looks[s] = last
+			continue
+		}
+		entries, err := s.Entries()
+		if err != nil {
+			blind = true
+			continue
+		}
+		looks[s] = tableLook{now, entries}
+		if ok {
+			worst = fuller(worst, g.judge(s.Name, entries, last.entries, room, s.Entries))
+		}
+	}
+	seen.spaces = looks
+	if failed := int64(drops - seen.heldDrops); blind && worst.over < 0 && !seen.heldSince.IsZero() && failed > room/10 {
+		seen.heldDrops = drops
+		worst = full{netns: "?", over: failed, count: func() (int64, error) { return math.MaxInt64, nil }}
+	}
+	return worst
 }
 
 // limits returns from how many entries on the guard sheds, and down to how many.
@@ -263,8 +337,9 @@ func readNumber(f *os.File) (int64, error) {
 	return v, nil
 }
 
-// shed throws ends away until the table has no more than target entries, for one slice at most.
-func (g *guard) shed(target int64) (err error) {
+// shed throws ends away until the table has no more than its target of entries, for one slice at most: the ends of all
+// namespaces, as the kernel makes no difference.
+func (g *guard) shed(table full) (err error) {
 	g.members.Lock()
 	defer g.members.Unlock()
 	if !slices.Contains(g.sock.groups, groupDestroy) {
@@ -297,9 +372,9 @@ func (g *guard) shed(target int64) (err error) {
 	}
 	for waiting := true; ; {
 		time.Sleep(sliceStep)
-		n, err := readNumber(g.table.count)
+		n, err := table.count()
 		now := time.Now()
-		if err != nil || n < target || now.After(limit) {
+		if err != nil || n < table.target || now.After(limit) {
 			break
 		}
 		if waiting && w.loss.count() != base {
@@ -313,6 +388,7 @@ func (g *guard) shed(target int64) (err error) {
 	err = errors.Join(err, restore())
 
 	lost := uint64(after - before) // right across the wrap of the counters
+	g.unwarnedIn = table.netns
 	g.stats.GuardSheds.Add(1)
 	g.stats.GuardLost.Add(lost)
 	g.unwarned += lost
@@ -339,6 +415,7 @@ func (g *guard) warn(now time.Time) {
 		return
 	}
 	g.log.Warn("ended flows that were not read fast enough were filling the table; their ends were thrown away",
-		zap.Uint64("lost", g.unwarned), zap.Int64("entries", g.seen.entries), zap.Int("table_guard", g.threshold))
+		zap.Uint64("lost", g.unwarned), zap.Int64("entries", g.seen.entries), zap.Int("table_guard", g.threshold),
+		zap.String("netns", g.unwarnedIn))
 	g.warnedAt, g.unwarned = now, 0
 }

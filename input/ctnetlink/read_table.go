@@ -24,7 +24,7 @@ func ReadExpectations(ctx context.Context, visit func(*flow.Record)) error {
 }
 
 func read(ctx context.Context, subsystem uint16, visit func(*flow.Record)) error {
-	d, err := newDumpOf(subsystem, 0, time.Now())
+	d, err := newDumpOf(subsystem, job{}, time.Now())
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package ctnetlink
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/ctlogd/ctlogd/flow"
 )
@@ -23,6 +24,11 @@ func (s *Source) Reconfigure(cfg Config, drop func(flow.Event, bool, flow.Proto)
 	if err := s.guard.watch(in); err != nil {
 		return nil, errors.Join(err, s.sock.change(before, s.opts.Log), s.guard.watch(before.interest))
 	}
+	if s.others != nil {
+		s.others.all = next.all()
+		s.others.forget()
+		s.others.watcher.Want(next.wanted())
+	}
 	s.cfg, s.opts.Drop = next, drop
 	return fixed, nil
 }
@@ -31,6 +37,9 @@ func (s *Source) Reconfigure(cfg Config, drop func(flow.Event, bool, flow.Proto)
 func (c Config) adopt(want Config) Config {
 	c.Events, c.Expectations, c.Labels, c.ReceiveBuffer = want.Events, want.Expectations, want.Labels, want.ReceiveBuffer
 	c.OpenAtShutdown = want.OpenAtShutdown
+	if c.Others() == want.Others() { // the rights for it are given up at the start
+		c.Namespaces = want.Namespaces
+	}
 	return c
 }
 
@@ -45,6 +54,7 @@ func changed(want, got Config) (keys []string) {
 	note("helper_entries", *want.HelperEntries != *got.HelperEntries)
 	note("initial_dump", *want.InitialDump != *got.InitialDump)
 	note("interim", want.Interim != got.Interim)
+	note("namespaces", !slices.Equal(want.Namespaces, got.Namespaces))
 	note("table_guard", *want.TableGuard != *got.TableGuard)
 	return keys
 }

@@ -25,7 +25,9 @@ const (
 // socket is the netlink socket of the events.
 type socket struct {
 	fd       int
-	settings // what it is set to
+	others   bool // it gets the events of other namespaces too
+	adopted  bool // a predecessor has opened it
+	settings      // what it is set to
 }
 
 // settings are what can be changed about a socket while it is open.
@@ -50,6 +52,18 @@ func openSocket(cfg *Config, log *zap.Logger, in interest, kept *os.File) (*sock
 	if err != nil {
 		return nil, err
 	}
+	// The kernel looks at the rights of who opened the socket whenever it has an event of another namespace for it. So one
+	// that was opened by a process without them hears nothing of others, whatever its options.
+	if s.others = cfg.Others() && mayHearOthers(log); kept != nil && s.hearsOthers() != s.others {
+		log.Warn("the socket of the last process is of no use, as input.conntrack.namespaces has changed: what waits in it is lost")
+		err := s.abandon() // the keeper has it open still
+		_ = unix.Close(s.fd)
+		if err != nil {
+			return nil, err
+		}
+		return openSocket(cfg, log, in, nil)
+	}
+	s.adopted = kept != nil
 	if err := s.open(cfg.settings(in), log, kept != nil); err != nil {
 		if kept != nil {
 			_ = s.abandon() // the keeper has it open still
@@ -58,6 +72,34 @@ func openSocket(cfg *Config, log *zap.Logger, in interest, kept *os.File) (*sock
 		return nil, err
 	}
 	return s, nil
+}
+
+// hearsOthers reports whether the kernel was asked for the events of other namespaces.
+func (s *socket) hearsOthers() bool {
+	v, err := unix.GetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_LISTEN_ALL_NSID)
+	return err == nil && v != 0
+}
+
+// mayHearOthers reports whether the process may ask for them, and says what it lacks.
+func mayHearOthers(log *zap.Logger) bool {
+	fd, err := newSocket()
+	if err == nil {
+		err = (&socket{fd: fd}).hearOthers()
+		_ = unix.Close(fd)
+	}
+	if err != nil {
+		log.Error("events of other network namespaces are not heard; those of ctlogd's own are", zap.Error(err),
+			zap.String("remedy", "run as root, or give the process CAP_NET_BROADCAST and CAP_SYS_ADMIN: docs/namespaces.md has the drop-in"))
+	}
+	return err == nil
+}
+
+// hearOthers asks for them.
+func (s *socket) hearOthers() error {
+	if err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_LISTEN_ALL_NSID, 1); err != nil {
+		return fmt.Errorf("ask for the events of other network namespaces: %w", err)
+	}
+	return nil
 }
 
 // settings returns those of the socket that cfg asks for.
@@ -70,6 +112,11 @@ func (s *socket) open(to settings, log *zap.Logger, kept bool) error {
 	// Without NO_ENOBUFS one overrun makes the kernel drop every later event until the queue has been read empty.
 	if err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_NO_ENOBUFS, 1); err != nil {
 		return fmt.Errorf("set NETLINK_NO_ENOBUFS: %w", err)
+	}
+	if s.others && !kept {
+		if err := s.hearOthers(); err != nil {
+			return err
+		}
 	}
 	if !kept { // a socket can be bound once
 		if err := unix.Bind(s.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {

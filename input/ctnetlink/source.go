@@ -43,7 +43,7 @@ type Options struct {
 	Room func() bool
 }
 
-// Source reads the events of the network namespace in which it was opened. Its methods are for the reader's goroutine,
+// Source reads the events of the network namespace in which it was opened, and of others if asked. Its methods are for the reader's goroutine,
 // unless they say otherwise.
 type Source struct {
 	Stats Stats
@@ -59,6 +59,7 @@ type Source struct {
 	guard    *guard // nil: off
 	switches switches
 	table    *table
+	others   *others // nil: of no other namespace
 	lookedAt time.Time
 }
 
@@ -75,7 +76,7 @@ func Open(cfg Config, opts Options) (_ *Source, err error) {
 	}
 	joined := time.Now()
 	s := &Source{cfg: cfg, opts: opts, sock: sock, wake: -1, messages: messages{block: newBlock()}, lookedAt: joined,
-		switches: newSwitches(opts.Log, joined), delivery: delivery{reliable: cfg.Delivery == Reliable, lookedAt: joined, caught: joined}}
+		switches: newSwitches(opts.Log, joined, readSwitch), delivery: delivery{reliable: cfg.Delivery == Reliable, lookedAt: joined, caught: joined}}
 	defer func() {
 		if err != nil {
 			_ = sock.abandon() // the keeper of a kept one has it open still
@@ -89,11 +90,22 @@ func Open(cfg Config, opts Options) (_ *Source, err error) {
 	if s.delivery.drops, err = sock.drops(); err != nil {
 		return nil, err
 	}
+	if !sock.adopted {
+		s.opts.Kept = nil
+	}
 	s.table = newTable(&s.cfg, &s.opts, &s.Stats, joined)
+	if sock.others {
+		s.messages.block.askNamespaces()
+		if s.others, err = watchOthers(&s.cfg, &s.Stats, s.table, opts.Log.Named("netns"), s.Wake); err != nil {
+			return nil, err
+		}
+		s.table.view = s.others.watcher.View
+	}
 	if s.delivery.reliable && *cfg.TableGuard > 0 {
 		if s.guard, err = newGuard(sock, *cfg.TableGuard, in, &s.Stats, opts.Log); err != nil {
 			return nil, err
 		}
+		s.guard.view = s.table.view
 		s.guard.start()
 	}
 	return s, nil
@@ -112,12 +124,16 @@ func (s *Source) Dropped() (cookie uint64, drops uint32, err error) {
 	return cookie, s.delivery.drops, err
 }
 
+// Adopted reports whether the socket is Options.Kept.
+func (s *Source) Adopted() bool { return s.sock.adopted }
+
 // FD returns the socket, for somebody to keep for a successor. It is valid until Close.
 func (s *Source) FD() int { return s.sock.fd }
 
 // Close ends the guard and gives the socket back. The reader must have ended; what the guard threw away since then is
 // returned by Unrecorded.
 func (s *Source) Close() error {
+	s.others.close()
 	if s.wake >= 0 {
 		_ = unix.Close(s.wake)
 	}
@@ -137,6 +153,9 @@ func (s *Source) Unrecorded() (from, to time.Time, gap flow.Gap, ok bool) {
 // Fill implements input.Source.
 func (s *Source) Fill(b *flow.Batch, now time.Time) (n int, more bool, err error) {
 	m := &s.messages
+	if s.others != nil {
+		s.others.refresh()
+	}
 	if m.at == m.n {
 		full, err := m.read(s.sock.fd)
 		if err != nil {
@@ -177,6 +196,12 @@ func (s *Source) decode(b *flow.Batch) (n int) {
 			continue
 		}
 		skipped += odd
+		if s.others != nil {
+			if id, ok := m.block.nsid(m.slot); ok && !s.others.place(b, r, id) {
+				b.Drop()
+				continue
+			}
+		}
 		r.Received = received
 		events[r.Event]++
 		if r.Event == flow.EventDestroy {
@@ -235,6 +260,9 @@ func (s *Source) Turn(now time.Time, sink input.Sink) (busy bool) {
 		s.look(now, sink, false)
 	}
 	s.delivery.catchUp(now)
+	if s.others != nil {
+		s.others.turn(now, s.delivery.caught, s.delivery.withheld(now), sink)
+	}
 	return s.table.turn(now, sink)
 }
 

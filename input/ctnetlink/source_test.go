@@ -15,9 +15,10 @@ import (
 // gaps is a Sink that keeps them.
 type gaps []flow.Gap
 
-func (*gaps) Put(*flow.Record)                   {}
-func (g *gaps) Gap(_, _ time.Time, gap flow.Gap) { *g = append(*g, gap) }
-func (s *Source) load(datagrams ...datagram)     { s.messages.load(datagrams) }
+func (*gaps) Put(*flow.Record)                                       {}
+func (g *gaps) Gap(_, _ time.Time, gap flow.Gap)                     { *g = append(*g, gap) }
+func (g *gaps) GapIn(_ flow.Netns, from, to time.Time, gap flow.Gap) { g.Gap(from, to, gap) }
+func (s *Source) load(datagrams ...datagram)                         { s.messages.load(datagrams) }
 func (m *messages) load(datagrams []datagram) {
 	m.n, m.at, m.rest = len(datagrams), 0, nil
 	m.put(datagrams)
@@ -205,7 +206,7 @@ func TestDumpBehindAFlush(t *testing.T) {
 	s := newSource("destroy")
 	s.opts.Room = func() bool { return true }
 	asked := make(chan error, 1)
-	first := &dump{purpose: forOpen, fd: -1, asked: asked, ended: map[uint64]struct{}{}}
+	first := &dump{job: job{purpose: forOpen, reading: &reading{left: 1}}, fd: -1, asked: asked, ended: map[uint64]struct{}{}}
 	s.table.dump = first
 	for i := range 3 * maxEnded {
 		r := flow.Record{Event: flow.EventDestroy, ID: uint32(i), Start: int64(i)}

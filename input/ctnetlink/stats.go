@@ -14,6 +14,8 @@ type Stats struct {
 	Truncated atomic.Uint64                // messages longer than a slot
 	Refused   atomic.Uint64                // messages that the kernel did not send
 
+	Unlisted atomic.Uint64 // messages of namespaces that nobody asked for
+
 	// WithoutCounters and WithoutStart count the ends of flows that carry no counters, or no start: those that were born
 	// with nf_conntrack_acct=0, or ended with nf_conntrack_timestamp=0.
 	WithoutCounters, WithoutStart atomic.Uint64

@@ -55,14 +55,17 @@ type switches struct {
 	since time.Time         // while events are off: no gap tells yet of the flows born from then on
 }
 
-func newSwitches(log *zap.Logger, now time.Time) switches {
-	s := switches{log: log, asked: now, state: new([numSwitches]atomic.Pointer[string]), read: func(s Switch) string {
-		b, err := os.ReadFile(sysctls + s.Name())
-		if err != nil {
-			return ""
-		}
-		return strings.TrimSpace(string(b))
-	}}
+// readSwitch reads a switch of ctlogd's own namespace.
+func readSwitch(s Switch) string {
+	b, err := os.ReadFile(sysctls + s.Name())
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+func newSwitches(log *zap.Logger, now time.Time, read func(Switch) string) switches {
+	s := switches{log: log, asked: now, state: new([numSwitches]atomic.Pointer[string]), read: read}
 	// Of what is off from the start the checks tell, and events are looked at: those flows are in a gap.
 	for i := SwitchAccounting; i < numSwitches; i++ {
 		s.off[i] = s.value(i) == "0"

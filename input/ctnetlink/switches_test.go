@@ -33,7 +33,7 @@ func TestEventsSwitch(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			core, logs := observer.New(zap.InfoLevel)
 			base := time.Now()
-			s := newSwitches(zap.New(core), base)
+			s := newSwitches(zap.New(core), base, readSwitch)
 			value := tt.set[0]
 			s.read = func(i Switch) string {
 				if i == SwitchEvents {

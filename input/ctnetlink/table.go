@@ -2,8 +2,10 @@ package ctnetlink
 
 import (
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"hash/maphash"
-	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/input/netns"
 )
 
 const (
@@ -20,6 +23,9 @@ const (
 
 	// askedWait is how often a dump that was asked for is looked for.
 	askedWait = 4 * time.Millisecond
+
+	// readyWithin is how long the first reading waits for the other namespaces to be found.
+	readyWithin = 2 * time.Second
 
 	// reportMargin is how long after the groups were joined a flow may still begin that reports nothing: its first packet
 	// was on its way then.
@@ -35,11 +41,12 @@ const (
 	forInterim                         // flows older than Config.Interim get an open record
 	forOpen                            // all flows do
 	forCheckpoint                      // flows older than the checkpoints' distance do, for archives alone
+	forFarewell                        // all flows do, of a namespace that is going
 )
 
 func (p purpose) String() string {
 	var names []string
-	for i, name := range []string{"helpers", "flows that may report no end", "interim records", "open records", "checkpoint"} {
+	for i, name := range []string{"helpers", "flows that may report no end", "interim records", "open records", "checkpoint", "a namespace that is going"} {
 		if p>>i&1 != 0 {
 			names = append(names, name)
 		}
@@ -47,17 +54,35 @@ func (p purpose) String() string {
 	return strings.Join(names, ", ")
 }
 
-// table reads the connection tracking table for the reader, one dump at a time, a chunk in each turn. Its turns are on
+// job is one table to read: that of a namespace, nil for ctlogd's own.
+type job struct {
+	space   *netns.Space
+	purpose purpose
+	reading *reading
+}
+
+// reading is the reading of all tables for one purpose, or of one.
+type reading struct {
+	left   int // jobs
+	opened time.Time
+	flows  uint64
+	err    error                          // of one of them
+	done   func(now time.Time, err error) // may be nil
+}
+
+// table reads the connection tracking tables for the reader, one dump at a time, a chunk in each turn. Its turns are on
 // the reader's goroutine: the memory of helpers needs no lock, and a flow that ends while the table is read is either
 // still in the table or its end is still in the socket.
 type table struct {
 	cfg    *Config
 	opts   *Options
 	stats  *Stats
-	joined time.Time // when the groups were joined
+	joined time.Time          // when the groups were joined
+	view   func() *netns.View // of the other namespaces; nil: nobody asks for them
 
-	dump        *dump     // the one under way
-	want        purpose   // of the next one
+	dump        *dump // the one under way
+	jobs        []job // that come next
+	want        purpose
 	unreporting uint64    // flows that may never report their end, as far as the dump has shown them
 	interimAt   time.Time // when the next open records are due
 
@@ -70,25 +95,27 @@ type table struct {
 // newTable decides what the table is read for at the start.
 func newTable(cfg *Config, o *Options, stats *Stats, joined time.Time) *table {
 	t := &table{cfg: cfg, opts: o, stats: stats, joined: joined}
-	if *cfg.InitialDump && *cfg.HelperEntries > 0 && o.Remember != nil {
+	if t.remembers() {
 		t.want |= forHelpers
 	}
 	if cfg.Interim > 0 {
 		t.interimAt = joined.Add(cfg.Interim)
 	}
 	// A predecessor that left its socket has seen to the flows that are older than itself, and the others report.
-	if *cfg.InitialDump && o.Kept == nil && onlyWhileListening() {
+	if *cfg.InitialDump && o.Kept == nil && onlyWhileListening(readSwitch(SwitchEvents)) {
 		t.want |= forUnreporting
 	}
 	return t
 }
 
+// remembers reports whether tables are read for helpers.
+func (t *table) remembers() bool {
+	return *t.cfg.InitialDump && *t.cfg.HelperEntries > 0 && t.opts.Remember != nil
+}
+
 // onlyWhileListening reports whether flows that are born while nobody listens never report their end
 // (nf_conntrack_events = 2). That is the kernel's default, hence the answer where the sysctl cannot be read.
-func onlyWhileListening() bool {
-	b, err := os.ReadFile(sysctls + "nf_conntrack_events")
-	return err != nil || strings.TrimSpace(string(b)) == "2"
-}
+func onlyWhileListening(events string) bool { return events == "" || events == "2" }
 
 // turn does a little of what is to do; busy says that there is more to do at once.
 func (t *table) turn(now time.Time, sink input.Sink) (busy bool) {
@@ -107,7 +134,10 @@ func (t *table) turn(now time.Time, sink input.Sink) (busy bool) {
 		t.want |= forCheckpoint
 		t.checkpointAt = now.Add(every)
 	}
-	if t.dump == nil && t.want != 0 {
+	if t.want != 0 && t.dump == nil && len(t.jobs) == 0 && !t.early(now) {
+		t.plan(now)
+	}
+	for t.dump == nil && len(t.jobs) > 0 {
 		t.begin(now, sink)
 	}
 	d := t.dump
@@ -121,10 +151,12 @@ func (t *table) turn(now time.Time, sink input.Sink) (busy bool) {
 		return true
 	case !begun:
 		return false
-	case d.stale: // the kernel has taken long to begin: which flows have ended since is not known any more
+	case d.stale && d.space == nil: // the kernel has taken long to begin: which flows have ended since is not known any more
 		t.finish()
-		t.want |= d.purpose
+		t.jobs = append([]job{d.job}, t.jobs...)
 		return true
+	case d.stale: // likewise; but the socket is kept, so what was asked for is read to its end first
+		d.skip = true
 	}
 	// Open records come as fast as the kernel writes them, which is more than an output may take. They can wait, yet not
 	// for ever: an output that is down takes none.
@@ -138,6 +170,12 @@ func (t *table) turn(now time.Time, sink input.Sink) (busy bool) {
 // due returns how long there is nothing to do.
 func (t *table) due(now time.Time) time.Duration {
 	wait := idle
+	if t.dump == nil && len(t.jobs) > 0 {
+		return 0
+	}
+	if t.dump == nil && t.want != 0 {
+		return askedWait
+	}
 	if t.dump != nil {
 		if t.dump.asked != nil {
 			return askedWait
@@ -153,20 +191,79 @@ func (t *table) due(now time.Time) time.Duration {
 	return wait
 }
 
-func (t *table) begin(now time.Time, sink input.Sink) {
+// early reports whether the other namespaces are not known yet.
+func (t *table) early(now time.Time) bool {
+	return t.view != nil && !t.view().Ready() && now.Sub(t.joined) < readyWithin
+}
+
+// plan has every table read for what is wanted.
+func (t *table) plan(now time.Time) {
 	p := t.want
-	t.want, t.unreporting = 0, 0
-	d, err := newDump(p, now)
+	t.want = 0
+	r := &reading{left: 1, opened: now}
+	t.jobs = append(t.jobs, job{nil, p, r})
+	if t.view == nil {
+		return
+	}
+	for _, s := range t.view().Spaces {
+		if _, leaves := s.Leaving(); s.Entered() && !leaves {
+			one := p
+			if p&forUnreporting != 0 && !onlyWhileListening(s.ReadSysctl(int(SwitchEvents))) {
+				one &^= forUnreporting
+			}
+			if one != 0 {
+				t.jobs = append(t.jobs, job{s, one, r})
+				r.left++
+			}
+		}
+	}
+}
+
+// appeared has the table of a namespace read that is heard from now on.
+func (t *table) appeared(s *netns.Space) {
+	atTheStart := t.want&forHelpers != 0
+	if t.remembers() && !atTheStart && !slices.ContainsFunc(t.jobs, func(j job) bool { return j.space == s }) {
+		t.jobs = append(t.jobs, job{s, forHelpers, &reading{left: 1, opened: time.Now()}})
+	}
+}
+
+// farewell has the table of a namespace read before all others, and calls done when it has been.
+func (t *table) farewell(s *netns.Space, done func(now time.Time, err error)) {
+	t.jobs = append([]job{{s, forFarewell, &reading{left: 1, opened: time.Now(), done: done}}}, t.jobs...)
+}
+
+// reads reports whether the table of s is being read. Others that were to be are not any more.
+func (t *table) reads(s *netns.Space) bool { return t.dump != nil && t.dump.space == s }
+
+func (t *table) begin(now time.Time, sink input.Sink) {
+	j := t.jobs[0]
+	t.jobs = t.jobs[1:]
+	t.unreporting = 0
+	if j.space != nil && (j.space.Released() || j.space.Conn() < 0) {
+		t.ends(j, now, nil, sink)
+		return
+	}
+	d, err := newDump(j, now)
 	if err != nil {
-		t.ends(p, err, sink)
+		t.ends(j, now, err, sink)
 		return
 	}
 	t.dump = d
 }
 
 func (t *table) step(now time.Time, sink input.Sink) {
-	more, err := t.dump.step(t.stats, now, func(r *flow.Record) { t.visit(r, sink) })
-	if !more {
+	d := t.dump
+	more, err := d.step(t.stats, now, func(r *flow.Record) {
+		if !d.skip {
+			t.visit(r, sink)
+		}
+	})
+	switch {
+	case more:
+	case d.skip:
+		t.finish()
+		t.jobs = append([]job{d.job}, t.jobs...)
+	default:
 		t.stop(now, err, sink)
 	}
 }
@@ -176,38 +273,54 @@ func (t *table) stop(now time.Time, err error, sink input.Sink) {
 	d := t.dump
 	t.finish()
 	t.stats.Dumped.Add(d.flows)
-	if err == nil {
-		level := zap.InfoLevel
-		if d.purpose&^(forInterim|forCheckpoint) == 0 { // one of many
-			level = zap.DebugLevel
-		}
-		t.opts.Log.Log(level, "read the connection tracking table", zap.Stringer("for", d.purpose),
-			zap.Uint64("flows", d.flows), zap.Duration("took", now.Sub(d.opened)))
-	}
-	t.ends(d.purpose, err, sink)
-	if d.purpose&forCheckpoint != 0 {
-		over := flow.Extra{Checkpoint: flow.CheckpointWhole}
-		if err != nil {
-			over.Checkpoint = flow.CheckpointPartial
-		}
-		age := time.Duration(t.checkpoints.Load())
-		sink.Put(&flow.Record{Event: flow.EventOpen, Start: d.opened.UnixNano(), Stop: now.UnixNano(), Received: now.UnixNano(),
-			Timeout: uint32((age + time.Second - 1) / time.Second), Extra: &over})
-	}
+	d.reading.flows += d.flows
+	t.ends(d.job, now, err, sink)
 }
 
 // ends says what is to say when a dump is over.
-func (t *table) ends(p purpose, err error, sink input.Sink) {
+func (t *table) ends(j job, now time.Time, err error, sink input.Sink) {
 	if err != nil {
-		t.opts.Log.Error("cannot read the whole connection tracking table", zap.Stringer("for", p), zap.Error(err))
+		if j.space != nil {
+			err = fmt.Errorf("network namespace %s: %w", j.space.Name, err)
+		}
+		t.opts.Log.Error("cannot read the whole connection tracking table", zap.Stringer("for", j.purpose), zap.Error(err))
 	}
-	if p&forUnreporting == 0 || err == nil && t.unreporting == 0 {
+	if j.purpose&forUnreporting != 0 && (err != nil || t.unreporting > 0) {
+		in, n := "", flow.Netns(0)
+		if j.space != nil {
+			in, n = j.space.Name, j.space.Netns
+		}
+		t.opts.Log.Warn("flows that are older than this process may never report their end: net.netfilter.nf_conntrack_events "+
+			"was 2 when they began, and nobody listened; each has an open record, and a gap says how many they are",
+			zap.Uint64("flows", t.unreporting), zap.String("netns", in),
+			zap.String("remedy", "sysctl -w net.netfilter.nf_conntrack_events=1, for later flows"))
+		sink.GapIn(n, t.joined, time.Time{}, flow.Gap{Cause: flow.CauseUntracked, Lost: t.unreporting, LostKnown: err == nil})
+	}
+	r := j.reading
+	r.err = errors.Join(r.err, err)
+	if r.left--; r.left > 0 {
 		return
 	}
-	t.opts.Log.Warn("flows that are older than this process may never report their end: net.netfilter.nf_conntrack_events "+
-		"was 2 when they began, and nobody listened; each has an open record, and a gap says how many they are",
-		zap.Uint64("flows", t.unreporting), zap.String("remedy", "sysctl -w net.netfilter.nf_conntrack_events=1, for later flows"))
-	sink.Gap(t.joined, time.Time{}, flow.Gap{Cause: flow.CauseUntracked, Lost: t.unreporting, LostKnown: err == nil})
+	if r.err == nil {
+		level := zap.InfoLevel
+		if j.purpose&^(forInterim|forCheckpoint) == 0 || j.space != nil { // one of many
+			level = zap.DebugLevel
+		}
+		t.opts.Log.Log(level, "read the connection tracking table", zap.Stringer("for", j.purpose),
+			zap.Uint64("flows", r.flows), zap.Duration("took", now.Sub(r.opened)))
+	}
+	if r.done != nil {
+		r.done(now, r.err)
+	}
+	if j.purpose&forCheckpoint != 0 {
+		over := flow.Extra{Checkpoint: flow.CheckpointWhole}
+		if r.err != nil {
+			over.Checkpoint = flow.CheckpointPartial
+		}
+		age := time.Duration(t.checkpoints.Load())
+		sink.Put(&flow.Record{Event: flow.EventOpen, Start: r.opened.UnixNano(), Stop: now.UnixNano(), Received: now.UnixNano(),
+			Timeout: uint32((age + time.Second - 1) / time.Second), Extra: &over})
+	}
 }
 
 // visit is called for each flow of a dump.
@@ -229,7 +342,7 @@ func (t *table) visit(r *flow.Record, sink input.Sink) {
 		t.unreporting++
 	}
 	older := func(than int64) bool { return r.Start == 0 || r.Received-r.Start >= than }
-	wanted := unreporting || p&forOpen != 0 || p&forInterim != 0 && older(int64(t.cfg.Interim))
+	wanted := unreporting || p&(forOpen|forFarewell) != 0 || p&forInterim != 0 && older(int64(t.cfg.Interim))
 	if !wanted && p&forCheckpoint != 0 && older(t.checkpoints.Load()) {
 		t.dump.batch.Extra(r).Checkpoint = flow.CheckpointOpen
 		wanted = true
@@ -249,15 +362,8 @@ func (t *table) ended(r *flow.Record) {
 
 // unfinished reports whether open records that were requested are not all made.
 func (t *table) unfinished() bool {
-	return t.requested.Load() || (t.want|t.under())&forOpen != 0
-}
-
-// under returns what the dump under way is for.
-func (t *table) under() purpose {
-	if t.dump == nil {
-		return 0
-	}
-	return t.dump.purpose
+	planned := slices.ContainsFunc(t.jobs, func(j job) bool { return j.purpose&forOpen != 0 })
+	return t.requested.Load() || t.want&forOpen != 0 || planned || t.dump != nil && t.dump.purpose&forOpen != 0
 }
 
 // finish closes the dump under way.

@@ -15,11 +15,11 @@ type witnesses struct {
 }
 
 // open opens the sockets. On error, close gives back those that are open.
-func (w *witnesses) open(in interest) (err error) {
-	if w.frozen, err = newWitness(in, true); err != nil {
+func (w *witnesses) open(in interest, others bool) (err error) {
+	if w.frozen, err = newWitness(in, true, others); err != nil {
 		return err
 	}
-	if w.loss, err = newWitness(in, false); err != nil {
+	if w.loss, err = newWitness(in, false, others); err != nil {
 		return err
 	}
 	w.barrier, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_USERSOCK)
@@ -70,8 +70,8 @@ func (w *witnesses) difference() (n uint32, exact bool) {
 type witness struct{ socket }
 
 // newWitness returns a witness of the events that the filter for in lets through. If reliable, the kernel holds back
-// each end that it witnesses.
-func newWitness(in interest, reliable bool) (w *witness, err error) {
+// each end that it witnesses. If others, it witnesses those of other namespaces too.
+func newWitness(in interest, reliable, others bool) (w *witness, err error) {
 	w = new(witness)
 	if w.fd, err = newSocket(); err != nil {
 		return nil, err
@@ -93,6 +93,11 @@ func newWitness(in interest, reliable bool) (w *witness, err error) {
 	}
 	if err = w.setReliable(reliable); err != nil {
 		return w, err
+	}
+	if others {
+		if err = w.hearOthers(); err != nil {
+			return w, err
+		}
 	}
 	return w, w.fill()
 }

@@ -1,0 +1,103 @@
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrForeign says that what has a namespace's name is none.
+var ErrForeign = errors.New("is no network namespace")
+
+// Open returns a descriptor of the namespace that is mounted at path. It may wait as long as what is there does.
+func Open(path string) (fd int, err error) {
+	if fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err != nil {
+		return -1, fmt.Errorf("open %s: %w", path, err)
+	}
+	if kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
+		_ = unix.Close(fd)
+		return -1, fmt.Errorf("%s %w", path, ErrForeign)
+	}
+	return fd, nil
+}
+
+// Enter runs f in the namespace fd, which takes CAP_SYS_ADMIN. f must be quick, and start no goroutine that is to run there:
+// what it opens stays of that namespace.
+func Enter(fd int, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // until the thread is back; one that cannot come back ends with the goroutine
+		own, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("open the own network namespace: %w", err)
+			return
+		}
+		defer unix.Close(own)
+		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("enter the namespace: %w", err)
+			return
+		}
+		err = f()
+		if unix.Setns(own, unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// inside is what is open in a namespace.
+type inside struct {
+	conn    int // a netlink socket for ctnetlink, which answers for the namespace
+	count   *os.File
+	sysctls [len(Sysctls)]*os.File // nil where there is none
+}
+
+// Sysctls are those of Space.Sysctl.
+var Sysctls = [...]string{"nf_conntrack_events", "nf_conntrack_acct", "nf_conntrack_timestamp"}
+
+const sysctlDir = "/proc/sys/net/netfilter/"
+
+// enter opens it.
+func enter(fd int) (in *inside, err error) {
+	in = &inside{conn: -1}
+	err = Enter(fd, func() (err error) {
+		if in.conn, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER); err != nil {
+			return fmt.Errorf("open a netlink socket: %w", err)
+		}
+		// These files stay those of the namespace in which they were opened, and do not hold it.
+		if in.count, err = os.Open(sysctlDir + "nf_conntrack_count"); err != nil {
+			return err
+		}
+		for i, name := range Sysctls {
+			if in.sysctls[i], err = os.Open(sysctlDir + name); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		in.close()
+		return nil, err
+	}
+	return in, nil
+}
+
+func (in *inside) close() {
+	if in == nil {
+		return
+	}
+	if in.conn >= 0 {
+		_ = unix.Close(in.conn)
+	}
+	for _, f := range append(in.sysctls[:], in.count) {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
