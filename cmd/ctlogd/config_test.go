@@ -104,7 +104,7 @@ func TestGoodConfigs(t *testing.T) {
 			c.Log = ownlog.Config{Level: "debug", Format: "json"}
 			c.Input.Conntrack = ctnetlink.Config{
 				Events: []string{"new", "destroy"}, Expectations: true, Delivery: "best_effort", ReceiveBuffer: 8 << 20,
-				Labels: true, HelperEntries: new(1000), InitialDump: new(false),
+				Labels: true, Namespaces: []string{"blue", "red"}, HelperEntries: new(1000), InitialDump: new(false),
 				Interim: 30 * time.Minute, OpenAtShutdown: "always", TableGuard: new(75),
 			}
 			c.Outputs.JSONL = []JSONLConfig{file("-", nil), file("/var/log/ctlogd/nat.jsonl", func(o *JSONLConfig) {

@@ -30,6 +30,12 @@ func Enter(fd int, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // until the thread is back; one that cannot come back ends with the goroutine
+		if unix.Gettid() == unix.Getpid() {
+			// /proc/self shows the first thread's namespace, to all of the process. So it stays where it is, and another one goes.
+			defer runtime.UnlockOSThread()
+			done <- Enter(fd, f)
+			return
+		}
 		own, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			runtime.UnlockOSThread()

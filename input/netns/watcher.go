@@ -123,7 +123,7 @@ func Watch(opts Options) (_ *Watcher, err error) {
 	if w.mounts, err = openMounts(); err != nil {
 		return nil, err
 	}
-	if w.ownFD, err = unix.Open("/proc/self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+	if w.ownFD, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		return nil, fmt.Errorf("open the own network namespace: %w", err)
 	}
 	var st unix.Stat_t

@@ -1,0 +1,352 @@
+//go:build integration
+
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The tests' own goroutine keeps the first thread, whose namespace /proc/self shows.
+func init() { runtime.LockOSThread() }
+
+// TestMain runs the tests where nobody else has names for namespaces: in a mount and a network namespace of their own.
+func TestMain(m *testing.M) {
+	const inside = "CTLOGD_NETNS_INSIDE"
+	if os.Geteuid() != 0 || os.Getenv(inside) != "" {
+		if os.Getenv(inside) != "" {
+			for _, err := range []error{os.MkdirAll(dirs[0], 0o755), unix.Mount("none", dirs[0], "tmpfs", 0, "")} {
+				if err != nil {
+					fmt.Fprintln(os.Stderr, err)
+					os.Exit(1)
+				}
+			}
+		}
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command("unshare", append([]string{"--mount", "--net", "--propagation", "private", os.Args[0]}, os.Args[1:]...)...)
+	cmd.Env = append(os.Environ(), inside+"=1")
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	err := cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit):
+		os.Exit(exit.ExitCode())
+	case err != nil:
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func need(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: network namespaces")
+	}
+}
+
+// add makes a namespace with a name.
+func add(t *testing.T, name string) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the thread is in another namespace
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			err = mountOn(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), name)
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { remove(name) })
+}
+
+func mountOn(what, name string) error {
+	path := filepath.Join(dirs[0], name)
+	if err := os.WriteFile(path, nil, 0); err != nil {
+		return err
+	}
+	return unix.Mount(what, path, "none", unix.MS_BIND, "")
+}
+
+func remove(name string) {
+	path := filepath.Join(dirs[0], name)
+	_ = unix.Unmount(path, unix.MNT_DETACH)
+	_ = os.Remove(path)
+}
+
+// watch watches, and looks at each View as a reader of events does.
+func watch(t *testing.T, wanted func(string) bool) (w *Watcher, gone func() []int32) {
+	t.Helper()
+	var mu sync.Mutex
+	var ids []int32
+	w, err := Watch(Options{Wanted: wanted, Gone: func(id int32) {
+		mu.Lock()
+		defer mu.Unlock()
+		ids = append(ids, id)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.Close)
+	return w, func() []int32 {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(ids)
+	}
+}
+
+func all(string) bool { return true }
+
+// eventually waits until ok, looking at the newest View each time.
+func eventually(t *testing.T, w *Watcher, what string, ok func(v *View) bool) *View {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(2 * time.Millisecond) {
+		v := w.View()
+		w.Seen(v)
+		if ok(v) {
+			return v
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("waited a minute in vain until %s; known are %v", what, v.Spaces)
+		}
+	}
+}
+
+func named(v *View, name string) *Space {
+	i := slices.IndexFunc(v.Spaces, func(s *Space) bool {
+		_, leaves := s.Leaving()
+		return s.Name == name && !leaves
+	})
+	if i < 0 {
+		return nil
+	}
+	return v.Spaces[i]
+}
+
+// TestComeAndGo: a namespace has an id soon after it has a name, what was opened in it is of it, and it is there until it
+// is released, whoever else has forgotten it.
+func TestComeAndGo(t *testing.T) {
+	need(t)
+	add(t, "before")
+	w, gone := watch(t, all)
+	eventually(t, w, "the first namespace is known", func(v *View) bool { return named(v, "before") != nil })
+	add(t, "blue")
+	v := eventually(t, w, "blue is known", func(v *View) bool { return named(v, "blue") != nil })
+	blue := named(v, "blue")
+	if !blue.Entered() || blue.Conn() < 0 || v.Find(blue.ID) != blue || blue.Netns.Info().Name != "blue" {
+		t.Fatalf("%+v", blue)
+	}
+	if n, err := blue.Entries(); n != 0 || err != nil {
+		t.Errorf("%d entries, error %v", n, err)
+	}
+	if got := blue.ReadSysctl(0); got == "" {
+		t.Error("its sysctls cannot be read")
+	}
+	eventually(t, w, "it has its id", func(*View) bool {
+		id, err := idOf(t, "blue")
+		return err == nil && id == blue.ID
+	})
+
+	remove("blue")
+	eventually(t, w, "it is leaving", func(v *View) bool {
+		_, leaves := blue.Leaving()
+		return leaves && v.Find(blue.ID) == blue
+	})
+	if !inUse(t, blue.ID) {
+		t.Fatal("the namespace is gone, and nobody has released it")
+	}
+	blue.Release()
+	eventually(t, w, "nobody knows it", func(v *View) bool { return v.Find(blue.ID) == nil })
+	eventually(t, w, "it is gone", func(*View) bool { return !inUse(t, blue.ID) })
+	if ids := gone(); len(ids) > 0 && ids[0] != blue.ID {
+		t.Errorf("gone are %v", ids)
+	}
+
+	// The name comes back for another namespace, whose id is another one, as the first one may still be in somebody's logs.
+	add(t, "blue")
+	v = eventually(t, w, "blue is known again", func(v *View) bool { return named(v, "blue") != nil })
+	if again := named(v, "blue"); again.ID == blue.ID {
+		t.Errorf("two namespaces, one after the other, have the id %d", blue.ID)
+	}
+}
+
+func idOf(t *testing.T, name string) (int32, error) {
+	t.Helper()
+	i, err := openIDs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer i.close()
+	fd, err := Open(filepath.Join(dirs[0], name))
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	return i.of(fd)
+}
+
+func inUse(t *testing.T, id int32) (found bool) {
+	t.Helper()
+	i, err := openIDs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer i.close()
+	if err := i.all(func(used int32) { found = found || used == id }); err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// TestIDsOfOthers: an id that somebody else has given stays, one of a namespace without a name is known, and ctlogd's own
+// namespace is none of the others even if it has a name and an id.
+func TestIDsOfOthers(t *testing.T) {
+	need(t)
+	add(t, "red")
+	ids, err := openIDs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ids.close()
+	give := func(path string, id int32) {
+		t.Helper()
+		fd, err := Open(path)
+		if err == nil {
+			err = ids.give(fd, id)
+			_ = unix.Close(fd)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	give(filepath.Join(dirs[0], "red"), 4711)
+	if err := mountOn("/proc/self/ns/net", "self"); err != nil {
+		t.Fatal(err)
+	}
+	defer remove("self")
+	w, gone := watch(t, all)
+	v := eventually(t, w, "red is known", func(v *View) bool { return named(v, "red") != nil })
+	if s := named(v, "red"); s.ID != 4711 {
+		t.Errorf("red has the id %d", s.ID)
+	}
+	if s := named(v, "self"); s != nil {
+		t.Errorf("ctlogd's own namespace is another one: %+v", s)
+	}
+	give("/proc/self/ns/net", 4712)
+	eventually(t, w, "the own id is known", func(v *View) bool { return v.Own == 4712 && len(v.Unnamed) == 0 })
+
+	// Of one that nobody has a name for, the id alone is known.
+	hidden := make(chan string)
+	end := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			t.Error(err)
+		}
+		hidden <- fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid())
+		<-end
+	}()
+	give(<-hidden, 4713)
+	eventually(t, w, "the id is known", func(v *View) bool { return slices.Equal(v.Unnamed, []int32{4713}) })
+	close(end)
+	eventually(t, w, "it is gone", func(v *View) bool { return len(v.Unnamed) == 0 && slices.Contains(gone(), 4713) })
+
+	// Only what is asked for is known.
+	w.Want(func(name string) bool { return name == "green" })
+	eventually(t, w, "red is not known", func(v *View) bool { return len(v.Spaces) == 0 && slices.Equal(v.Unnamed, []int32{4711}) })
+	add(t, "green")
+	eventually(t, w, "green is known", func(v *View) bool { return named(v, "green") != nil })
+}
+
+// TestForeignFiles: what has a name below /run/netns and is no namespace is not touched, as it may hang.
+func TestForeignFiles(t *testing.T) {
+	need(t)
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := mountOn(fifo, "hangs"); err != nil {
+		t.Fatal(err)
+	}
+	defer remove("hangs")
+	if err := os.WriteFile(filepath.Join(dirs[0], "file"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	defer remove("file")
+	if err := mountOn("/proc/self/ns/mnt", "mnt"); err == nil {
+		defer remove("mnt")
+	}
+	w, _ := watch(t, all)
+	add(t, "blue")
+	v := eventually(t, w, "blue is known", func(v *View) bool { return named(v, "blue") != nil })
+	if len(v.Spaces) != 1 {
+		t.Errorf("known are %v", v.Spaces)
+	}
+}
+
+// TestManyNamespaces: many come at once and go at once, and leave no descriptor behind.
+func TestManyNamespaces(t *testing.T) {
+	need(t)
+	n := 200
+	if os.Getenv("CTLOGD_LONG") != "" {
+		n = 1000
+	}
+	files := func() int {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	before := files()
+	w, _ := watch(t, all)
+	for i := range n {
+		add(t, fmt.Sprintf("many%d", i))
+	}
+	v := eventually(t, w, "all are known", func(v *View) bool { return len(v.Spaces) == n })
+	ids := map[int32]bool{}
+	for _, s := range v.Spaces {
+		ids[s.ID] = true
+		if !strings.HasPrefix(s.Netns.Info().Name, "many") || v.Find(s.ID) != s {
+			t.Fatalf("%v", s)
+		}
+	}
+	if len(ids) != n {
+		t.Fatalf("%d namespaces have %d ids", n, len(ids))
+	}
+	for i := range n {
+		remove(fmt.Sprintf("many%d", i))
+	}
+	released := map[*Space]bool{}
+	eventually(t, w, "none is known", func(v *View) bool {
+		for _, s := range v.Spaces {
+			if _, leaves := s.Leaving(); leaves && !released[s] {
+				released[s] = true
+				s.Release()
+			}
+		}
+		return len(v.Spaces) == 0
+	})
+	w.Close()
+	eventuallyFiles := time.Now().Add(time.Minute)
+	for files() > before {
+		if time.Now().After(eventuallyFiles) {
+			t.Fatalf("%d files are open, %d were before", files(), before)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
