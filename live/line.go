@@ -164,6 +164,9 @@ func (p *Printer) Line(r *flow.Record) string {
 			helper = strings.TrimPrefix(helper+", data of "+end(x.Master.SrcAddr(), x.Master.SrcPort, x.Master.Proto.HasPorts()), ", ")
 		}
 	}
+	if r.Netns != 0 { // last, as helpers are rare
+		helper = strings.TrimPrefix(helper+", in "+printable.Word(r.Netns.Info().Name), ", ")
+	}
 	return p.row(protoColors[r.Orig.Proto], &[11]string{when, shortEvents[int(r.Event)%len(shortEvents)], r.Orig.Proto.String(),
 		src, "->", dst, seenAs, sentTo, bytes, why, helper})
 }
@@ -189,6 +192,9 @@ func (p *Printer) gap(when string, r *flow.Record) string {
 	text := when + " gap: " + lost + " are missing in the log, " + g.Cause.String()
 	if g.Output != "" {
 		text += " of " + printable.Word(g.Output)
+	}
+	if r.Netns != 0 {
+		text += " in network namespace " + printable.Word(r.Netns.Info().Name)
 	}
 	return p.paint(red, text)
 }

@@ -86,6 +86,9 @@ func (v *View) facts() [][2]string {
 	if s := v.Subscribers; s != nil {
 		facts = append(facts, [2]string{"names", subscribers(s)})
 	}
+	if v.Namespaces != nil {
+		facts = append(facts, [2]string{"netns", v.namespaces()})
+	}
 	return facts
 }
 
@@ -96,6 +99,25 @@ func subscribers(s *monitor.Subscribers) string {
 		text += fmt.Sprintf("; %s: %s leases, %s old", printable.Word(o.Name), group(uint64(o.Leases)), age(o.Age))
 		if o.Error != "" {
 			text += ", " + printable.Text(o.Error)
+		}
+	}
+	return text
+}
+
+// namespaces says which other network namespaces there are.
+func (v *View) namespaces() string {
+	n := v.Namespaces
+	if !n.Heard {
+		return "others are not heard: ctlogd lacks CAP_NET_BROADCAST"
+	}
+	text := fmt.Sprintf("%s with a name, %s without", group(uint64(len(n.Named))), group(uint64(n.Unnamed)))
+	if closed := n.Closed(); closed > 0 {
+		text += fmt.Sprintf("; %s cannot be entered", group(uint64(closed)))
+	}
+	if most := n.Fullest(); most != nil {
+		text += fmt.Sprintf("; the fullest table is that of %s, %s entries", printable.Text(most.Name), group(uint64(most.Entries)))
+		if v.Kernel.Limit > 0 {
+			text += ", " + percent(fill(float64(most.Entries), float64(v.Kernel.Limit)))
 		}
 	}
 	return text

@@ -71,6 +71,17 @@ func (s *Snapshot) Judge() {
 	} else if k.Limit > 0 && float64(k.Entries) > tableFull*float64(k.Limit) {
 		say(StateDegraded, "kernel: table %.0f %% full, %d of %d", 100*float64(k.Entries)/float64(k.Limit), k.Entries, k.Limit)
 	}
+	if n := s.Namespaces; n != nil {
+		if !n.Heard {
+			say(StateDegraded, "network namespaces: events of others are not heard, as CAP_NET_BROADCAST is missing")
+		} else if closed := n.Closed(); closed > 0 {
+			say(StateDegraded, "network namespaces: %d cannot be entered, so their tables are neither read nor guarded", closed)
+		}
+		if most := n.Fullest(); most != nil && s.Kernel.Limit > 0 && float64(most.Entries) > tableFull*float64(s.Kernel.Limit) {
+			say(StateDegraded, "network namespace %s: table %.0f %% full, %d of %d", most.Name,
+				100*float64(most.Entries)/float64(s.Kernel.Limit), most.Entries, s.Kernel.Limit)
+		}
+	}
 	if m := s.Mark; m.Failing {
 		say(StateDegraded, "state directory of no use for %s: %s", s.Time.Sub(m.Since).Round(time.Second), m.Error)
 	}

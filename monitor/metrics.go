@@ -1,6 +1,8 @@
 package monitor
 
 import (
+	"cmp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -57,6 +59,7 @@ const (
 	labelLacks  = "lacks"
 	labelCPU    = "cpu"
 	labelSource = "source"
+	labelNetns  = "netns"
 )
 
 // The reader and what it remembers.
@@ -197,6 +200,52 @@ var (
 	}
 )
 
+// The other network namespaces, if their events are asked for.
+var (
+	netnsNamed    = gauge("ctlogd_netns_named", "Other network namespaces that have a name and are listened to.")
+	netnsUnnamed  = gauge("ctlogd_netns_unnamed", "Other network namespaces that have an id and no name.")
+	netnsClosed   = gauge("ctlogd_netns_closed", "Those of ctlogd_netns_named that could not be entered: their tables are neither read nor guarded.")
+	netnsHeard    = gauge("ctlogd_netns_heard", "1 if events of other network namespaces come; 0: ctlogd lacks the rights.")
+	netnsUnlisted = counter("ctlogd_netns_unlisted_events_total", "Conntrack messages of namespaces that nobody asked for, thrown away.")
+	netnsEvents   = counter("ctlogd_netns_events_total", "Conntrack messages read of a namespace with a name.", labelNetns)
+	netnsEntries  = gauge("ctlogd_netns_conntrack_entries", "Entries of the namespace's connection tracking table; each may have as many as ctlogd_conntrack_entries_limit.", labelNetns)
+	netnsSysctl   = gauge("ctlogd_netns_conntrack_sysctl", "As ctlogd_conntrack_sysctl, of a namespace with a name.", labelNetns, labelSysctl)
+)
+
+// maxNetns is how many namespaces have metrics of their own: of more, those that have the fullest tables.
+const maxNetns = 100
+
+func (e exposition) namespaces(n *Namespaces) {
+	if n == nil {
+		return
+	}
+	e.put(netnsHeard, truth(n.Heard))
+	e.put(netnsNamed, float64(len(n.Named)))
+	e.put(netnsUnnamed, float64(n.Unnamed))
+	e.put(netnsClosed, float64(n.Closed()))
+	e.put(netnsUnlisted, float64(n.Unlisted))
+	own := slices.Clone(n.Named)
+	slices.SortStableFunc(own, func(a, b Namespace) int { return cmp.Compare(b.Entries, a.Entries) })
+	seen := map[string]bool{} // one that is leaving may have a successor
+	for i := range own {
+		one := &own[i]
+		name := strings.ToValidUTF8(one.Name, "\uFFFD")
+		if seen[name] || one.Leaving {
+			continue
+		}
+		if seen[name] = true; len(seen) > maxNetns {
+			break
+		}
+		e.put(netnsEvents, float64(one.Events), name)
+		if one.Entries >= 0 {
+			e.put(netnsEntries, float64(one.Entries), name)
+		}
+		for sysctl, v := range one.Sysctls {
+			e.put(netnsSysctl, float64(v), name, sysctl)
+		}
+	}
+}
+
 // NewRegistry returns a registry of all metrics: ours, made of the snapshot that source takes at each scrape, and those
 // of the Go runtime and of the process.
 func NewRegistry(source func() Snapshot) *prometheus.Registry {
@@ -263,6 +312,7 @@ func (source collector) Collect(ch chan<- prometheus.Metric) {
 		e.output(s.Time, &s.Outputs[i])
 	}
 	e.kernel(&s.Kernel)
+	e.namespaces(s.Namespaces)
 }
 
 // exposition writes metrics.

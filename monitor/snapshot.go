@@ -39,8 +39,10 @@ type Snapshot struct {
 	Gaps     []Gap    `json:"gaps"`      // those that concern every output, by cause; the others are the outputs'
 	Outputs  []Output `json:"outputs"`
 	Kernel   Kernel   `json:"kernel"`
-	Reloads  Reloads  `json:"reloads"`
-	Mark     Mark     `json:"mark"`
+
+	Namespaces *Namespaces `json:"namespaces,omitempty"` // nil: events of other network namespaces are not asked for
+	Reloads    Reloads     `json:"reloads"`
+	Mark       Mark        `json:"mark"`
 
 	LogDropped uint64 `json:"log_lines_dropped"` // lines of the daemon's own log that nobody took
 }
@@ -69,6 +71,44 @@ type Reader struct {
 	Dumped uint64    `json:"dumped"`       // flows read from the table
 	Open   uint64    `json:"open"`         // open records made
 	ReadTo time.Time `json:"read_to"`      // all flows that ended before are handed over
+}
+
+// Namespaces are the other network namespaces.
+type Namespaces struct {
+	Heard    bool        `json:"heard"`    // false: ctlogd lacks the rights
+	Named    []Namespace `json:"named"`    // those that have a name and are asked for, by name
+	Unnamed  int         `json:"unnamed"`  // those without a name that the kernel may report of
+	Unlisted uint64      `json:"unlisted"` // messages of namespaces that nobody asked for
+}
+
+// Namespace is one of them.
+type Namespace struct {
+	Name    string         `json:"name"`
+	ID      int32          `json:"nsid"`
+	Leaving bool           `json:"leaving"` // its name is gone; what it has left is being read
+	Events  uint64         `json:"events"`  // messages read
+	Entries int64          `json:"entries"` // of its table; -1: the namespace could not be entered
+	Sysctls map[string]int `json:"sysctls"` // as Reader.Sysctls
+}
+
+// Fullest returns the one with the most entries, nil if none can be looked at.
+func (n *Namespaces) Fullest() (most *Namespace) {
+	for i := range n.Named {
+		if one := &n.Named[i]; one.Entries >= 0 && (most == nil || one.Entries > most.Entries) {
+			most = one
+		}
+	}
+	return most
+}
+
+// Closed returns how many could not be entered.
+func (n *Namespaces) Closed() (closed int) {
+	for i := range n.Named {
+		if n.Named[i].Entries < 0 {
+			closed++
+		}
+	}
+	return closed
 }
 
 // Helpers is the memory of flows with a helper, a master or labels.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/input/ctnetlink"
+	"github.com/ctlogd/ctlogd/input/netns"
 	"github.com/ctlogd/ctlogd/live"
 	"github.com/ctlogd/ctlogd/output/format"
 	"github.com/ctlogd/ctlogd/pipeline/filter"
@@ -26,6 +27,7 @@ import (
 
 type listOptions struct {
 	expect, json bool
+	netns        []string
 	color        string
 	countBy      string
 	most         int
@@ -68,6 +70,7 @@ With --count-by, it shows how many flows have each value, the most frequent one 
 		},
 	}
 	cmd.Flags().BoolVar(&o.expect, "expect", false, "show the expectations of helpers instead of flows")
+	cmd.Flags().StringSliceVar(&o.netns, "netns", nil, "show the tables of these network namespaces, by `NAME`; all shows every one's, that of ctlogd list as well")
 	cmd.Flags().StringVar(&o.countBy, "count-by", "", "count flows by this `VALUE`")
 	cmd.Flags().IntVarP(&o.most, "lines", "n", 0, "show so many flows or values at most; 0 shows all")
 	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON lines, see docs/json.md")
@@ -86,11 +89,7 @@ func runList(ctx context.Context, accept filter.Func, o listOptions, stdout io.W
 	if err != nil {
 		return err
 	}
-	from := ctnetlink.ReadTable
-	if o.expect {
-		from = ctnetlink.ReadExpectations
-	}
-	err = from(ctx, func(r *flow.Record) {
+	err = o.read(ctx, func(r *flow.Record) {
 		if done() || accept != nil && !accept(r) {
 			return
 		}
@@ -113,6 +112,42 @@ func runList(ctx context.Context, accept filter.Func, o listOptions, stdout io.W
 		err = errors.New("the kernel shows the table to those with CAP_NET_ADMIN alone; run as root, or with sudo")
 	}
 	return errors.Join(err, failed)
+}
+
+// read reads what is asked for.
+func (o *listOptions) read(ctx context.Context, visit func(*flow.Record)) error {
+	own := len(o.netns) == 0
+	names := o.netns
+	if slices.Contains(names, ctnetlink.AllNamespaces) {
+		var err error
+		if names, err = netns.Names(); err != nil {
+			return err
+		}
+		own = true
+	}
+	if own {
+		from := ctnetlink.ReadTable
+		if o.expect {
+			from = ctnetlink.ReadExpectations
+		}
+		if err := from(ctx, visit); err != nil {
+			return err
+		}
+	}
+	var errs []error
+	for _, name := range names { // one that cannot be read keeps none of the others back
+		if ctx.Err() != nil {
+			break
+		}
+		conn, n, err := netns.Connect(name)
+		if err == nil {
+			err = ctnetlink.ReadTableIn(ctx, conn, n, o.expect, visit)
+		}
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // shower returns what shows a record, and what is to be shown when all have been.
@@ -203,6 +238,9 @@ func expectation(r *flow.Record) string {
 			line += ", " + name
 		}
 	}
+	if r.Netns != 0 {
+		line += ", in " + printable.Word(r.Netns.Info().Name)
+	}
 	if r.Has&flow.HasZone != 0 && r.Zone != 0 {
 		line += fmt.Sprintf(", zone %d", r.Zone)
 	}
@@ -273,6 +311,12 @@ var countable = map[string]func(dst []byte, r *flow.Record) []byte{
 			return dst
 		}
 		return append(dst, r.Extra.Helper.String()...)
+	},
+	"netns": func(dst []byte, r *flow.Record) []byte {
+		if r.Netns == 0 {
+			return append(dst, "own"...)
+		}
+		return append(dst, r.Netns.Info().Name...)
 	},
 	"zone": func(dst []byte, r *flow.Record) []byte {
 		if r.Has&flow.HasZone == 0 {

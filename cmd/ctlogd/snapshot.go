@@ -9,6 +9,7 @@ import (
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/input/ctnetlink"
+	"github.com/ctlogd/ctlogd/input/netns"
 	"github.com/ctlogd/ctlogd/monitor"
 	"github.com/ctlogd/ctlogd/pipeline/deliver"
 	"github.com/ctlogd/ctlogd/preflight"
@@ -67,6 +68,7 @@ func (a *app) snapshot() monitor.Snapshot {
 	s.Gaps = monitor.GapsOf(&rd.Gaps, readerCauses...)
 	s.Helpers = monitor.Helpers{Size: a.helpers.Size.Load(), Evictions: a.helpers.Evictions.Load(), Unknown: a.helpers.Unknown.Load()}
 	s.Subscribers = a.subscribers(now)
+	s.Namespaces = a.namespaces()
 	s.Outputs = []monitor.Output{}
 	for _, q := range a.pipeline.Queues() {
 		s.Outputs = append(s.Outputs, a.outputSnapshot(q, now))
@@ -97,6 +99,33 @@ func (a *app) subscribers(now time.Time) *monitor.Subscribers {
 		s.Sources = append(s.Sources, o)
 	}
 	return s
+}
+
+// namespaces returns the other network namespaces, nil if nobody asks for them.
+func (a *app) namespaces() *monitor.Namespaces {
+	view, asked := a.source.Namespaces()
+	if !asked {
+		return nil
+	}
+	n := &monitor.Namespaces{Named: []monitor.Namespace{}, Unlisted: a.source.Stats.Unlisted.Load()}
+	if view == nil {
+		return n
+	}
+	n.Heard, n.Unnamed = true, len(view.Unnamed)
+	for _, s := range view.Spaces {
+		one := monitor.Namespace{Name: s.Name, ID: s.ID, Events: s.Events.Load(), Entries: -1, Sysctls: map[string]int{}}
+		_, one.Leaving = s.Leaving()
+		if entries, err := s.Entries(); err == nil {
+			one.Entries = entries
+		}
+		for i, name := range netns.Sysctls {
+			if v, err := strconv.Atoi(s.ReadSysctl(i)); err == nil {
+				one.Sysctls[name] = v
+			}
+		}
+		n.Named = append(n.Named, one)
+	}
+	return n
 }
 
 func (a *app) outputSnapshot(q *deliver.Queue, now time.Time) monitor.Output {

@@ -16,6 +16,7 @@ const msgGet = 1 // IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET
 // the table. A dump is no snapshot; a flow that moves while the kernel walks its hash table may be missed.
 type dump struct {
 	job
+	netns   flow.Netns // of the records
 	fd      int
 	asked   chan error // gets what became of the request, once; then it is nil
 	buf     []byte
@@ -53,21 +54,19 @@ func (d *dump) crowded() bool { return len(d.ended) >= maxEnded }
 // (nfnl_lock in net/netfilter/nfnetlink.c), and to flush a million takes seconds, in which the reader has their ends to read.
 func newDump(j job, now time.Time) (*dump, error) {
 	if j.space != nil {
-		return newDumpOn(j.space.Conn(), subsysCT, j, now), nil
+		d := newDumpOn(j.space.Conn(), subsysCT, j, now)
+		d.netns = j.space.Netns
+		return d, nil
 	}
-	return newDumpOf(subsysCT, j, now)
-}
-
-// newDumpOf does so for flows (subsysCT) or expectations (subsysExp) of ctlogd's own namespace.
-func newDumpOf(subsystem uint16, j job, now time.Time) (*dump, error) {
 	fd, err := newSocket()
 	if err != nil {
 		return nil, err
 	}
-	return newDumpOn(fd, subsystem, j, now), nil
+	return newDumpOn(fd, subsysCT, j, now), nil
 }
 
-// newDumpOn does so for the namespace in which the socket was made. To get flows or expectations is the same message.
+// newDumpOn does so for the flows (subsysCT) or the expectations (subsysExp) of the namespace in which the socket was made. To
+// get either is the same message.
 func newDumpOn(fd int, subsystem uint16, j job, now time.Time) *dump {
 	req := make([]byte, msgHeader)
 	binary.NativeEndian.PutUint32(req, msgHeader)
@@ -160,9 +159,7 @@ func (d *dump) step(stats *Stats, now time.Time, visit func(*flow.Record)) (more
 			r.Event = flow.EventOpen
 		}
 		r.Has &^= flow.ByRequest // the request was the dump
-		if d.space != nil {
-			d.batch.SetNetns(r, d.space.Netns)
-		}
+		d.batch.SetNetns(r, d.netns)
 		visit(r)
 	}
 	clear(d.ended)

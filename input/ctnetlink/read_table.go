@@ -14,20 +14,34 @@ import (
 // on the caller's goroutine; the record is visit's until it returns. A dump is no snapshot: flows that come and go
 // meanwhile may be in it or not.
 func ReadTable(ctx context.Context, visit func(*flow.Record)) error {
-	return read(ctx, subsysCT, visit)
+	return read(ctx, -1, 0, subsysCT, visit)
 }
 
 // ReadExpectations does the same for each expectation, as a record of one that is new: Timeout is what is left of it, and
 // Reply the mask of its tuple.
 func ReadExpectations(ctx context.Context, visit func(*flow.Record)) error {
-	return read(ctx, subsysExp, visit)
+	return read(ctx, -1, 0, subsysExp, visit)
 }
 
-func read(ctx context.Context, subsystem uint16, visit func(*flow.Record)) error {
-	d, err := newDumpOf(subsystem, job{}, time.Now())
-	if err != nil {
-		return err
+// ReadTableIn is ReadTable, or if expectations ReadExpectations, for the network namespace n in which the netlink socket conn
+// was made. It closes conn.
+func ReadTableIn(ctx context.Context, conn int, n flow.Netns, expectations bool, visit func(*flow.Record)) error {
+	subsystem := uint16(subsysCT)
+	if expectations {
+		subsystem = subsysExp
 	}
+	return read(ctx, conn, n, subsystem, visit)
+}
+
+// read reads from conn, or from a socket of its own if that is -1.
+func read(ctx context.Context, conn int, n flow.Netns, subsystem uint16, visit func(*flow.Record)) (err error) {
+	if conn < 0 {
+		if conn, err = newSocket(); err != nil {
+			return err
+		}
+	}
+	d := newDumpOn(conn, subsystem, job{}, time.Now())
+	d.netns = n
 	defer d.close()
 	for begun := false; !begun; time.Sleep(askedWait) {
 		if begun, err = d.begun(); err != nil {

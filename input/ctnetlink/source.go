@@ -11,6 +11,7 @@ import (
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/input"
+	"github.com/ctlogd/ctlogd/input/netns"
 )
 
 const (
@@ -60,6 +61,7 @@ type Source struct {
 	switches switches
 	table    *table
 	others   *others // nil: of no other namespace
+	asked    bool    // they were asked for
 	lookedAt time.Time
 }
 
@@ -94,6 +96,7 @@ func Open(cfg Config, opts Options) (_ *Source, err error) {
 		s.opts.Kept = nil
 	}
 	s.table = newTable(&s.cfg, &s.opts, &s.Stats, joined)
+	s.asked = cfg.Others()
 	if sock.others {
 		s.messages.block.askNamespaces()
 		if s.others, err = watchOthers(&s.cfg, &s.Stats, s.table, opts.Log.Named("netns"), s.Wake); err != nil {
@@ -126,6 +129,15 @@ func (s *Source) Dropped() (cookie uint64, drops uint32, err error) {
 
 // Adopted reports whether the socket is Options.Kept.
 func (s *Source) Adopted() bool { return s.sock.adopted }
+
+// Namespaces returns the other network namespaces, nil if the process lacks the rights to hear of them, and whether they were
+// asked for at the start. Any goroutine may call it.
+func (s *Source) Namespaces() (view *netns.View, asked bool) {
+	if s.others == nil {
+		return nil, s.asked
+	}
+	return s.others.watcher.View(), true
+}
 
 // FD returns the socket, for somebody to keep for a successor. It is valid until Close.
 func (s *Source) FD() int { return s.sock.fd }

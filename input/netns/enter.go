@@ -3,10 +3,15 @@ package netns
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/flow"
 )
 
 // ErrForeign says that what has a namespace's name is none.
@@ -106,4 +111,74 @@ func (in *inside) close() {
 			_ = f.Close()
 		}
 	}
+}
+
+// Names returns the names of all namespaces but the caller's own.
+func Names() ([]string, error) {
+	current, own, err := list()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(current)) {
+		if current[name].inode != own {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+// list returns the namespaces by their names, and the caller's own.
+func list() (current map[string]mount, own uint64, err error) {
+	m, err := openMounts()
+	if err != nil {
+		return nil, 0, err
+	}
+	defer m.close()
+	if current, err = m.read(); err != nil {
+		return nil, 0, err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {
+		return nil, 0, fmt.Errorf("look at the own network namespace: %w", err)
+	}
+	return current, st.Ino, nil
+}
+
+// Connect returns a netlink socket for ctnetlink in the namespace called name, which is the caller's to close, and which
+// namespace it is, for records. That is held for good.
+func Connect(name string) (conn int, n flow.Netns, err error) {
+	current, own, err := list()
+	if err != nil {
+		return -1, 0, err
+	}
+	m, ok := current[name]
+	if !ok {
+		return -1, 0, fmt.Errorf("there is no network namespace %q below %s", name, strings.Join(dirs, " or "))
+	}
+	fd, err := Open(m.path)
+	if err != nil {
+		return -1, 0, err
+	}
+	defer unix.Close(fd)
+	if m.inode != own {
+		ids, err := openIDs()
+		if err != nil {
+			return -1, 0, err
+		}
+		defer ids.close()
+		id, err := ids.of(fd)
+		if err != nil {
+			return -1, 0, err
+		}
+		n = flow.HoldNetns(id, name)
+	}
+	err = Enter(fd, func() (err error) {
+		conn, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+		return err
+	})
+	if err != nil {
+		return -1, 0, fmt.Errorf("network namespace %s: %w", name, err)
+	}
+	return conn, n, nil
 }

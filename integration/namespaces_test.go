@@ -1,0 +1,320 @@
+//go:build integration
+
+package integration
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/integration/lab"
+)
+
+// spaces is a daemon that reads the events of many namespaces. It has a mount namespace of its own, so that nobody else's
+// namespaces have names there.
+type spaces struct {
+	*daemon
+	control string // its configuration
+}
+
+// startSpaces runs ctlogd in ns with input as its input's configuration. Of wrap, if there is any, the daemon is an argument.
+func startSpaces(t *testing.T, ns *lab.NS, input string, wrap ...string) *spaces {
+	t.Helper()
+	need(t, "unshare", "nsenter")
+	must(t, os.MkdirAll("/run/netns", 0o755))
+	dir := t.TempDir()
+	must(t, os.Chmod(dir, 0o777)) // some are not root
+	must(t, os.Chmod(filepath.Dir(dir), 0o755))
+	s := &spaces{daemon: &daemon{file: filepath.Join(dir, "flows.jsonl")}, control: filepath.Join(dir, "ctlogd.yaml")}
+	s.configure(t, input)
+	args := append([]string{"--mount", "--propagation", "private", "sh", "-c", `mount -t tmpfs none /run/netns && exec "$@"`, "sh"}, wrap...)
+	cmd := exec.Command("unshare", append(args, buildDaemon(t, false), "run", "-c", s.control)...)
+	s.process = start(t, ns, cmd)
+	s.awaitMember(t, lab.GroupDestroy)
+	eventually(t, "the output has opened its file, beside the start", func() bool {
+		_, err := os.Stat(s.file)
+		return err == nil
+	})
+	return s
+}
+
+func (s *spaces) configure(t *testing.T, input string) {
+	t.Helper()
+	dir := filepath.Dir(s.file)
+	must(t, os.WriteFile(s.control, fmt.Appendf(nil, "input: {conntrack: %s}\nlive: {socket: %s/sock}\noutputs: {jsonl: [{path: %s}]}\n",
+		input, dir, s.file), 0o644))
+}
+
+// inside runs a shell's command where the daemon sees names.
+func (s *spaces) inside(t *testing.T, script string, args ...string) {
+	t.Helper()
+	cmd := exec.Command("nsenter", append([]string{"--target", fmt.Sprint(s.Process.Pid), "--mount", "sh", "-ec", script, "sh"}, args...)...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", script, err, out)
+	}
+}
+
+// name gives a namespace a name, and waits until its events are heard.
+func (s *spaces) name(t *testing.T, ns *lab.NS, name string) {
+	t.Helper()
+	s.inside(t, `touch "/run/netns/$2" && mount --no-canonicalize --bind "$1" "/run/netns/$2"`, ns.Path(), name)
+	s.logs(t, fmt.Sprintf(`are heard	{"netns": "%s"`, name))
+}
+
+func (s *spaces) unname(t *testing.T, name string) {
+	t.Helper()
+	s.inside(t, `umount -l "/run/netns/$1" && rm "/run/netns/$1"`, name)
+}
+
+// logs waits until the daemon has logged something.
+func (s *spaces) logs(t *testing.T, what string) {
+	t.Helper()
+	eventually(t, "the daemon logs "+what, func() bool { return s.ended() || strings.Contains(s.stderr.String(), what) })
+}
+
+// spaceBook counts records by namespace, event and flow.
+type spaceBook struct {
+	flows map[string]map[int]int // by "NETNS EVENT", the flow's number
+	zones map[string]int         // of flows that are no flood's
+	gaps  []string
+	ids   map[string]string // flow_id: what it is of
+	nsids map[string]int32
+}
+
+func (s *spaces) book(t *testing.T) *spaceBook {
+	t.Helper()
+	b := &spaceBook{flows: map[string]map[int]int{}, zones: map[string]int{}, ids: map[string]string{}, nsids: map[string]int32{}}
+	f, err := os.Open(s.file)
+	must(t, err)
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		var r struct {
+			Event, Netns, Cause string
+			NSID                *int32
+			NATSrcIP            netip.Addr `json:"nat_src_ip"`
+			NATSrcPort          uint16     `json:"nat_src_port"`
+			SrcIP               string     `json:"src_ip"`
+			SrcPort             uint16     `json:"src_port"`
+			ZoneOrig            *uint16    `json:"zone_orig"`
+			FlowID              string     `json:"flow_id"`
+		}
+		must(t, json.Unmarshal(lines.Bytes(), &r))
+		if r.Event == "gap" {
+			b.gaps = append(b.gaps, lines.Text())
+			continue
+		}
+		if (r.Netns == "") != (r.NSID == nil) {
+			t.Fatalf("a name without an id, or the reverse: %s", lines.Text())
+		}
+		if r.NSID != nil {
+			b.nsids[r.Netns] = *r.NSID
+		}
+		i, ok := lab.FlowNumber(r.NATSrcIP, r.NATSrcPort)
+		if !ok {
+			zone := -1
+			if r.ZoneOrig != nil {
+				zone = int(*r.ZoneOrig)
+			}
+			b.zones[fmt.Sprintf("%s %s %s:%d zone %d", r.Netns, r.Event, r.SrcIP, r.SrcPort, zone)]++
+			continue
+		}
+		key := r.Netns + " " + r.Event
+		if b.flows[key] == nil {
+			b.flows[key] = map[int]int{}
+		}
+		b.flows[key][i]++
+		what := fmt.Sprint(r.Netns, i)
+		if before, ok := b.ids[r.FlowID]; r.FlowID == "" || ok && before != what {
+			t.Errorf("flow_id %q is of %s and of %s", r.FlowID, before, what)
+		}
+		b.ids[r.FlowID] = what
+	}
+	must(t, lines.Err())
+	return b
+}
+
+// check says what the flows from <= i < to have in the book: one record each.
+func (b *spaceBook) check(t *testing.T, key string, from, to int) {
+	t.Helper()
+	missing, twice := 0, 0
+	for i := from; i < to; i++ {
+		switch n := b.flows[key][i]; {
+		case n == 0:
+			missing++
+		case n > 1:
+			twice++
+		}
+	}
+	if missing > 0 || twice > 0 || len(b.flows[key]) != to-from {
+		t.Errorf("%s: of %d flows %d are missing and %d twice; there are %d", key, to-from, missing, twice, len(b.flows[key]))
+	}
+}
+
+// newSpace returns a namespace with a generator.
+func newSpace(t *testing.T, name string) (*lab.NS, *lab.Flood) {
+	t.Helper()
+	ns := newNS(t, name)
+	prepare(t, ns)
+	f, err := ns.NewFlood()
+	must(t, err)
+	return ns, f
+}
+
+// TestNamespaces holds the records of one daemon to what has happened in its own namespace and in five others, which all
+// have the same flows, while others come and go, and while the daemon is stopped.
+func TestNamespaces(t *testing.T) {
+	need(t)
+	n, rounds := scale(20_000, 200_000), scale(12, 120)
+	room(t, 4*n)
+	home, own := newSpace(t, "home")
+	defer own.Close()
+	s := startSpaces(t, home, "{namespaces: all, receive_buffer: 128KiB}")
+	type space struct {
+		*lab.NS
+		*lab.Flood
+	}
+	var five []space
+	for i := range 5 {
+		ns, f := newSpace(t, fmt.Sprint("ns", i))
+		defer f.Close()
+		s.name(t, ns, ns.Name)
+		five = append(five, space{ns, f})
+	}
+
+	// All of them churn, with the same tuples.
+	var churn sync.WaitGroup
+	for _, sp := range append(five, space{home, own}) {
+		churn.Go(func() {
+			if err := sp.Churn(0, n); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	// Others come and go. Each has flows that end before it goes, and flows that do not.
+	const short, ended = 200, 120
+	for i := range rounds {
+		name := fmt.Sprint("short", i)
+		ns, f := newSpace(t, name)
+		s.name(t, ns, name)
+		must(t, f.Create(0, short))
+		must(t, f.Delete(0, ended))
+		must(t, f.Close())
+		must(t, ns.Close())
+		s.unname(t, name)
+	}
+	churn.Wait()
+
+	// Two flows of one address and port, in two zones of the original direction, in each of two namespaces.
+	for _, sp := range five[:2] {
+		must(t, sp.Nft(`table ip zones {
+			chain output {
+				type filter hook output priority raw
+				meta mark 101 ct original zone set 101
+				meta mark 102 ct original zone set 102
+			}
+			chain postrouting {
+				type nat hook postrouting priority srcnat
+				udp dport 7001 snat to 127.0.0.9
+			}
+		}`))
+		for _, mark := range []int{101, 102} {
+			must(t, sp.Do(func() error { return sendMarked(mark) }))
+		}
+		must(t, sp.Flush())
+	}
+
+	// Nobody reads while flows end, in a namespace that is gone when somebody reads again among others.
+	must(t, s.Process.Signal(syscall.SIGSTOP))
+	for _, sp := range five {
+		must(t, sp.Create(n, 2*n))
+		must(t, sp.Delete(n, 2*n))
+	}
+	held := false
+	for _, sp := range five {
+		count, err := sp.ReadSysctl("net.netfilter.nf_conntrack_count")
+		must(t, err)
+		held = held || count != "0"
+	}
+	if !held {
+		t.Error("the kernel held nothing back: the test has tested nothing")
+	}
+	last := five[4]
+	must(t, last.Flood.Close())
+	must(t, last.NS.Close())
+	s.unname(t, "ns4")
+	must(t, s.Process.Signal(syscall.SIGCONT))
+
+	want := 5*2*n + n + rounds*short + 4
+	lines := lineCounter{path: s.file}
+	eventually(t, "all records are written", func() bool { return lines.count(t) >= want })
+	eventually(t, "no namespace is held that nobody else knows", func() bool { return !holds(t, s.Process.Pid, "ns4") })
+	s.stop(t)
+
+	b := s.book(t)
+	b.check(t, " destroy", 0, n)
+	for i := range five {
+		b.check(t, fmt.Sprintf("ns%d destroy", i), 0, 2*n)
+	}
+	for i := range rounds {
+		b.check(t, fmt.Sprintf("short%d destroy", i), 0, ended)
+		b.check(t, fmt.Sprintf("short%d open", i), ended, short)
+	}
+	for _, ns := range []string{"ns0", "ns1"} {
+		for _, zone := range []int{101, 102} {
+			if key := fmt.Sprintf("%s destroy 127.0.0.1:5000 zone %d", ns, zone); b.zones[key] != 1 {
+				t.Errorf("%d records of %s; there are %v", b.zones[key], key, b.zones)
+			}
+		}
+	}
+	if len(b.gaps) > 0 {
+		t.Errorf("gaps:\n%s", strings.Join(b.gaps, "\n"))
+	}
+	if len(b.nsids) != 5+rounds {
+		t.Errorf("namespaces have the ids %v", b.nsids)
+	}
+}
+
+// holds reports whether the process has sockets in the namespace that has the name in its own messages.
+func holds(t *testing.T, pid int, name string) bool {
+	t.Helper()
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	must(t, err)
+	n := 0
+	for _, fd := range fds {
+		if target, _ := os.Readlink(fd); strings.HasPrefix(target, "net:[") {
+			n++
+		}
+	}
+	return n > 5 // its own, and those of ns0 to ns3
+}
+
+// sendMarked sends a datagram from port 5000 to port 7001 of this host, with a mark.
+func sendMarked(mark int) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	loopback := [4]byte{127, 0, 0, 1}
+	for _, err := range []error{
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, mark),
+		unix.Bind(fd, &unix.SockaddrInet4{Addr: loopback, Port: 5000}),
+		unix.Sendto(fd, []byte("x"), 0, &unix.SockaddrInet4{Addr: loopback, Port: 7001}),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
