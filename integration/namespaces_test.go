@@ -175,7 +175,7 @@ func newSpace(t *testing.T, name string) (*lab.NS, *lab.Flood) {
 // have the same flows, while others come and go, and while the daemon is stopped.
 func TestNamespaces(t *testing.T) {
 	need(t)
-	n, rounds := scale(20_000, 200_000), scale(12, 120)
+	n, rounds := scale(6_000, 200_000), scale(6, 120)
 	room(t, 4*n)
 	home, own := newSpace(t, "home")
 	defer own.Close()
@@ -213,7 +213,9 @@ func TestNamespaces(t *testing.T) {
 		must(t, ns.Close())
 		s.unname(t, name)
 	}
+	t.Log("they have come and gone")
 	churn.Wait()
+	t.Log("the others have churned")
 
 	// Two flows of one address and port, in two zones of the original direction, in each of two namespaces.
 	for _, sp := range five[:2] {
@@ -253,6 +255,7 @@ func TestNamespaces(t *testing.T) {
 	must(t, last.Flood.Close())
 	must(t, last.NS.Close())
 	s.unname(t, "ns4")
+	t.Log("it goes on")
 	must(t, s.Process.Signal(syscall.SIGCONT))
 
 	want := 5*2*n + n + rounds*short + 4

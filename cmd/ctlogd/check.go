@@ -154,7 +154,8 @@ func hostResults(ctx context.Context, cfg *Config, o checkOptions) []preflight.R
 	}
 	host := hostChecks(cfg)
 	host.Fix, host.Files, host.Certificates, host.Outputs = o.fix, nil, nil, nil
-	return append(results, preflight.Run(ctx, host)...)
+	results = append(results, preflight.Run(ctx, host)...)
+	return append(results, namespaceResults(ctx, cfg)...)
 }
 
 // outputResults are those of what cfg, nil if it could not be had, writes to and listens at.

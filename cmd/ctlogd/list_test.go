@@ -88,7 +88,7 @@ func TestCountByAllocates(t *testing.T) {
 // TestListUsage: a wrong command line says what is right.
 func TestListUsage(t *testing.T) {
 	for args, want := range map[string]string{
-		"list --count-by x": "use dst, dst_port, helper, mark, nat, nat_dst, nat_src, proto, src, src_port, state, zone",
+		"list --count-by x": "use dst, dst_port, helper, mark, nat, nat_dst, nat_src, netns, proto, src, src_port, state, zone",
 		"list src":          "is no WORD=VALUE",
 		"list --color red":  "use auto, always or never",
 		"list -n -1":        "write a number of lines",

@@ -166,6 +166,9 @@ func (c *Config) Others() bool {
 // all reports whether those of all namespaces are.
 func (c *Config) all() bool { return slices.Contains(c.Namespaces, AllNamespaces) }
 
+// Wanted reports whether those of a namespace are that has the name.
+func (c *Config) Wanted(name string) bool { return c.wanted()(name) }
+
 // wanted returns whether those of a namespace are that has a name.
 func (c *Config) wanted() func(name string) bool {
 	all, names := c.all(), slices.Clone(c.Namespaces)

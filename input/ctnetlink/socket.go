@@ -80,13 +80,19 @@ func (s *socket) hearsOthers() bool {
 	return err == nil && v != 0
 }
 
-// mayHearOthers reports whether the process may ask for them, and says what it lacks.
-func mayHearOthers(log *zap.Logger) bool {
+// MayHearOthers returns what keeps the process from asking for the events of other network namespaces, nil if nothing does.
+func MayHearOthers() error {
 	fd, err := newSocket()
-	if err == nil {
-		err = (&socket{fd: fd}).hearOthers()
-		_ = unix.Close(fd)
+	if err != nil {
+		return err
 	}
+	defer unix.Close(fd)
+	return (&socket{fd: fd}).hearOthers()
+}
+
+// mayHearOthers says what keeps the process from it.
+func mayHearOthers(log *zap.Logger) bool {
+	err := MayHearOthers()
 	if err != nil {
 		log.Error("events of other network namespaces are not heard; those of ctlogd's own are", zap.Error(err),
 			zap.String("remedy", "run as root, or give the process CAP_NET_BROADCAST and CAP_SYS_ADMIN: docs/namespaces.md has the drop-in"))

@@ -33,6 +33,9 @@ const (
 // Name returns the sysctl's name.
 func (s Switch) Name() string { return switchText[s].name }
 
+// Off says what it means that the switch is off.
+func (s Switch) Off() string { return switchText[s].off }
+
 var switchText = [numSwitches]struct{ name, off, on string }{
 	{"nf_conntrack_events", "flows that begin from now on report nothing", "flows that begin from now on report their end"},
 	{"nf_conntrack_acct", "flows that begin from now on have no packets and no bytes",

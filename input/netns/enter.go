@@ -182,3 +182,46 @@ func Connect(name string) (conn int, n flow.Netns, err error) {
 	}
 	return conn, n, nil
 }
+
+// Inspection is what a namespace is like.
+type Inspection struct {
+	ID      int32 // -1: it has none
+	Entries string
+	Sysctls [len(Sysctls)]string // "": not known
+}
+
+// Inspect enters the namespace called name and looks around.
+func Inspect(name string) (i Inspection, err error) {
+	current, _, err := list()
+	if err != nil {
+		return i, err
+	}
+	m, ok := current[name]
+	if !ok {
+		return i, fmt.Errorf("there is no network namespace %q below %s", name, strings.Join(dirs, " or "))
+	}
+	fd, err := Open(m.path)
+	if err != nil {
+		return i, err
+	}
+	defer unix.Close(fd)
+	ids, err := openIDs()
+	if err != nil {
+		return i, err
+	}
+	defer ids.close()
+	if i.ID, err = ids.of(fd); err != nil {
+		return i, err
+	}
+	in, err := enter(fd)
+	if err != nil {
+		return i, fmt.Errorf("network namespace %s: %w", name, err)
+	}
+	defer in.close()
+	i.Entries, err = readFile(in.count)
+	s := Space{in: in}
+	for n := range i.Sysctls {
+		i.Sysctls[n] = s.ReadSysctl(n)
+	}
+	return i, err
+}
