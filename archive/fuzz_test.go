@@ -3,6 +3,7 @@ package archive
 import (
 	"bytes"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -103,6 +104,42 @@ func FuzzSurvey(f *testing.F) {
 		}
 		if uint64(len(order.rows))+missing != uint64(n) {
 			t.Fatalf("%d rows, %d told as lost, %d in the frame: %+v", len(order.rows), missing, n, facts)
+		}
+	})
+}
+
+// FuzzSegment: bytes that are no segment, or a damaged one, are an error or rows, and take no memory beyond their size.
+func FuzzSegment(f *testing.F) {
+	recs := everyKind()
+	dir := f.TempDir()
+	seg, date, err := Seal(newTestLog(f, dir, nil, recs[:300]))
+	if err != nil {
+		f.Fatal(err)
+	}
+	good, err := os.ReadFile(filepath.Join(dir, "date="+date, seg.File))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add(good[len(good)/2:])
+	for i := range 20 {
+		bad := bytes.Clone(good)
+		bad[len(bad)-1-i*len(bad)/21] ^= 0x41
+		f.Add(bad)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		table, err := openTable(bytes.NewReader(data), int64(len(data)))
+		if err != nil {
+			return
+		}
+		q := &Query{Public: netip.MustParseAddr("10.0.0.1"), HasPort: true, Port: 53, From: 1, To: 1 << 62}
+		for _, g := range table.groups {
+			if g.rows > 100_000 {
+				continue
+			}
+			table.may(g, q)
+			_, _ = table.find(g, q, all(g.rows))
+			_ = table.records(g, all(g.rows), func(int64, *flow.Record) bool { return true })
 		}
 	})
 }

@@ -2,9 +2,10 @@ package archive
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"path/filepath"
+
+	"github.com/parquet-go/parquet-go"
 )
 
 // inspect reads a whole segment, and returns what its catalog line has to say.
@@ -14,28 +15,28 @@ func inspect(path string) (seg Segment, err error) {
 			err = damagedError(p)
 		}
 	}()
-	f, pf, o, err := openSegment(path)
+	t, err := openSegment(path)
 	if err != nil {
 		return seg, err
 	}
-	defer f.Close()
-	if o.Version > SchemaVersion {
+	defer t.close()
+	if t.origin.Version > SchemaVersion {
 		return seg, ErrNewer
 	}
-	text, ok := pf.Lookup(metaFacts)
-	if !ok {
-		return seg, errors.New("is no segment of an archive")
-	}
-	if err := json.Unmarshal([]byte(text), &seg.Facts); err != nil {
+	if err := json.Unmarshal(t.facts, &seg.Facts); err != nil {
 		return seg, fmt.Errorf("its description: %w", err)
 	}
-	if pf.NumRows() != seg.Records {
-		return seg, fmt.Errorf("%d rows, and its description says %d", pf.NumRows(), seg.Records)
+	if t.rows != seg.Records {
+		return seg, fmt.Errorf("%d rows, and its description says %d", t.rows, seg.Records)
 	}
-	if _, err := newTable(pf, o).sums(); err != nil {
+	pf, err := parquet.OpenFile(t.file, t.size, parquet.SkipPageIndex(true), parquet.SkipBloomFilters(true))
+	if err != nil {
+		return seg, err
+	}
+	if _, err := sumsOf(pf); err != nil {
 		return seg, err
 	}
 	seg.File = filepath.Base(path)
-	seg.Bytes, seg.SHA256, err = hashFile(f)
+	seg.Bytes, seg.SHA256, err = hashFile(t.file)
 	return seg, err
 }

@@ -3,7 +3,6 @@ package archive
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +24,8 @@ type Reader struct {
 
 	// Opened counts the segments that were opened, RowGroups the groups in them that were looked into.
 	Opened, RowGroups int
+
+	every []int64 // numbers of rows
 }
 
 // Host is what one host has in an archive.
@@ -517,21 +518,9 @@ func OriginOf(path string) (o Origin, err error) {
 			err = damagedError(p)
 		}
 	}()
-	f, _, o, err := openSegment(path)
+	t, err := openSegment(path)
 	if err != nil {
 		return o, err
 	}
-	return o, f.Close()
-}
-
-// originOf returns what a segment's metadata says of where it comes from.
-func originOf(lookup func(key string) (string, bool)) (o Origin, err error) {
-	text, ok := lookup(metaOrigin)
-	if !ok {
-		return o, errors.New("is no segment of an archive")
-	}
-	if err := json.Unmarshal([]byte(text), &o); err != nil {
-		return o, fmt.Errorf("its description: %w", err)
-	}
-	return o, nil
+	return t.origin, t.close()
 }

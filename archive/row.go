@@ -5,44 +5,42 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/parquet-go/parquet-go"
-
 	"github.com/ctlogd/ctlogd/flow"
 )
 
 // row is one row of the table as it is read: the values of the scalar columns, and the bits of the lists.
 type row struct {
-	v      [columnCount]parquet.Value
+	v      [columnCount]value
 	bits   [columnCount]uint32
 	listed [columnCount]bool
 }
 
-func (w *row) has(c int) bool    { return !w.v[c].IsNull() }
-func (w *row) text(c int) string { return string(w.v[c].ByteArray()) }
+func (w *row) has(c int) bool    { return w.v[c].there }
+func (w *row) text(c int) string { return string(w.v[c].text) }
 func (w *row) u16(c int) uint16 {
-	if w.v[c].IsNull() {
+	if !w.v[c].there {
 		return 0
 	}
-	return uint16(w.v[c].Int32())
+	return uint16(w.v[c].n)
 }
 
 func (w *row) u64(c int) uint64 {
-	if w.v[c].IsNull() {
+	if !w.v[c].there {
 		return 0
 	}
-	return w.v[c].Uint64()
+	return w.v[c].n
 }
 
 func (w *row) ns(c int) int64 {
-	if w.v[c].IsNull() {
+	if !w.v[c].there {
 		return 0
 	}
-	return w.v[c].Int64()
+	return int64(w.v[c].n)
 }
 
 // index returns which of list the text of column c is, 0 if none.
 func (w *row) index(c int, list []string) int {
-	b := w.v[c].ByteArray()
+	b := w.v[c].text
 	for i, n := range list {
 		if n == string(b) {
 			return i
@@ -52,7 +50,7 @@ func (w *row) index(c int, list []string) int {
 }
 
 func (w *row) addr(c int) (a flow.Addr, v6 bool) {
-	if w.v[c].IsNull() {
+	if !w.v[c].there {
 		return a, false
 	}
 	p, err := netip.ParseAddr(w.text(c))
@@ -70,7 +68,7 @@ func (w *row) record(b *flow.Batch) *flow.Record {
 	if w.text(cEvent) == checkpointEvent {
 		r.Event, r.Start, r.Stop, r.Received, r.Timeout = flow.EventOpen, w.ns(cFrom), w.ns(cTo), w.ns(cTime), uint32(w.ns32(cTimeoutS))
 		x := b.Extra(r)
-		if x.Checkpoint = flow.CheckpointPartial; w.has(cWhole) && w.v[cWhole].Boolean() {
+		if x.Checkpoint = flow.CheckpointPartial; w.has(cWhole) && w.v[cWhole].n != 0 {
 			x.Checkpoint = flow.CheckpointWhole
 		}
 		return r
@@ -199,15 +197,15 @@ func (w *row) rest(b *flow.Batch, r *flow.Record) {
 	}
 	if w.has(cMark) {
 		r.Has |= flow.HasMark
-		r.Mark = w.v[cMark].Uint32()
+		r.Mark = uint32(w.v[cMark].n)
 	}
 	if w.has(cTimeoutS) {
 		r.Has |= flow.HasTimeout
-		r.Timeout = w.v[cTimeoutS].Uint32()
+		r.Timeout = uint32(w.v[cTimeoutS].n)
 	}
 	w.endReason(r)
 	if w.has(cHelper) {
-		b.Extra(r).Helper = flow.NameFrom(w.v[cHelper].ByteArray())
+		b.Extra(r).Helper = flow.NameFrom(w.v[cHelper].text)
 	}
 	if w.has(cMasterProto) {
 		x := b.Extra(r)
@@ -220,7 +218,7 @@ func (w *row) rest(b *flow.Batch, r *flow.Record) {
 	if w.has(cLabels) {
 		x := b.Extra(r)
 		x.HasLabels = true
-		_, _ = hex.Decode(x.Labels[:], w.v[cLabels].ByteArray()[:min(32, len(w.v[cLabels].ByteArray()))])
+		_, _ = hex.Decode(x.Labels[:], w.v[cLabels].text[:min(32, len(w.v[cLabels].text))])
 	}
 	if w.has(cSecCtx) {
 		b.Extra(r).SecCtx = w.text(cSecCtx)
@@ -232,10 +230,10 @@ func (w *row) rest(b *flow.Batch, r *flow.Record) {
 }
 
 func (w *row) ns32(c int) int32 {
-	if w.v[c].IsNull() {
+	if !w.v[c].there {
 		return 0
 	}
-	return w.v[c].Int32()
+	return int32(w.v[c].n)
 }
 
 // endReason gives the record what its end reason is derived from, where the columns have not told it yet.

@@ -1,289 +1,861 @@
 package archive
 
 import (
-	"bytes"
 	"encoding/binary"
+	"encoding/json"
+	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
+	"os"
+	"slices"
 	"sync"
 
-	"github.com/parquet-go/parquet-go"
+	"github.com/klauspost/compress/zstd"
 	"github.com/parquet-go/parquet-go/bloom"
 	"github.com/parquet-go/parquet-go/bloom/xxhash"
-	"github.com/parquet-go/parquet-go/compress"
-	"github.com/parquet-go/parquet-go/encoding/thrift"
+	"github.com/parquet-go/parquet-go/encoding/delta"
 	"github.com/parquet-go/parquet-go/format"
-
-	"github.com/ctlogd/ctlogd/flow"
 )
 
-// tableWriter writes a Parquet file (github.com/apache/parquet-format, version 2.12):
-//
-//	"PAR1"
-//	for each row group: for each column: dictionary page, data pages (version 2); then the filters of the columns that have one
-//	for each row group and column: column index (least and greatest value of each page)
-//	likewise: offset index (where each page is)
-//	footer, size of the footer, "PAR1"
-//
-// Each column of a row group is cut into pages of the same rows, but for one that has a single value: that is one page.
-type tableWriter struct {
-	w     io.Writer
-	at    int64
-	codec compress.Codec
-	drop  [columnCount]bool
-
-	b       builder
-	sums    [columnCount]columnHash // of what was written so far
-	meta    format.FileMetaData
-	columns [][]format.ColumnIndex
-	offsets [][]format.OffsetIndex
-
-	packed []byte
-	head   bytes.Buffer
+// table is a segment that is read. It takes from the file what a question needs, piece by piece; the library would make
+// structures of the whole footer first, which takes longer than most questions. Files that a later version has written may
+// have more columns.
+type table struct {
+	f      io.ReaderAt
+	file   *os.File // that f is, to be closed
+	size   int64
+	origin Origin
+	facts  []byte // as JSON
+	rows   int64
+	groups []*rowGroup
 }
 
-const magic = "PAR1"
-
-// newTableWriter returns a writer of a table to w. The columns in drop are left empty.
-func newTableWriter(w io.Writer, codec compress.Codec, drop [columnCount]bool) (*tableWriter, error) {
-	t := &tableWriter{w: w, codec: codec, drop: drop}
-	return t, t.write([]byte(magic))
+// rowGroup is a row group of a table.
+type rowGroup struct {
+	rows   int64
+	chunks [columnCount]chunk
+	// The page indexes of all columns, from where in the file on; nil until they are needed.
+	columnIndexes, offsetIndexes span
 }
 
-// write appends p to the file.
-func (t *tableWriter) write(p []byte) error {
-	n, err := t.w.Write(p)
-	t.at += int64(n)
-	return err
+// span is a part of a file that has been read.
+type span struct {
+	at, end int64
+	b       []byte
 }
 
-// encode appends a structure of the format to the file.
-func (t *tableWriter) encode(v any) error {
-	t.head.Reset()
-	if err := thrift.NewEncoder(new(thrift.CompactProtocol).NewWriter(&t.head)).Encode(v); err != nil {
-		return err
+// read returns the part of the file from at to end, which lies in the span.
+func (s *span) read(f io.ReaderAt, at, end int64) ([]byte, error) {
+	if s.b == nil {
+		if s.end-s.at > maxPage {
+			return nil, errDescription
+		}
+		b := make([]byte, s.end-s.at)
+		if _, err := f.ReadAt(b, s.at); err != nil {
+			return nil, unexpected(err)
+		}
+		s.b = b
 	}
-	return t.write(t.head.Bytes())
+	if at < s.at || end > s.end || at > end {
+		return nil, errDescription
+	}
+	return s.b[at-s.at : end-s.at], nil
 }
 
-// group writes a row group.
-func (t *tableWriter) group(recs []flow.Record) error {
-	if len(recs) == 0 {
-		return nil
+// grow makes the span hold a part of the file as well.
+func (s *span) grow(at, n int64) {
+	if n <= 0 {
+		return
 	}
-	g := format.RowGroup{NumRows: int64(len(recs)), Ordinal: int16(len(t.meta.RowGroups)), FileOffset: t.at}
-	columnIndex, offsetIndex := make([]format.ColumnIndex, columnCount), make([]format.OffsetIndex, columnCount)
-	var filters [columnCount]bloom.SplitBlockFilter
-	has := featuresOf(recs)
-	for i := range columns {
-		c := &columns[i]
-		t.b.reset(c, t.sums[i])
-		if t.drop[i] || c.needs&^has != 0 {
-			t.b.fillNulls(len(recs))
-		} else {
-			t.b.fill(recs)
-		}
-		t.sums[i] = t.b.sum
-		chunk, err := t.chunk(&columnIndex[i], &offsetIndex[i])
-		if err != nil {
-			return err
-		}
-		if c.filter {
-			filters[i] = t.b.filter()
-		}
-		g.TotalByteSize += chunk.TotalUncompressedSize
-		g.TotalCompressedSize += chunk.TotalCompressedSize
-		g.Columns = append(g.Columns, format.ColumnChunk{MetaData: chunk})
+	if s.end == 0 {
+		s.at, s.end = at, at+n
 	}
-	for i, f := range filters {
-		if len(f) == 0 {
-			continue
-		}
-		m := &g.Columns[i].MetaData
-		m.BloomFilterOffset = t.at
-		header := format.BloomFilterHeader{NumBytes: int32(len(f.Bytes()))}
-		header.Algorithm.Value = &format.SplitBlockAlgorithm{}
-		header.Hash.Value = &format.XxHash{}
-		header.Compression.Value = &format.BloomFilterUncompressed{}
-		if err := t.encode(&header); err != nil {
-			return err
-		}
-		if err := t.write(f.Bytes()); err != nil {
-			return err
-		}
-		m.BloomFilterLength = int32(t.at - m.BloomFilterOffset)
+	s.at, s.end = min(s.at, at), max(s.end, at+n)
+}
+
+// chunk is a column of a row group.
+type chunk struct {
+	there                    bool
+	kind                     format.Type
+	codec                    format.CompressionCodec
+	values, nulls            int64
+	least, greatest          []byte // nil: not known, or there is no value
+	dictionary, data, filter int64  // where they are; 0: there is none
+	columnIndex, columnEnd   int64
+	offsetIndex, offsetEnd   int64
+	entries                  *entries // the dictionary, once it was read
+}
+
+// The file may be anybody's: what is read or unpacked at a time is bounded.
+const (
+	maxPage   = 64 << 20 // bytes of a page, a dictionary, a footer
+	maxValues = 4 << 20  // of a page, and rows of a group; ours have 65,536 rows, and at most 32 values of each in a list
+)
+
+var errDescription = errors.New("its description is damaged")
+
+// openSegment opens a segment.
+func openSegment(path string) (*table, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
 	}
-	t.meta.RowGroups = append(t.meta.RowGroups, g)
-	t.columns, t.offsets = append(t.columns, columnIndex), append(t.offsets, offsetIndex)
+	info, err := f.Stat()
+	if err == nil {
+		var t *table
+		if t, err = openTable(f, info.Size()); err == nil {
+			t.file = f
+			return t, nil
+		}
+	}
+	f.Close()
+	return nil, err
+}
+
+// close closes the file.
+func (t *table) close() error { return t.file.Close() }
+
+// usualFooter is how much of a file's end is read at once, in the hope that the footer is in it.
+const usualFooter = 96 << 10
+
+// openTable reads the footer of a segment.
+func openTable(f io.ReaderAt, size int64) (*table, error) {
+	if size < 12 {
+		return nil, errNoSegment
+	}
+	end := make([]byte, min(size, usualFooter))
+	if _, err := f.ReadAt(end, size-int64(len(end))); err != nil && err != io.EOF {
+		return nil, err
+	}
+	if string(end[len(end)-4:]) != magic {
+		return nil, errNoSegment
+	}
+	n := int64(binary.LittleEndian.Uint32(end[len(end)-8:]))
+	if n > size-12 || n > maxPage {
+		return nil, errDescription
+	}
+	footer := end[:len(end)-8]
+	if n <= int64(len(footer)) {
+		footer = footer[int64(len(footer))-n:]
+	} else {
+		footer = make([]byte, n)
+		if _, err := f.ReadAt(footer, size-8-n); err != nil {
+			return nil, unexpected(err)
+		}
+	}
+	t := &table{f: f, size: size}
+	origin := []byte(nil)
+	r := thriftReader{b: footer}
+	r.fields(func(id int16, kind byte) bool {
+		switch {
+		case id == 3 && kind == thriftI64:
+			t.rows = r.int()
+		case id == 4 && kind == thriftList:
+			t.readGroups(&r)
+		case id == 5 && kind == thriftList:
+			_, n := r.list()
+			for range n {
+				switch key, value := r.pair(); string(key) {
+				case metaOrigin:
+					origin = value
+				case metaFacts:
+					t.facts = value
+				}
+			}
+		default:
+			return false
+		}
+		return true
+	})
+	if r.bad {
+		return nil, errDescription
+	}
+	if origin == nil {
+		return nil, errNoSegment
+	}
+	if err := json.Unmarshal(origin, &t.origin); err != nil {
+		return nil, fmt.Errorf("its description: %w", err)
+	}
+	return t, t.check()
+}
+
+var errNoSegment = errors.New("is no segment of an archive")
+
+// pair reads a structure of two strings.
+func (r *thriftReader) pair() (key, value []byte) {
+	r.fields(func(id int16, kind byte) bool {
+		switch {
+		case id == 1 && kind == thriftBinary:
+			key = r.bytes()
+		case id == 2 && kind == thriftBinary:
+			value = r.bytes()
+		default:
+			return false
+		}
+		return true
+	})
+	return key, value
+}
+
+// check looks whether the groups are what the file says of itself, and lie in it.
+func (t *table) check() error {
+	rows := int64(0)
+	for _, g := range t.groups {
+		if g.rows < 0 || g.rows > maxValues {
+			return errDescription
+		}
+		rows += g.rows
+		for i := range g.chunks {
+			c := &g.chunks[i]
+			if !c.there {
+				continue
+			}
+			if c.kind != physical[encodingOf(&columns[i])] {
+				return fmt.Errorf("column %s is of another type", columns[i].name)
+			}
+			for _, at := range [...]int64{c.dictionary, c.data, c.filter, c.columnIndex, c.offsetIndex, c.columnEnd, c.offsetEnd} {
+				if at < 0 || at > t.size {
+					return errDescription
+				}
+			}
+		}
+	}
+	if rows != t.rows {
+		return errDescription
+	}
 	return nil
 }
 
-// chunk writes the column that t.b holds.
-func (t *tableWriter) chunk(index *format.ColumnIndex, offsets *format.OffsetIndex) (m format.ColumnMetaData, err error) {
-	b := &t.b
-	began := t.at
-	m.Type = physical[b.encoding]
-	m.PathInSchema = b.col.path()
-	m.Codec = t.codec.CompressionCodec()
-	m.NumValues = int64(len(b.defs))
-	encoding := b.encoding.format()
-	if len(b.values) == 0 {
-		encoding = format.Plain // there is no dictionary
-	}
-	m.Encoding = append(m.Encoding, format.RLE, encoding)
-	if encoding == format.RLEDictionary {
-		m.Encoding = append(m.Encoding, format.Plain)
-		m.DictionaryPageOffset = t.at
-		header := format.PageHeader{Type: format.DictionaryPage}
-		header.DictionaryPageHeader.Set(format.DictionaryPageHeader{NumValues: int32(len(b.dict.keys)), Encoding: format.Plain})
-		if err := t.page(&m, &header, nil, b.dict.plain); err != nil {
-			return m, err
-		}
-	}
-	m.DataPageOffset = t.at
-	least, greatest, ascending, known := int64(0), int64(0), true, false
-	var before [2]int64
-	err = b.cuts(func(c cut) error {
-		reps, defs, err := b.levels(c)
-		if err != nil {
-			return err
-		}
-		values := b.values[c.value : c.value+c.levels-c.nulls]
-		if b.page = b.page[:0]; encoding == b.encoding.format() {
-			if err := b.data(values); err != nil {
-				return err
+// readGroups reads the descriptions of the row groups. Their columns are the same, in the same order.
+func (t *table) readGroups(r *thriftReader) {
+	var which []int // by its place in a group, a column's number here; -1: it is not known
+	_, n := r.list()
+	for range n {
+		g := new(rowGroup)
+		r.fields(func(id int16, kind byte) bool {
+			switch {
+			case id == 1 && kind == thriftList:
+				_, n := r.list()
+				for i := range n {
+					var c chunk
+					if i < len(which) {
+						r.chunk(&c, nil)
+					} else {
+						var path []string
+						r.chunk(&c, &path)
+						which = append(which, columnAt(path))
+					}
+					if k := which[i]; k >= 0 {
+						c.there = true
+						g.chunks[k] = c
+						g.columnIndexes.grow(c.columnIndex, c.columnEnd-c.columnIndex)
+						g.offsetIndexes.grow(c.offsetIndex, c.offsetEnd-c.offsetIndex)
+					}
+				}
+			case id == 3 && kind == thriftI64:
+				g.rows = r.int()
+			default:
+				return false
 			}
+			return true
+		})
+		if r.bad {
+			return
 		}
-		header := format.PageHeader{Type: format.DataPageV2}
-		v2 := format.DataPageHeaderV2{NumValues: int32(c.levels), NumNulls: int32(c.nulls), NumRows: int32(c.rows),
-			Encoding: encoding, RepetitionLevelsByteLength: int32(reps), DefinitionLevelsByteLength: int32(defs)}
-		v2.IsCompressed.Set(m.Codec != format.Uncompressed && len(b.page) > 0)
-		header.DataPageHeaderV2.Set(v2)
-		place := format.PageLocation{Offset: t.at, FirstRowIndex: int64(c.row)}
-		if err := t.page(&m, &header, b.head, b.page); err != nil {
-			return err
-		}
-		place.CompressedPageSize = int32(t.at - place.Offset)
-		offsets.PageLocations = append(offsets.PageLocations, place)
+		t.groups = append(t.groups, g)
+	}
+}
 
-		index.NullPages = append(index.NullPages, len(values) == 0)
-		index.NullCounts = append(index.NullCounts, int64(c.nulls))
-		if len(values) == 0 {
-			index.MinValues, index.MaxValues = append(index.MinValues, nil), append(index.MaxValues, nil)
-			return nil
+// columnAt returns the number of the column at a path of the schema, -1 if it is not known.
+func columnAt(path []string) int {
+	for i := range columns {
+		if len(path) > 0 && columns[i].name == path[0] && slices.Equal(columns[i].path(), path) {
+			return i
 		}
-		lo, hi := b.bounds(values)
-		index.MinValues, index.MaxValues = append(index.MinValues, b.bound(lo)), append(index.MaxValues, b.bound(hi))
-		if !known {
-			least, greatest, known = lo, hi, true
-		} else {
-			ascending = ascending && b.compare(before[0], lo) <= 0 && b.compare(before[1], hi) <= 0
-			least, greatest = b.least(least, lo), b.greatest(greatest, hi)
+	}
+	return -1
+}
+
+// chunk reads the description of a column of a row group; its path only if it is asked for.
+func (r *thriftReader) chunk(c *chunk, path *[]string) {
+	r.fields(func(id int16, kind byte) bool {
+		switch {
+		case id == 3 && kind == thriftStruct:
+			r.chunkData(c, path)
+		case id == 4:
+			c.offsetIndex = r.int()
+			c.offsetEnd = c.offsetIndex
+		case id == 5:
+			c.offsetEnd += r.int()
+		case id == 6:
+			c.columnIndex = r.int()
+			c.columnEnd = c.columnIndex
+		case id == 7:
+			c.columnEnd += r.int()
+		default:
+			return false
 		}
-		before = [2]int64{lo, hi}
-		return nil
+		return true
 	})
+}
+
+func (r *thriftReader) chunkData(c *chunk, path *[]string) {
+	r.fields(func(id int16, kind byte) bool {
+		switch {
+		case id == 1:
+			c.kind = format.Type(r.int())
+		case id == 3 && kind == thriftList && path != nil:
+			_, n := r.list()
+			for range n {
+				*path = append(*path, string(r.bytes()))
+			}
+		case id == 4:
+			c.codec = format.CompressionCodec(r.int())
+		case id == 5:
+			c.values = r.int()
+		case id == 9:
+			c.data = r.int()
+		case id == 11:
+			c.dictionary = r.int()
+		case id == 12 && kind == thriftStruct:
+			r.fields(func(id int16, kind byte) bool {
+				switch id {
+				case 3:
+					c.nulls = r.int()
+				case 5:
+					c.greatest = r.bytes()
+				case 6:
+					c.least = r.bytes()
+				default:
+					return false
+				}
+				return true
+			})
+		case id == 14:
+			c.filter = r.int()
+		default:
+			return false
+		}
+		return true
+	})
+}
+
+// value is a value of a column: null if it is not there.
+type value struct {
+	there bool
+	n     uint64
+	text  []byte
+}
+
+var null value
+
+// bound makes a value of what statistics say.
+func bound(e encoding, b []byte) (v value, ok bool) {
+	v.there = true
+	switch {
+	case b == nil:
+		return null, false
+	case e == dictText:
+		v.text = b
+	case e == plainBool && len(b) == 1:
+		v.n = uint64(b[0])
+	case (e == delta32 || e == dict32) && len(b) == 4:
+		v.n = uint64(binary.LittleEndian.Uint32(b))
+	case e != plainBool && len(b) == 8:
+		v.n = binary.LittleEndian.Uint64(b)
+	default:
+		return null, false
+	}
+	return v, true
+}
+
+// empty reports whether a column of a group is null in all rows. Of lists nothing is known, as one may be empty.
+func (g *rowGroup) empty(c int) bool {
+	k := &g.chunks[c]
+	return !k.there || k.nulls == k.values && columns[c].list == nil
+}
+
+// constant returns the value that all rows of a group have.
+func (g *rowGroup) constant(c int) (v value, ok bool) {
+	k := &g.chunks[c]
+	if k.nulls != 0 || columns[c].list != nil || k.least == nil || string(k.least) != string(k.greatest) {
+		return null, false
+	}
+	return bound(encodingOf(&columns[c]), k.least)
+}
+
+// filtered reports whether a column of a group may have a text, by its filter.
+func (t *table) filtered(g *rowGroup, c int, text []byte) bool {
+	at := g.chunks[c].filter
+	if at == 0 {
+		return true
+	}
+	head := make([]byte, min(64, t.size-at))
+	if _, err := t.f.ReadAt(head, at); err != nil {
+		return true // what reads the column tells
+	}
+	n := int64(0)
+	r := thriftReader{b: head}
+	r.fields(func(id int16, kind byte) bool {
+		if id != 1 {
+			return false
+		}
+		n = r.int()
+		return true
+	})
+	at += int64(r.at)
+	if r.bad || n < bloom.BlockSize || n%bloom.BlockSize != 0 || n > t.size-at {
+		return true
+	}
+	ok, err := bloom.CheckSplitBlock(io.NewSectionReader(t.f, at, n), n, xxhash.Sum64(text))
+	return err != nil || ok
+}
+
+// place is where a page of a column is, and what its bounds are.
+type place struct {
+	at       int64
+	size     int32
+	row, end int64 // its rows
+
+	least, greatest value // only if the bounds were asked for
+	nulls           int64
+}
+
+// places returns the pages of a column of a group. Bounds are there if they are asked for.
+func (t *table) places(g *rowGroup, c int, bounds bool) (places []place, err error) {
+	k := &g.chunks[c]
+	b, err := g.offsetIndexes.read(t.f, k.offsetIndex, k.offsetEnd)
 	if err != nil {
-		return m, err
+		return nil, err
 	}
-	if ascending {
-		index.BoundaryOrder = format.Ascending
-	}
-	m.Statistics.NullCount = int64(b.nulls)
-	if known {
-		m.Statistics.MinValue, m.Statistics.MaxValue = b.bound(least), b.bound(greatest)
-	}
-	m.TotalCompressedSize = t.at - began
-	return m, nil
-}
-
-// page writes a page of levels, which are not compressed, and data.
-func (t *tableWriter) page(m *format.ColumnMetaData, header *format.PageHeader, levels, data []byte) (err error) {
-	packed := data
-	if m.Codec != format.Uncompressed && len(data) > 0 {
-		if t.packed, err = t.codec.Encode(t.packed, data); err != nil {
-			return err
+	r := thriftReader{b: b}
+	r.fields(func(id int16, kind byte) bool {
+		if id != 1 || kind != thriftList {
+			return false
 		}
-		packed = t.packed
+		_, n := r.list()
+		places = make([]place, n)
+		for i := range places {
+			p := &places[i]
+			r.fields(func(id int16, kind byte) bool {
+				switch id {
+				case 1:
+					p.at = r.int()
+				case 2:
+					p.size = int32(r.int())
+				case 3:
+					p.row = r.int()
+				default:
+					return false
+				}
+				return true
+			})
+		}
+		return true
+	})
+	for i := range places {
+		p := &places[i]
+		p.end = g.rows
+		if i+1 < len(places) {
+			p.end = places[i+1].row
+		}
+		if p.at < 0 || p.size < 0 || p.at > t.size-int64(p.size) || p.row >= p.end || p.end > g.rows || i == 0 && p.row != 0 {
+			return nil, errDescription
+		}
 	}
-	header.UncompressedPageSize = int32(len(levels) + len(data))
-	header.CompressedPageSize = int32(len(levels) + len(packed))
-	header.CRC = int32(crc32.Update(crc32.ChecksumIEEE(levels), crc32.IEEETable, packed))
-	if err := t.encode(header); err != nil {
-		return err
+	if r.bad || len(places) == 0 {
+		return nil, errDescription
 	}
-	m.TotalUncompressedSize += int64(t.head.Len()) + int64(header.UncompressedPageSize)
-	if err := t.write(levels); err != nil {
-		return err
+	if !bounds {
+		return places, nil
 	}
-	return t.write(packed)
-}
-
-// close writes what comes after the row groups.
-func (t *tableWriter) close(about ...format.KeyValue) error {
-	for i := range t.columns {
-		for j := range t.columns[i] {
-			c := &t.meta.RowGroups[i].Columns[j]
-			c.ColumnIndexOffset = t.at
-			if err := t.encode(&t.columns[i][j]); err != nil {
-				return err
+	if b, err = g.columnIndexes.read(t.f, k.columnIndex, k.columnEnd); err != nil {
+		return nil, err
+	}
+	e := encodingOf(&columns[c])
+	r = thriftReader{b: b}
+	r.fields(func(id int16, kind byte) bool {
+		if kind != thriftList || id != 2 && id != 3 && id != 5 {
+			return false
+		}
+		_, n := r.list()
+		if n != len(places) {
+			r.fail()
+		}
+		for i := range min(n, len(places)) {
+			p := &places[i]
+			switch id {
+			case 2:
+				p.least, _ = bound(e, r.bytes())
+			case 3:
+				p.greatest, _ = bound(e, r.bytes())
+			default:
+				p.nulls = r.int()
 			}
-			c.ColumnIndexLength = int32(t.at - c.ColumnIndexOffset)
+		}
+		return true
+	})
+	if r.bad {
+		return nil, errDescription
+	}
+	for i := range places {
+		// A page of nulls has bounds without a byte, and so may one of empty texts.
+		if p := &places[i]; p.nulls == p.end-p.row && columns[c].list == nil {
+			p.least, p.greatest = null, null
 		}
 	}
-	for i := range t.offsets {
-		for j := range t.offsets[i] {
-			c := &t.meta.RowGroups[i].Columns[j]
-			c.OffsetIndexOffset = t.at
-			if err := t.encode(&t.offsets[i][j]); err != nil {
-				return err
+	return places, nil
+}
+
+// page is a page of a column that has been read.
+type page struct {
+	defs, reps []byte // nil: all have a value
+	ints       []uint64
+	entries    *entries // ints are numbers in it
+}
+
+// entries is a dictionary.
+type entries struct {
+	ints  []uint64
+	texts [][]byte
+}
+
+// value returns what the page has as number n.
+func (p *page) value(n int) value {
+	v := value{there: true, n: p.ints[n]}
+	if p.entries == nil {
+		return v
+	}
+	if p.entries.texts != nil {
+		return value{there: true, text: p.entries.texts[v.n]}
+	}
+	v.n = p.entries.ints[v.n]
+	return v
+}
+
+// pageHead is what the head of a page says.
+type pageHead struct {
+	kind             format.PageType
+	unpacked, packed int64
+	values, nulls    int64
+	encoding         format.Encoding
+	defs, reps       int64 // sizes of the levels
+	compressed       bool
+}
+
+// readHead reads the head of a page. b is what follows it.
+func readHead(b []byte) (h pageHead, rest []byte, err error) {
+	h.kind, h.compressed = -1, true
+	r := thriftReader{b: b}
+	r.fields(func(id int16, kind byte) bool {
+		switch id {
+		case 1:
+			h.kind = format.PageType(r.int())
+		case 2:
+			h.unpacked = r.int()
+		case 3:
+			h.packed = r.int()
+		case 7:
+			r.fields(func(id int16, kind byte) bool {
+				switch id {
+				case 1:
+					h.values = r.int()
+				case 2:
+					h.encoding = format.Encoding(r.int())
+				default:
+					return false
+				}
+				return true
+			})
+		case 8:
+			r.fields(func(id int16, kind byte) bool {
+				switch id {
+				case 1:
+					h.values = r.int()
+				case 2:
+					h.nulls = r.int()
+				case 4:
+					h.encoding = format.Encoding(r.int())
+				case 5:
+					h.defs = r.int()
+				case 6:
+					h.reps = r.int()
+				case 7:
+					h.compressed = kind == thriftTrue
+				default:
+					return false
+				}
+				return true
+			})
+		default:
+			return false
+		}
+		return true
+	})
+	if r.bad || h.kind != format.DictionaryPage && h.kind != format.DataPageV2 || h.packed < 0 || h.packed > int64(len(r.b)-r.at) ||
+		h.unpacked < 0 || h.unpacked > maxPage || h.values < 0 || h.values > maxValues || h.nulls < 0 || h.nulls > h.values ||
+		h.defs < 0 || h.reps < 0 || h.defs > h.packed || h.reps > h.packed-h.defs || h.defs+h.reps > h.unpacked {
+		return h, nil, errPage
+	}
+	return h, r.b[r.at : r.at+int(h.packed)], nil
+}
+
+var errPage = errors.New("a page is damaged")
+
+// unpack makes n bytes of compressed ones.
+func unpack(codec format.CompressionCodec, b []byte, n int64) ([]byte, error) {
+	switch codec {
+	case format.Uncompressed:
+	case format.Zstd:
+		d, err := zstdReader()
+		if err != nil {
+			return nil, err
+		}
+		if b, err = d.DecodeAll(b, make([]byte, 0, n)); err != nil {
+			return nil, fmt.Errorf("%w: %v", errPage, err)
+		}
+	default:
+		return nil, fmt.Errorf("its pages are compressed with %v", codec)
+	}
+	if int64(len(b)) != n {
+		return nil, errPage
+	}
+	return b, nil
+}
+
+var zstdReader = sync.OnceValues(func() (*zstd.Decoder, error) {
+	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(maxPage), zstd.WithDecoderLowmem(true))
+})
+
+// dictionary reads the dictionary of a column of a group.
+func (t *table) dictionary(g *rowGroup, c int) (*entries, error) {
+	k := &g.chunks[c]
+	if k.entries != nil {
+		return k.entries, nil
+	}
+	if k.dictionary == 0 || k.data <= k.dictionary || k.data-k.dictionary > maxPage {
+		return nil, errPage
+	}
+	b := make([]byte, k.data-k.dictionary)
+	if _, err := t.f.ReadAt(b, k.dictionary); err != nil {
+		return nil, unexpected(err)
+	}
+	h, b, err := readHead(b)
+	if err != nil {
+		return nil, err
+	}
+	if h.kind != format.DictionaryPage || h.encoding != format.Plain && h.encoding != format.PlainDictionary {
+		return nil, errPage
+	}
+	if b, err = unpack(k.codec, b, h.unpacked); err != nil {
+		return nil, err
+	}
+	d := new(entries)
+	switch encodingOf(&columns[c]) {
+	case dictText:
+		if h.values*4 > int64(len(b)) {
+			return nil, errPage
+		}
+		d.texts = make([][]byte, h.values)
+		for i := range d.texts {
+			if len(b) < 4 {
+				return nil, errPage
 			}
-			c.OffsetIndexLength = int32(t.at - c.OffsetIndexOffset)
+			n := binary.LittleEndian.Uint32(b)
+			if b = b[4:]; uint64(n) > uint64(len(b)) {
+				return nil, errPage
+			}
+			d.texts[i], b = b[:n:n], b[n:]
+		}
+	case dict32:
+		if h.values*4 != int64(len(b)) {
+			return nil, errPage
+		}
+		d.ints = make([]uint64, h.values)
+		for i := range d.ints {
+			d.ints[i] = uint64(binary.LittleEndian.Uint32(b[4*i:]))
+		}
+	default:
+		if h.values*8 != int64(len(b)) {
+			return nil, errPage
+		}
+		d.ints = make([]uint64, h.values)
+		for i := range d.ints {
+			d.ints[i] = binary.LittleEndian.Uint64(b[8*i:])
 		}
 	}
-	m := &t.meta
-	elements := schemaElements()
-	m.Version, m.Schema, m.ColumnOrders = elements.Version, elements.Schema, elements.ColumnOrders
-	m.CreatedBy = fmt.Sprintf("ctlogd version %d (build )", SchemaVersion)
-	for i := range m.RowGroups {
-		m.NumRows += m.RowGroups[i].NumRows
-	}
-	m.KeyValueMetadata = about
-	began := t.at
-	if err := t.encode(m); err != nil {
-		return err
-	}
-	return t.write(append(binary.LittleEndian.AppendUint32(nil, uint32(t.at-began)), magic...))
+	k.entries = d
+	return d, nil
 }
 
-// physical are the types of the format that values have.
-var physical = [...]format.Type{plain64: format.Int64, plainBool: format.Boolean, delta32: format.Int32, delta64: format.Int64,
-	dict32: format.Int32, dict64: format.Int64, dictText: format.ByteArray}
-
-// path is where in the schema the column is.
-func (c *column) path() []string {
-	if c.list != nil {
-		return []string{c.name, "list", "element"}
+// page reads a page of a column of a group.
+func (t *table) page(g *rowGroup, c int, at place) (*page, error) {
+	k := &g.chunks[c]
+	b := make([]byte, at.size)
+	if _, err := t.f.ReadAt(b, at.at); err != nil {
+		return nil, unexpected(err)
 	}
-	return []string{c.name}
+	h, b, err := readHead(b)
+	if err != nil {
+		return nil, err
+	}
+	if h.kind != format.DataPageV2 {
+		return nil, errPage
+	}
+	p := new(page)
+	list := columns[c].list != nil
+	rows := at.end - at.row
+	if !list && h.values != rows || h.values < rows {
+		return nil, errPage
+	}
+	levels := b[:h.defs+h.reps]
+	if list {
+		p.reps = make([]byte, h.values)
+		if !unpackInts(p.reps, levels[:h.reps], 1) {
+			return nil, errPage
+		}
+		p.defs = make([]byte, h.values)
+		if !unpackInts(p.defs, levels[h.reps:], 2) {
+			return nil, errPage
+		}
+	} else if h.nulls > 0 {
+		p.defs = make([]byte, h.values)
+		if !unpackInts(p.defs, levels[h.reps:], 1) {
+			return nil, errPage
+		}
+	}
+	b = b[len(levels):]
+	if h.compressed {
+		if b, err = unpack(k.codec, b, h.unpacked-int64(len(levels))); err != nil {
+			return nil, err
+		}
+	}
+	if p.defs != nil {
+		// The levels count, and not what the head says of them.
+		full := byte(1)
+		if list {
+			full = 2
+		}
+		n := int64(0)
+		for _, d := range p.defs {
+			if d == full {
+				n++
+			} else if d > full {
+				return nil, errPage
+			}
+		}
+		if n != h.values-h.nulls {
+			return nil, errPage
+		}
+	}
+	return p, t.pageValues(p, g, c, &h, b)
 }
 
-// filter returns the filter of a column of texts: which ones the row group has.
-func (b *builder) filter() bloom.SplitBlockFilter {
-	if len(b.dict.keys) == 0 {
+// pageValues sets the values of a page.
+func (t *table) pageValues(p *page, g *rowGroup, c int, h *pageHead, b []byte) (err error) {
+	n := int(h.values - h.nulls)
+	if n == 0 {
 		return nil
 	}
-	f := make(bloom.SplitBlockFilter, bloom.NumSplitBlocksOf(int64(len(b.dict.keys)), filterBits))
-	for n := range b.dict.keys {
-		f.Insert(xxhash.Sum64(b.dict.entry(int64(n))))
+	p.ints = make([]uint64, n)
+	switch e := encodingOf(&columns[c]); {
+	case e.dictionary():
+		if h.encoding != format.RLEDictionary && h.encoding != format.PlainDictionary || len(b) == 0 {
+			return errPage
+		}
+		if p.entries, err = t.dictionary(g, c); err != nil {
+			return err
+		}
+		if !unpackInts(p.ints, b[1:], uint(b[0])) {
+			return errPage
+		}
+		entries := uint64(max(len(p.entries.ints), len(p.entries.texts)))
+		for _, v := range p.ints {
+			if v >= entries {
+				return errPage
+			}
+		}
+	case h.encoding != e.format():
+		return errPage
+	case e == plainBool:
+		if len(b) < (n+7)/8 {
+			return errPage
+		}
+		for i := range p.ints {
+			p.ints[i] = uint64(b[i/8] >> (i % 8) & 1)
+		}
+	case e == plain64:
+		if len(b) != 8*n {
+			return errPage
+		}
+		for i := range p.ints {
+			p.ints[i] = binary.LittleEndian.Uint64(b[8*i:])
+		}
+	case e == delta32:
+		ints, err := new(delta.BinaryPackedEncoding).DecodeInt32(nil, b)
+		if err != nil || len(ints) < n {
+			return errPage
+		}
+		for i := range p.ints {
+			p.ints[i] = uint64(uint32(ints[i]))
+		}
+	default:
+		ints, err := new(delta.BinaryPackedEncoding).DecodeInt64(nil, b)
+		if err != nil || len(ints) < n {
+			return errPage
+		}
+		for i := range p.ints {
+			p.ints[i] = uint64(ints[i])
+		}
 	}
-	return f
+	return nil
 }
 
-// schemaElements returns the schema as a footer has it: that of an empty file of the library.
-var schemaElements = sync.OnceValue(func() *format.FileMetaData {
-	w := parquet.NewGenericWriter[any](io.Discard, schema)
-	_ = w.Close()
-	return w.File().Metadata()
-})
+// unpackInts fills dst from runs and packed groups of 8 (the hybrid of Encodings.md), and reports whether they are there.
+func unpackInts[T byte | uint64](dst []T, b []byte, width uint) bool {
+	if width > 32 {
+		return false
+	}
+	size := int(width+7) / 8
+	for len(dst) > 0 {
+		head, n := binary.Uvarint(b)
+		if n <= 0 {
+			return false
+		}
+		b = b[n:]
+		if head&1 == 0 { // a run of one value
+			if len(b) < size || head == 0 {
+				return false
+			}
+			v := uint64(0)
+			for i := range size {
+				v |= uint64(b[i]) << (8 * i)
+			}
+			b = b[size:]
+			run := dst[:min(uint64(len(dst)), head>>1)]
+			for i := range run {
+				run[i] = T(v)
+			}
+			dst = dst[len(run):]
+			continue
+		}
+		groups := head >> 1
+		if groups == 0 || width > 0 && groups > uint64(len(b))/uint64(width) {
+			return false
+		}
+		packed := b[:groups*uint64(width)]
+		b = b[len(packed):]
+		run := dst[:min(uint64(len(dst)), groups*8)]
+		dst = dst[len(run):]
+		buffer, have, mask := uint64(0), uint(0), uint64(1)<<width-1
+		for i := range run {
+			for have < width {
+				buffer |= uint64(packed[0]) << have
+				packed, have = packed[1:], have+8
+			}
+			run[i] = T(buffer & mask)
+			buffer, have = buffer>>width, have-width
+		}
+	}
+	return true
+}
