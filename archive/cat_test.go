@@ -13,7 +13,30 @@ import (
 )
 
 // everyKind returns records of each kind that the flat format knows, with each field that a record can have.
-func everyKind() []*flow.Record { return trace.Kinds(3000) }
+func everyKind() []*flow.Record {
+	recs := trace.Kinds(3000)
+	namespaces := []flow.Netns{flow.HoldNetns(3, "blue\xff"), flow.HoldNetns(7, ""), flow.HoldNetns(-1, "red")}
+	for i, r := range recs {
+		if i%5 == 0 {
+			r.Netns = namespaces[i/5%3]
+		}
+		if i%7 == 0 && r.Event < flow.EventExpectNew {
+			x := new(flow.Extra)
+			if r.Extra != nil {
+				*x = *r.Extra
+			}
+			x.Subscriber = flow.Subscriber{ID: "c-" + string(rune('a'+i%3)), Name: []string{"", "Jane \"J\" \xff"}[i%2], Source: "dhcp@2026-03-09T14:02:11Z", Dst: i%4 == 0}
+			switch i % 6 {
+			case 1:
+				x.Subscriber.Next = "c-z"
+			case 2:
+				x.Subscriber.ID, x.Subscriber.Next = "", "c-y"
+			}
+			r.Extra = x
+		}
+	}
+	return recs
+}
 
 func lines(t *testing.T, drop []string, recs []*flow.Record) []string {
 	t.Helper()

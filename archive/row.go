@@ -73,6 +73,15 @@ func (w *row) record(b *flow.Batch) *flow.Record {
 		}
 		return r
 	}
+	if w.has(cNetns) || w.has(cNSID) {
+		id := int32(-1)
+		if w.has(cNSID) {
+			id = w.ns32(cNSID)
+		}
+		n := flow.HoldNetns(id, w.text(cNetns))
+		b.SetNetns(r, n)
+		n.Release()
+	}
 	kernel := w.text(cTimeSource) == "kernel"
 	if w.bits[cClock]&1 != 0 {
 		r.Has |= flow.Unsynchronized
@@ -222,6 +231,10 @@ func (w *row) rest(b *flow.Batch, r *flow.Record) {
 	}
 	if w.has(cSecCtx) {
 		b.Extra(r).SecCtx = w.text(cSecCtx)
+	}
+	if w.has(cSubscriber) || w.has(cSubscriberNext) {
+		b.Extra(r).Subscriber = flow.Subscriber{ID: w.text(cSubscriber), Name: w.text(cSubscriberName), Next: w.text(cSubscriberNext),
+			Source: w.text(cSubscriberSource), Dst: w.has(cSubscriberSide)}
 	}
 	if w.has(cClass) || w.listed[cFlags] {
 		x := b.Extra(r)

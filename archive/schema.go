@@ -81,6 +81,13 @@ const (
 	cLost
 	cOutput
 	cWhole
+	cNetns
+	cNSID
+	cSubscriber
+	cSubscriberName
+	cSubscriberSide
+	cSubscriberNext
+	cSubscriberSource
 	columnCount
 )
 
@@ -177,6 +184,7 @@ const (
 	ofDNAT   //
 	ofOther  // is no end of a flow
 	ofHelper // HelperUnknown
+	ofNetns  // another network namespace than ctlogd's
 )
 
 // featuresOf returns what some of recs have.
@@ -212,6 +220,9 @@ func featuresOf(recs []flow.Record) (f feature) {
 		}
 		if r.Has&flow.HelperUnknown != 0 {
 			f |= ofHelper
+		}
+		if r.Netns != 0 {
+			f |= ofNetns
 		}
 		if f&ofDNAT == 0 && natDst(r) {
 			f |= ofDNAT
@@ -467,7 +478,35 @@ var columns = [columnCount]column{
 		}
 		return whole, isCheckpoint(r)
 	}},
+	cNetns: {name: "netns", needs: ofNetns, node: textNode, text: func(r *flow.Record) []byte {
+		if r.Netns == 0 {
+			return nil
+		}
+		return foreign([]byte(r.Netns.Info().Name))
+	}},
+	cNSID: {name: "nsid", needs: ofNetns, node: rareNode(32), number: func(r *flow.Record) (uint64, bool) {
+		if r.Netns == 0 {
+			return 0, false
+		}
+		id := r.Netns.Info().ID
+		return uint64(id), id >= 0
+	}},
+	cSubscriber:       {name: "subscriber", needs: ofExtra, node: textNode, filter: true, text: func(r *flow.Record) []byte { return foreign([]byte(user(r).ID)) }},
+	cSubscriberName:   {name: "subscriber_name", needs: ofExtra, node: textNode, text: func(r *flow.Record) []byte { return foreign([]byte(user(r).Name)) }},
+	cSubscriberSide:   {name: "subscriber_side", needs: ofExtra, node: textNode, names: []string{"dst"}, number: func(r *flow.Record) (uint64, bool) { return 0, user(r).Dst }},
+	cSubscriberNext:   {name: "subscriber_next", needs: ofExtra, node: textNode, filter: true, text: func(r *flow.Record) []byte { return foreign([]byte(user(r).Next)) }},
+	cSubscriberSource: {name: "subscriber_source", needs: ofExtra, node: textNode, text: func(r *flow.Record) []byte { return foreign([]byte(user(r).Source)) }},
 }
+
+// user returns whose flow it is; an empty one if that is not known.
+func user(r *flow.Record) *flow.Subscriber {
+	if s := r.Subscriber(); s != nil {
+		return s
+	}
+	return &nobody
+}
+
+var nobody flow.Subscriber
 
 func maskPorts(r *flow.Record) bool {
 	return hasMask(r) && (r.Orig.Proto.HasPorts() || r.Orig.Proto == flow.GRE)
@@ -488,7 +527,7 @@ var droppable = func() []string {
 }()
 
 // identity are the keys without which a flow_id cannot be computed.
-var identity = []string{"dst_ip", "dst_port", "icmp_type", "icmp_code", "gre_dst_key", "zone", "zone_orig", "zone_reply"}
+var identity = []string{"dst_ip", "dst_port", "icmp_type", "icmp_code", "gre_dst_key", "zone", "zone_orig", "zone_reply", "nsid"}
 
 // CheckDrop tells a key in drop that an archive cannot leave out.
 func CheckDrop(drop []string) error {
