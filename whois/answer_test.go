@@ -183,7 +183,38 @@ func TestJudge(t *testing.T) {
 		"one after the other": {rows: asRows(snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-minute, noon+1), snat("10.64.9.9:1055", "198.51.100.80:443", 40000, noon+2, noon+minute)), facts: whole(),
 			change: func(q *Question) { q.To = noon + second }, verdict: Ambiguous, exit: 4, decides: "more exact time"},
 		"one destination, two ports": {rows: asRows(a(), snat("10.64.9.9:1055", "198.51.100.80:80", 40000, noon-minute, noon+minute)), facts: whole(), verdict: Ambiguous, exit: 4, decides: "--dst ADDRESS:PORT"},
-		"two zones":                  {rows: func() []row { r := a(); r.Zone, r.Start = 5, r.Start+1; return asRows(a(), with(r, flow.HasZone)) }(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "pair of firewalls, two zones"},
+		"two namespaces": {rows: func() []row {
+			r := a()
+			r.Netns, r.Start = flow.HoldNetns(3, "blue"), r.Start+1
+			return asRows(a(), r)
+		}(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "pair of firewalls, two zones"},
+		"a subscriber, of whom one of a pair knows": {rows: func() []row {
+			r := a()
+			r.Start, r.Extra = r.Start+1, &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17"}}
+			return asRows(a(), r)
+		}(), facts: whole(), verdict: Sole},
+		"a subscriber with two addresses": {rows: func() []row {
+			x, y := a(), b()
+			x.Extra, y.Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17"}}, &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17"}}
+			return asRows(x, y)
+		}(), facts: whole(), verdict: Sole},
+		"two subscribers, one address": {rows: func() []row {
+			x, y := a(), a()
+			y.Start++
+			x.Extra, y.Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17"}}, &flow.Extra{Subscriber: flow.Subscriber{ID: "c-18"}}
+			return asRows(x, y)
+		}(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "Nothing on record"},
+		"an address that changed hands": {rows: func() []row {
+			x := a()
+			x.Extra = &flow.Extra{Subscriber: flow.Subscriber{Next: "c-18"}}
+			return asRows(x)
+		}(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "from one subscriber to another"},
+		"a subscriber of the far side": {rows: func() []row {
+			x := a()
+			x.Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17", Dst: true}}
+			return asRows(x, x)
+		}(), facts: whole(), verdict: Sole},
+		"two zones": {rows: func() []row { r := a(); r.Zone, r.Start = 5, r.Start+1; return asRows(a(), with(r, flow.HasZone)) }(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "pair of firewalls, two zones"},
 	} {
 		q := point(noon)
 		if c.change != nil {

@@ -91,8 +91,10 @@ type Holder struct {
 	Inside, Outside, Far End
 	Start, End, Seen     int64 // 0: not known. Seen is when the flow was last seen alive
 	Doubts               []string
-	Copies               int // records that say so
-	Subscriber           string
+	Copies               int    // records that say so
+	Line                 string // the inside address, in its namespace and zone
+	Subscriber           string // whose flow it is: the id where a source of subscribers has told, else Line
+	Next                 string // to whom the address went while the flow lived; "": to nobody
 }
 
 // Certain reports whether the flow was alive at the time asked for, by its times.
@@ -131,6 +133,7 @@ func judge(q *Question, rows []row, hosts []*facts, now time.Time) *Answer {
 		a.Holders = append(a.Holders, h)
 	}
 	a.setAside()
+	a.identify()
 	slices.SortStableFunc(a.Holders, func(x, y *Holder) int {
 		return cmp.Or(cmp.Compare(len(x.Doubts), len(y.Doubts)), cmp.Compare(x.Subscriber, y.Subscriber), cmp.Compare(x.Start, y.Start),
 			cmp.Compare(x.host, y.host), cmp.Compare(x.file, y.file), cmp.Compare(x.number, y.number))
@@ -219,13 +222,14 @@ func merge(rows []row) (all []*Holder) {
 		host        string
 		orig, reply flow.Tuple
 		zone        uint16
+		netns       flow.Netns
 		start       int64
 		incoming    bool
 	}
 	looks := func(h *Holder) look {
 		r := *h.Record
 		strip(&r, h.dropped) // a row log has more than a segment
-		return look{h.host, r.Orig, r.Reply, r.Zone, r.Start, h.incoming}
+		return look{h.host, r.Orig, r.Reply, r.Zone, r.Netns, r.Start, h.incoming}
 	}
 	ended := map[look]bool{}
 	defer func() {
@@ -359,9 +363,56 @@ func (h *Holder) describe(q *Question) {
 	if q.Src.IsValid() && !q.Src.IsSingleIP() && q.Src.Contains(h.Inside.Addr) {
 		who = q.Src.String()
 	}
-	h.Subscriber = who
 	if z := h.zone(); z != "" {
-		h.Subscriber += " in " + z
+		who += " in " + z
+	}
+	h.Line, h.Subscriber = who, who
+	switch s := h.person(); {
+	case q.Person != "":
+		h.Subscriber = q.Person
+	case s != nil && !(q.Src.IsValid() && !q.Src.IsSingleIP()):
+		h.Subscriber, h.Next = cmp.Or(s.ID, who), s.Next
+	}
+}
+
+// person returns what a source of subscribers has told of who the inside is, nil if it has not.
+func (h *Holder) person() *flow.Subscriber {
+	s := h.Record.Subscriber()
+	if s == nil || h.Inside.Addr != h.personAddr(s) {
+		return nil
+	}
+	return s
+}
+
+// personAddr returns the address whose subscriber s is: that of the source, or the one that the flow was sent to.
+func (h *Holder) personAddr(s *flow.Subscriber) netip.Addr {
+	r := h.Record
+	switch {
+	case !s.Dst:
+		return r.Orig.SrcAddr()
+	case r.NAT()&flow.NATDst != 0:
+		return r.Reply.SrcAddr()
+	}
+	return r.Orig.DstAddr()
+}
+
+// identify gives holders of whom no source has told the name of others with the same line: one of a pair may have asked it,
+// and the other not.
+func (a *Answer) identify() {
+	ids := map[string]string{} // by line; "": several
+	for _, h := range a.Holders {
+		if id, ok := ids[h.Line]; h.Subscriber != h.Line {
+			if ok && id != h.Subscriber {
+				ids[h.Line] = ""
+			} else {
+				ids[h.Line] = h.Subscriber
+			}
+		}
+	}
+	for _, h := range a.Holders {
+		if id := ids[h.Line]; id != "" {
+			h.Subscriber = id
+		}
 	}
 }
 
@@ -376,38 +427,47 @@ func strip(r *flow.Record, dropped []string) {
 			}
 		case "dst_port":
 			r.Orig.DstPort = 0
+		case "subscriber":
+			if r.Extra != nil {
+				x := *r.Extra
+				x.Subscriber = flow.Subscriber{}
+				r.Extra = &x
+			}
 		case "orig_bytes", "reply_bytes", "orig_packets", "reply_packets":
 			r.Has &^= flow.HasCounters
 		}
 	}
 }
 
-// zone returns the zone of the inside in words, "" if there is none.
+// zone returns the namespace and the zone of the inside in words, "" if there is neither.
 func (h *Holder) zone() string {
+	zone := ""
 	switch r := h.Record; {
 	case r.Has&flow.HasZone != 0:
-		return "zone " + strconv.Itoa(int(r.Zone))
+		zone = "zone " + strconv.Itoa(int(r.Zone))
 	case h.incoming && r.Has&flow.HasReply != 0 && r.Reply.HasZone:
-		return "zone " + strconv.Itoa(int(r.Reply.Zone))
+		zone = "zone " + strconv.Itoa(int(r.Reply.Zone))
 	case !h.incoming && r.Orig.HasZone:
-		return "zone " + strconv.Itoa(int(r.Orig.Zone))
+		zone = "zone " + strconv.Itoa(int(r.Orig.Zone))
 	}
-	return ""
+	if h.Netns == 0 {
+		return zone
+	}
+	info := h.Netns.Info()
+	netns := "namespace " + cmp.Or(info.Name, strconv.Itoa(int(info.ID)))
+	if zone != "" {
+		return netns + ", " + zone
+	}
+	return netns
 }
 
 // verdict counts who held it, and says what that means.
 func (a *Answer) verdict() {
 	q := a.Question
-	who := map[string]int{}
-	var names []string
-	for _, h := range a.Holders {
-		if who[h.Subscriber]++; who[h.Subscriber] == 1 {
-			names = append(names, h.Subscriber)
-		}
-	}
+	names := a.subscribers()
 	what := q.Public.String()
 	switch {
-	case q.Src.IsValid():
+	case q.Src.IsValid() || q.Person != "":
 		what = "a flow"
 	case !q.Public.Addr.IsValid():
 		what = "a flow to " + q.Dst.String()
@@ -418,6 +478,8 @@ func (a *Answer) verdict() {
 		a.Summary = "Nobody had " + what + "."
 		if q.Src.IsValid() {
 			a.Summary = strings.TrimSuffix(cmp.Or(q.SrcEnd.String(), q.Src.String()), "/32") + " had no flow."
+		} else if q.Person != "" {
+			a.Summary = q.Person + " had no flow."
 		}
 		if len(a.Missing) > 0 {
 			a.Summary = strings.TrimSuffix(a.Summary, ".") + ", as far as there are records."
@@ -425,7 +487,7 @@ func (a *Answer) verdict() {
 	case 1:
 		a.Verdict = Sole
 		a.Summary = fmt.Sprintf("%s had %s.", names[0], what)
-		if q.Src.IsValid() {
+		if q.Src.IsValid() || q.Person != "" {
 			a.Summary = fmt.Sprintf("%s had %s.", names[0], plural(len(a.Holders), "flow", "flows"))
 		}
 		if q.Public.Addr.IsValid() && !slices.ContainsFunc(a.Holders, func(h *Holder) bool { return !h.itself() }) {
@@ -471,8 +533,14 @@ func (a *Answer) decides() string {
 	}
 	left := slices.ContainsFunc(a.Holders, func(h *Holder) bool { return !h.Far.Addr.IsValid() })
 	switch {
+	case !slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Line != a.Holders[0].Line }) &&
+		slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Next != "" && h.Next != h.Subscriber }):
+		return "The inside address went from one subscriber to another while a flow lived: the source that has told so knows when."
 	case q.Src.IsValid():
-		return "They have one address in different zones: the zone decides."
+		if slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Subscriber != h.Line }) {
+			return "Several had the address one after the other: a more exact time decides."
+		}
+		return "They have one address in different zones or namespaces: the zone decides."
 	case !q.Public.Addr.IsValid():
 		if !q.Dst.HasPort {
 			return "Many may talk to one destination: its port narrows it, and the public address and port of the mail decide."

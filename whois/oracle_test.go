@@ -22,6 +22,8 @@ import (
 
 const hour = int64(time.Hour)
 
+var blue = flow.HoldNetns(3, "blue")
+
 var worldStart = time.Date(2026, 11, 27, 0, 0, 0, 0, time.UTC).UnixNano()
 
 // world is a firewall of which everything is known: which flows lived when, and what was recorded of them.
@@ -85,9 +87,12 @@ func newWorld(host string, n int, seed uint64) *world {
 				f.Orig.DstPort = 8 << 8
 				f.Reply.SrcPort, f.Reply.DstPort = out, 0
 			}
-			if i%20 == 2 {
+			switch i % 20 {
+			case 2:
 				f.Has |= flow.HasZone
 				f.Zone = 7
+			case 5:
+				f.Netns = blue
 			}
 		}
 		w.flows = append(w.flows, f)
@@ -100,6 +105,9 @@ func newWorld(host string, n int, seed uint64) *world {
 			g.Orig.Src = flow.AddrFrom4([4]byte{10, 64, 1, last[3]})
 			g.Orig.Dst = flow.AddrFrom4([4]byte{198, 51, 101, 9})
 			g.Reply.Src = g.Orig.Dst
+			if i%8 == 3 { // the one inside address in another namespace
+				g.Orig.Src, g.Netns = f.Orig.Src, blue
+			}
 			w.twins = append(w.twins, len(w.flows))
 			w.flows = append(w.flows, g)
 		}
@@ -246,7 +254,7 @@ func asked(q *Question, f *flow.Record) bool {
 }
 
 func nameOf(host string, f *flow.Record) string {
-	return fmt.Sprint(host, " ", f.Orig.SrcAddr(), f.Orig.SrcPort, f.Orig.DstAddr(), f.Orig.DstPort, f.Orig.Proto, f.Zone, " ", f.Start)
+	return fmt.Sprint(host, " ", f.Orig.SrcAddr(), f.Orig.SrcPort, f.Orig.DstAddr(), f.Orig.DstPort, f.Orig.Proto, f.Zone, f.Netns, " ", f.Start)
 }
 
 // oracle answers a question by looking at all there is.
@@ -277,12 +285,12 @@ func ask(worlds []*world, q *Question) (o oracle) {
 				}
 			}
 			o.certain = append(o.certain, nameOf(w.host, r))
-			who := fmt.Sprint(r.Orig.SrcAddr(), r.Zone)
+			who := fmt.Sprint(r.Orig.SrcAddr(), r.Zone, r.Netns)
 			if r.Reply.Src != r.Orig.Dst && q.Public.Addr.IsValid() {
-				who = fmt.Sprint(r.Reply.SrcAddr(), r.Zone)
+				who = fmt.Sprint(r.Reply.SrcAddr(), r.Zone, r.Netns)
 			}
 			if r.Orig.DstAddr() == q.Public.Addr && r.Orig.V6 {
-				who = fmt.Sprint(r.Orig.DstAddr(), r.Zone)
+				who = fmt.Sprint(r.Orig.DstAddr(), r.Zone, r.Netns)
 			}
 			o.people[who] = true
 		}

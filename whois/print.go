@@ -1,6 +1,7 @@
 package whois
 
 import (
+	"cmp"
 	"encoding/csv"
 	"encoding/json"
 	"fmt"
@@ -27,6 +28,9 @@ func (a *Answer) Text(w io.Writer) error {
 	}
 	for _, h := range a.Holders {
 		fmt.Fprintf(&b, "\n  %s %s\n", h.Orig.Proto, h.path())
+		if p := h.Told(); p != "" {
+			fmt.Fprintf(&b, "    %s\n", p)
+		}
 		fmt.Fprintf(&b, "    %s\n", h.life())
 		if c := h.counters(); c != "" {
 			fmt.Fprintf(&b, "    %s\n", c)
@@ -79,6 +83,25 @@ func (h *Holder) path() string {
 		in += " in " + z
 	}
 	return fmt.Sprintf("%s%s -> %s on %s", in, as, far, h.host)
+}
+
+// Told writes what a source of subscribers has told, "" if none has.
+func (h *Holder) Told() string {
+	s := h.person()
+	if s == nil {
+		return ""
+	}
+	text := "subscriber " + cmp.Or(s.ID, "not known when the flow began")
+	if s.Name != "" {
+		text += " (" + s.Name + ")"
+	}
+	if s.Next != "" {
+		text += ", and " + s.Next + " when it ended"
+	}
+	if s.Source != "" {
+		text += ", by " + s.Source
+	}
+	return text
 }
 
 // life writes from when to when the flow lived.
@@ -143,6 +166,7 @@ type (
 		Line    string `json:"line,omitempty"` // of a batch
 		Address string `json:"address,omitempty"`
 		Port    *int   `json:"port,omitempty"`
+		Person  string `json:"subscriber,omitempty"`
 		Src     string `json:"src,omitempty"`
 		SrcPort *int   `json:"src_port,omitempty"`
 		Dst     string `json:"dst,omitempty"`
@@ -158,6 +182,9 @@ type (
 	jsonHolder struct {
 		Host         string   `json:"host"`
 		Subscriber   string   `json:"subscriber"`
+		Name         string   `json:"subscriber_name,omitempty"`
+		Next         string   `json:"subscriber_next,omitempty"`
+		Source       string   `json:"subscriber_source,omitempty"`
 		InsideIP     string   `json:"inside_ip,omitempty"`
 		InsidePort   *int     `json:"inside_port,omitempty"`
 		OutsideIP    string   `json:"outside_ip,omitempty"`
@@ -176,6 +203,7 @@ type (
 		ReplyPackets *uint64  `json:"reply_packets,omitempty"`
 		ReplyBytes   *uint64  `json:"reply_bytes,omitempty"`
 		Zone         string   `json:"zone,omitempty"`
+		Netns        string   `json:"netns,omitempty"`
 		FlowID       string   `json:"flow_id,omitempty"`
 		Certain      bool     `json:"certain"`
 		Doubts       []string `json:"doubts,omitempty"`
@@ -223,7 +251,7 @@ func stampOr(ns int64) string {
 
 func (q *Question) json() jsonQuestion {
 	j := jsonQuestion{Address: addrOf(q.Public), Port: portOf(q.Public), SrcPort: portOf(q.SrcEnd), Dst: addrOf(q.Dst), DstPort: portOf(q.Dst),
-		At: q.At, Zone: q.Zone, Assumed: q.Note != "", From: stampOr(q.From), To: stampOr(q.To), Case: q.Case}
+		Person: q.Person, At: q.At, Zone: q.Zone, Assumed: q.Note != "", From: stampOr(q.From), To: stampOr(q.To), Case: q.Case}
 	if q.HasProto {
 		j.Proto = q.Proto.String()
 	}
@@ -241,6 +269,12 @@ func (h *Holder) json() jsonHolder {
 		OutsidePort: portOf(h.Outside), FarIP: addrOf(h.Far), FarPort: portOf(h.Far), Proto: h.Orig.Proto.String(), Direction: "outgoing",
 		NAT: h.NAT().String(), Start: stampOr(h.Start), End: stampOr(h.End), Alive: h.live && h.End == 0, Zone: h.zone(), FlowID: h.flowID, Certain: h.Certain(),
 		Doubts: h.Doubts, Records: h.Copies, File: h.file}
+	if s := h.person(); s != nil {
+		j.Name, j.Next, j.Source = s.Name, s.Next, s.Source
+	}
+	if h.Netns != 0 {
+		j.Netns = cmp.Or(h.Netns.Info().Name, strconv.Itoa(int(h.Netns.Info().ID)))
+	}
 	if h.incoming {
 		j.Direction = "incoming"
 	}
@@ -268,9 +302,11 @@ func (a *Answer) subscribers() []string {
 	names := []string{}
 	seen := map[string]bool{}
 	for _, h := range a.Holders {
-		if !seen[h.Subscriber] {
-			seen[h.Subscriber] = true
-			names = append(names, h.Subscriber)
+		for _, name := range []string{h.Subscriber, h.Next} {
+			if name != "" && !seen[name] {
+				seen[name] = true
+				names = append(names, name)
+			}
 		}
 	}
 	return names

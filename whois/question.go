@@ -16,6 +16,7 @@ import (
 // set has to hold.
 type Question struct {
 	Public End          // as the far side saw it: source after translation, or a forwarded port
+	Person string       // subscriber, by id or by name, as records have it
 	Src    netip.Prefix // original source; a whole address, or a prefix
 	SrcEnd End          // port of it
 	Dst    End          // the far side
@@ -116,8 +117,10 @@ func (q *Question) SetTime(m Moment, within time.Duration) {
 // Validate says why the question cannot be answered. Warnings stand in the answer.
 func (q *Question) Validate(now time.Time) error {
 	switch {
-	case !q.Public.Addr.IsValid() && !q.Src.IsValid() && !q.Dst.Addr.IsValid():
-		return errors.New("nothing to look for: give an address and port, --src or --dst")
+	case !q.Public.Addr.IsValid() && !q.Src.IsValid() && !q.Dst.Addr.IsValid() && q.Person == "":
+		return errors.New("nothing to look for: give an address and port, --src, --dst or --subscriber")
+	case q.Person != "" && (q.Public.Addr.IsValid() || q.Src.IsValid()):
+		return errors.New("an address and --subscriber are two questions; ask one at a time")
 	case q.Public.Addr.IsValid() && q.Src.IsValid():
 		return errors.New("an address and --src are two questions; ask one at a time")
 	case q.From == 0 && q.To == 0:
@@ -149,7 +152,10 @@ func (q *Question) warnings() (w []string) {
 	case a.IsMulticast() || a.IsUnspecified():
 		w = append(w, fmt.Sprintf("Nobody has the address %s for their own.", a))
 	}
-	if q.Src.IsValid() && !q.Src.IsSingleIP() {
+	switch {
+	case q.Person != "":
+		w = append(w, "Subscribers have no index: all flows of that time were looked at. Flows of which no subscriber was known are none of theirs.")
+	case q.Src.IsValid() && !q.Src.IsSingleIP():
 		w = append(w, "A prefix has no index: all flows of that time were looked at.")
 	}
 	return w
@@ -190,6 +196,8 @@ func (q *Question) words() string {
 			src = q.Src.String()
 		}
 		return fmt.Sprintf("What did %s have%s%s at %s?", src, proto, dst, q.span())
+	case q.Person != "":
+		return fmt.Sprintf("What did the subscriber %s have%s%s at %s?", q.Person, proto, dst, q.span())
 	}
 	return fmt.Sprintf("Who talked to %s%s at %s?", q.Dst, proto, q.span())
 }
@@ -219,10 +227,18 @@ func (q *Question) queries(since int64) (all []archive.Query) {
 		base.Where = func(r *flow.Record) bool {
 			return r.Has&flow.HasOrig != 0 && q.Src.Contains(r.Orig.SrcAddr()) && q.far(r, false)
 		}
+	case q.Person != "":
+		base.Where = func(r *flow.Record) bool { return q.theirs(r) && q.far(r, r.Subscriber().Dst) }
 	default:
 		base.Dst, base.DstPort, base.HasDstPort = q.Dst.Addr, q.Dst.Port, q.Dst.HasPort
 	}
 	return append(all, base)
+}
+
+// theirs reports whether the flow is of the subscriber that is asked for.
+func (q *Question) theirs(r *flow.Record) bool {
+	s := r.Subscriber()
+	return s != nil && (s.ID == q.Person || s.Next == q.Person || s.Name == q.Person)
 }
 
 // reached reports whether the flow came in at the address and port that are asked for: to a port that is forwarded, or to

@@ -191,19 +191,23 @@ func (a *Answer) statement() (s []string) {
 	when := "at " + q.span()
 	lead := fmt.Sprintf("According to the records of %s, %s", of, when)
 	switch {
-	case q.Src.IsValid():
-		s = append(s, fmt.Sprintf("%s: %s of %s. Each is listed below.", lead, plural(len(a.Holders), "connection", "connections"), cmp.Or(q.SrcEnd.String(), q.Src.String())))
+	case q.Src.IsValid() || q.Person != "":
+		s = append(s, fmt.Sprintf("%s: %s of %s. Each is listed below.", lead, plural(len(a.Holders), "connection", "connections"), cmp.Or(q.Person, q.SrcEnd.String(), q.Src.String())))
 	case a.Verdict == None:
 		s = append(s, lead+" nobody used "+use+".")
 	case a.Verdict == Sole && q.Public.Addr.IsValid() && !slices.ContainsFunc(a.Holders, func(h *Holder) bool { return !h.itself() || !h.Certain() }):
 		s = append(s, fmt.Sprintf("%s %s was used by the machine that has this address itself: the address is not translated.", lead, use))
 	case a.Verdict == Sole && slices.ContainsFunc(a.Holders, (*Holder).Certain):
-		s = append(s, fmt.Sprintf("%s one subscriber used %s: the one with the inside address %s.", lead, use, names[0]))
+		s = append(s, fmt.Sprintf("%s one subscriber used %s: %s.", lead, use, named(a.Holders, names[0])))
 	case a.Verdict == Sole:
-		s = append(s, fmt.Sprintf("%s one subscriber may have used %s: the one with the inside address %s. The records do not show it for certain.", lead, use, names[0]))
+		s = append(s, fmt.Sprintf("%s one subscriber may have used %s: %s. The records do not show it for certain.", lead, use, named(a.Holders, names[0])))
 	default:
-		s = append(s, fmt.Sprintf("%s %d subscribers used %s: those with the inside addresses %s. The records do not say which of them is meant. %s",
-			lead, len(names), use, list(names, 20), a.Decides))
+		var described []string
+		for _, n := range names {
+			described = append(described, named(a.Holders, n))
+		}
+		s = append(s, fmt.Sprintf("%s %d subscribers used %s: %s. The records do not say which of them is meant. %s",
+			lead, len(names), use, list(described, 20), a.Decides))
 	}
 	if a.Complete {
 		s = append(s, "No records are missing that could show anybody else at that time.")
@@ -212,6 +216,16 @@ func (a *Answer) statement() (s []string) {
 	}
 	return append(s, "The records are of connections through the firewall. They name the address that a subscriber's line or device had inside, and not a person. "+
 		"The times are those of the firewall's clock; the time of the question was read as "+cmp.Or(q.Zone, "UTC")+".")
+}
+
+// named says who a subscriber is: by the id that a source has told, with the inside address, or by that alone.
+func named(holders []*Holder, name string) string {
+	for _, h := range holders {
+		if (h.Subscriber == name || h.Next == name) && name != h.Line {
+			return fmt.Sprintf("%s, with the inside address %s", name, h.Line)
+		}
+	}
+	return "the one with the inside address " + name
 }
 
 //go:embed report.html

@@ -95,6 +95,11 @@ type line struct {
 	ReplyB   *uint64  `json:"reply_bytes"`
 	Netns    string   `json:"netns"`
 	NSID     *int32   `json:"nsid"`
+	Person   string   `json:"subscriber"`
+	Name     string   `json:"subscriber_name"`
+	Side     string   `json:"subscriber_side"`
+	Next     string   `json:"subscriber_next"`
+	Teller   string   `json:"subscriber_source"`
 	Zone     *uint16  `json:"zone"`
 	ZoneO    *uint16  `json:"zone_orig"`
 	ZoneR    *uint16  `json:"zone_reply"`
@@ -149,6 +154,9 @@ func (l *line) record() (*flow.Record, error) {
 	}
 	if err := l.tuples(r); err != nil {
 		return nil, err
+	}
+	if l.Person != "" || l.Next != "" {
+		r.Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: l.Person, Name: l.Name, Next: l.Next, Source: l.Teller, Dst: l.Side == "dst"}}
 	}
 	value := func(p *uint64) uint64 {
 		if p == nil {
@@ -277,7 +285,7 @@ func (s *Lines) Prepare(ctx context.Context, questions []*Question) error {
 			addrs[q.Public.Addr.String()] = true
 		case q.Src.IsValid() && q.Src.IsSingleIP():
 			addrs[q.Src.Addr().String()] = true
-		case q.Dst.Addr.IsValid():
+		case q.Dst.Addr.IsValid() && q.Person == "":
 			addrs[q.Dst.Addr.String()] = true
 		default:
 			whole = true

@@ -162,7 +162,7 @@ func (q *Question) key() (e End, ok bool) {
 		return q.Public, true
 	case q.Src.IsValid() && q.Src.IsSingleIP():
 		return End{q.Src.Addr(), q.SrcEnd.Port, q.SrcEnd.HasPort}, true
-	case q.Src.IsValid():
+	case q.Src.IsValid() || q.Person != "":
 		return e, false
 	}
 	return q.Dst, true

@@ -33,6 +33,7 @@ type whoisOptions struct {
 	at, from, to, zone     string
 	within                 time.Duration
 	proto, src, dst        string
+	subscriber             string
 	archives, hosts        []string
 	config                 string
 	json, csv, noTable     bool
@@ -79,6 +80,7 @@ The exit status tells:
 	f.StringVar(&o.zone, "zone", "local", "`ZONE` of times that have none: local, UTC, +01:00, Europe/Berlin")
 	f.StringVar(&o.proto, "proto", "", "`PROTOCOL`: tcp, udp, icmp, icmpv6, gre, sctp, or its number")
 	f.StringVar(&o.src, "src", "", "`ADDRESS[:PORT]` or prefix inside: what did it have?")
+	f.StringVar(&o.subscriber, "subscriber", "", "`ID` or name of a subscriber, where a source has told whose flows they are: what did they have?")
 	f.StringVar(&o.dst, "dst", "", "`ADDRESS[:PORT]` of the far side, which often decides")
 	f.StringArrayVar(&o.archives, "archive", nil, "`DIR` of an archive or of copies of several, or a file of JSON lines; may be given again; without: those of the configuration")
 	f.StringArrayVar(&o.hosts, "host", nil, "ask the archive of this `HOST` alone; may be given again")
@@ -177,8 +179,8 @@ func (o *whoisOptions) items(args []string, now time.Time, zone *time.Location) 
 		q, err := o.question(args, now, zone)
 		return []whois.Item{{Question: q}}, err
 	}
-	if len(args) > 0 || o.at != "" || o.from != "" || o.src != "" || o.dst != "" || o.report != "" {
-		return nil, errors.New("--batch has its questions in the file: no address, --at, --from, --src, --dst or --report with it")
+	if len(args) > 0 || o.at != "" || o.from != "" || o.src != "" || o.dst != "" || o.subscriber != "" || o.report != "" {
+		return nil, errors.New("--batch has its questions in the file: no address, --at, --from, --src, --subscriber, --dst or --report with it")
 	}
 	in := io.Reader(os.Stdin)
 	if o.batch != "-" {
@@ -276,7 +278,7 @@ func (p *bar) done() { p.hide() }
 
 // question makes a question of the command line.
 func (o *whoisOptions) question(args []string, now time.Time, zone *time.Location) (*whois.Question, error) {
-	q := &whois.Question{At: o.at, Case: o.caseRef}
+	q := &whois.Question{At: o.at, Case: o.caseRef, Person: o.subscriber}
 	var err error
 	if len(args) > 0 {
 		if q.Public, err = whois.ParseEnd(args[0]); err != nil {

@@ -160,7 +160,16 @@ func (o *office) sh(t *testing.T, line string) (out, stderr string, code int) {
 
 // TestWhoisExitStatus: each flag does what it says, and the exit status tells the verdict.
 func TestWhoisExitStatus(t *testing.T) {
-	o := newOffice(t)
+	jane := ended(flow.TCP, "10.64.5.5:51000", "203.0.113.5:44000", "198.51.100.80:443", "11:00:00", "11:10:00")
+	jane.Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17", Name: "Jane", Source: "dhcp@2026-11-27T10:00:00Z"}}
+	moved := ended(flow.TCP, "10.64.5.5:52000", "203.0.113.5:44001", "198.51.100.80:443", "11:00:00", "11:10:00")
+	moved.Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17", Next: "c-18", Source: "dhcp@2026-11-27T10:00:00Z"}}
+	blue := ended(flow.TCP, "10.64.6.6:51544", "203.0.113.5:41000", "198.51.100.81:443", "11:00:00", "11:10:00")
+	blue.Netns = flow.HoldNetns(3, "blue")
+	blue.Reply.DstPort = 44002
+	red := *blue
+	red.Netns = 0
+	o := newOffice(t, jane, moved, blue, &red)
 	o.write(t, "mail.txt", "203.0.113.5 41000 2026-11-27 11:03:07 UTC\n203.0.113.5 40000 2026-11-27 11:03:07 UTC\n")
 	o.write(t, "odd.txt", "203.0.113.5 41000 2026-11-27 11:03:07 UTC\n203.0.113.5 0 2026-11-27 11:03:07 UTC\n")
 	const at = ` --at "2026-11-27 11:03:07 UTC" `
@@ -194,6 +203,16 @@ func TestWhoisExitStatus(t *testing.T) {
 		{"--src 10.64.3.7:777 --from '2026-11-27 11:00:00 UTC' --to '2026-11-27 11:20:00 UTC'", 0, "10.64.3.7 had 1 flow."},
 		{"--src 10.64.3.0/24 --from '2026-11-27 11:00:00 UTC' --to '2026-11-27 11:20:00 UTC'", 0, "10.64.3.0/24 had 5 flows."},
 		{"--src 10.64.3.7 --from '2026-11-27 11:00:00 UTC'", 5, "10.64.3.7 had 3 flows."},
+		{"203.0.113.5:44000" + at, 0, "sole, complete: c-17 had 203.0.113.5:44000.\n\n  tcp 10.64.5.5:51000 as 203.0.113.5:44000 -> 198.51.100.80:443 on gw1\n    subscriber c-17 (Jane), by dhcp@2026-11-27T10:00:00Z\n"},
+		{"203.0.113.5:44001" + at, 4, "2 subscribers had 203.0.113.5:44001: c-17 and c-18.\nThe inside address went from one subscriber to another while a flow lived"},
+		{"203.0.113.5:44002" + at, 4, "10.64.6.6 and 10.64.6.6 in namespace blue"},
+		{"203.0.113.5:44000 --json" + at, 0, `"subscribers":["c-17"],"holders":[{"host":"gw1","subscriber":"c-17","subscriber_name":"Jane","subscriber_source":"dhcp@2026-11-27T10:00:00Z","inside_ip":"10.64.5.5"`},
+		{"203.0.113.5:44000 --report s.html" + at + "&& grep -c 'one subscriber used the public address 203.0.113.5 with the port number 44000: c-17, with the inside address 10.64.5.5' s.html", 0, "1"},
+		{"--subscriber c-17" + at, 0, "c-17 had 2 flows."},
+		{"--subscriber Jane" + at, 0, "Jane had 1 flow."},
+		{"--subscriber c-18 --from '2026-11-27 11:00:00 UTC' --to '2026-11-27 11:20:00 UTC'", 0, "c-18 had 1 flow."},
+		{"--subscriber c-19" + at, 3, "none, complete: c-19 had no flow."},
+		{"--subscriber c-17 --dst 198.51.100.81" + at, 3, "c-17 had no flow."},
 		{"--dst 198.51.100.80:22" + at, 0, "10.64.3.8 had a flow to 198.51.100.80:22."},
 		{"203.0.113.5:41000 --archive var/log/ctlogd/archive" + at, 0, "10.64.3.7 had"},
 		{"203.0.113.5:41000 --archive var/log --host gw1" + at, 0, "10.64.3.7 had"},
@@ -254,7 +273,8 @@ func TestWhoisRefuses(t *testing.T) {
 		{"203.0.113.5:70000" + at, 2, "port 70000 is out of range; ports go from 1 to 65535"},
 		{"203.0.113.5:ssh" + at, 2, `"ssh" is no port`},
 		{"gw1.example.net" + at, 2, `"gw1.example.net" is no address`},
-		{"" + at, 2, "nothing to look for: give an address and port, --src or --dst"},
+		{"" + at, 2, "nothing to look for: give an address and port, --src, --dst or --subscriber"},
+		{"203.0.113.5 --subscriber c-17" + at, 2, "an address and --subscriber are two questions; ask one at a time"},
 		{"203.0.113.5 --src 10.64.3.7" + at, 2, "an address and --src are two questions; ask one at a time"},
 		{"203.0.113.5 203.0.113.6" + at, 2, "accepts at most 1 arg(s), received 2"},
 		{"--src 10.64.3.7/33" + at, 2, `--src: "10.64.3.7/33" is no prefix`},
