@@ -252,7 +252,9 @@ func TestGuardStarvedOfCPU(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 	}
-	feed := starve(t, cmd.Process.Pid)
+	feed, release, err := lab.Starve(cmd.Process.Pid)
+	must(t, err)
+	t.Cleanup(release)
 	must(t, g.flood.Create(0, dead))
 	must(t, g.flood.Delete(0, dead))
 	g.settle(t, guardTable*90/100)
@@ -260,7 +262,7 @@ func TestGuardStarvedOfCPU(t *testing.T) {
 	if in != fresh {
 		t.Errorf("of %d new connections %d got in", fresh, in)
 	}
-	feed()
+	must(t, feed())
 	g.settle(t, in)
 	must(t, cmd.Process.Signal(unix.SIGTERM))
 	must(t, cmd.Wait())
@@ -309,34 +311,6 @@ func runStarved(n int) {
 		}
 	}
 	fmt.Println(missing, again, lost, inexact, g.Stats.GuardSheds.Load())
-}
-
-// starve gives a process 1 ms of CPU in 500, in which it reads some 2,000 events, until feed is called.
-func starve(t *testing.T, pid int) (feed func()) {
-	t.Helper()
-	name := fmt.Sprintf("ctlogd-test-%d", os.Getpid())
-	write := func(file, text string) error { return os.WriteFile(file, []byte(text), 0) }
-	for _, v := range []struct{ root, period, limit, low, high string }{
-		{"/sys/fs/cgroup/cpu", "cpu.cfs_period_us", "cpu.cfs_quota_us", "1000", "-1"}, // version 1
-		{"/sys/fs/cgroup", "", "cpu.max", "1000 500000", "max"},
-	} {
-		dir := v.root + "/" + name
-		if os.Mkdir(dir, 0o755) != nil {
-			continue
-		}
-		t.Cleanup(func() {
-			_ = write(v.root+"/cgroup.procs", fmt.Sprint(pid))
-			_ = os.Remove(dir)
-		})
-		if v.period != "" {
-			_ = write(dir+"/"+v.period, "500000")
-		}
-		if write(dir+"/"+v.limit, v.low) == nil && write(dir+"/cgroup.procs", fmt.Sprint(pid)) == nil {
-			return func() { must(t, write(dir+"/"+v.limit, v.high)) }
-		}
-	}
-	t.Skip("needs a cgroup with a limit of CPU")
-	return nil
 }
 
 // Without the guard new connections fail: the test of the guard tests something.
