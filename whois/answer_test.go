@@ -187,7 +187,7 @@ func TestJudge(t *testing.T) {
 			r := a()
 			r.Netns, r.Start = flow.HoldNetns(3, "blue"), r.Start+1
 			return asRows(a(), r)
-		}(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "pair of firewalls, two zones"},
+		}(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "different zones or namespaces"},
 		"a subscriber, of whom one of a pair knows": {rows: func() []row {
 			r := a()
 			r.Start, r.Extra = r.Start+1, &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17"}}
@@ -214,7 +214,7 @@ func TestJudge(t *testing.T) {
 			x.Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17", Dst: true}}
 			return asRows(x, x)
 		}(), facts: whole(), verdict: Sole},
-		"two zones": {rows: func() []row { r := a(); r.Zone, r.Start = 5, r.Start+1; return asRows(a(), with(r, flow.HasZone)) }(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "pair of firewalls, two zones"},
+		"two zones": {rows: func() []row { r := a(); r.Zone, r.Start = 5, r.Start+1; return asRows(a(), with(r, flow.HasZone)) }(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "different zones or namespaces"},
 	} {
 		q := point(noon)
 		if c.change != nil {

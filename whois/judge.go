@@ -560,10 +560,12 @@ func (a *Answer) decides() string {
 		return "They talked to different ports of the destination: the destination with its port decides (--dst ADDRESS:PORT)."
 	case !left && !q.Dst.HasPort && apart(func(h *Holder) string { return h.Orig.Proto.String() + " " + h.Far.String() }):
 		return "Linux gives one address and port to several at once if they talk to different destinations: the destination with its port decides (--dst ADDRESS:PORT), with the protocol (--proto)."
+	case !slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Inside.Addr != a.Holders[0].Inside.Addr || h.Subscriber != h.Line }):
+		return "They have one inside address in different zones or namespaces: which of these is meant decides."
 	case left:
 		return "Linux gives one address and port to several at once if they talk to different destinations, and destinations are left out of these records: nothing in them decides."
 	}
-	return "Nothing on record tells them apart; who they were to each other (a pair of firewalls, two zones) may."
+	return "Nothing on record tells them apart; who they were to each other, such as a pair of firewalls, may."
 }
 
 // apartInTime reports whether no two holders of different subscribers lived at one time.

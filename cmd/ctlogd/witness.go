@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
+	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/input/ctnetlink"
 	"github.com/ctlogd/ctlogd/live"
 	"github.com/ctlogd/ctlogd/monitor"
@@ -33,9 +35,20 @@ func newTable(cfg *Config, read bool) *whois.Table {
 	t := &whois.Table{Host: cfg.Host, Observer: cfg.Observer, Filter: w.filter, Recorded: w.recorded,
 		Writes: func(path string) bool { return w.output(path) != "" }}
 	if read {
-		t.Read = ctnetlink.ReadTable
+		t.Read = w.tables
 	}
 	return t
+}
+
+// tables reads the table of each network namespace that the daemon listens to.
+func (w *witness) tables(ctx context.Context, visit func(*flow.Record)) error {
+	others := slices.DeleteFunc(slices.Clone(w.cfg.Input.Conntrack.Namespaces), func(name string) bool { return name == ctnetlink.OwnNamespace })
+	if !slices.Contains(others, ctnetlink.AllNamespaces) { // which are the own one as well
+		if err := ctnetlink.ReadTable(ctx, visit); err != nil || len(others) == 0 {
+			return err
+		}
+	}
+	return (&listOptions{netns: others}).read(ctx, visit)
 }
 
 // filter returns the key of rules that may keep what is asked for out of what is at path.
@@ -101,6 +114,9 @@ func (w *witness) recorded(ctx context.Context, path string) error {
 		}
 		if read.IsZero() && !v.Reader.ReadTo.Before(now) {
 			read = v.Time
+		}
+		if n := v.Namespaces; n != nil && n.Unnamed > 0 && slices.Contains(w.cfg.Input.Conntrack.Namespaces, ctnetlink.AllNamespaces) {
+			return errors.New("there are network namespaces without a name, whose tables are not read")
 		}
 		o := outputOf(v.Outputs, name)
 		if o == nil {
