@@ -128,6 +128,12 @@ func Kinds(n int) []*flow.Record {
 				}
 			}
 			x.SecCtx = []string{"", "system_u:object_r\x00\xfe"}[rng.IntN(2)]
+			if r.Event < flow.EventExpectNew && len(b.Records)%2 == 0 {
+				x.Subscriber = flow.Subscriber{ID: "02:00:5e:00:53:\x00\xfe", Source: "dhcp@2026-03-09T14:02:11.000Z", Dst: len(b.Records)%4 == 0}
+				if len(b.Records)%8 == 0 {
+					x.Subscriber.Name, x.Subscriber.Next = "\"a\n\u2028'", "b\\"
+				}
+			}
 			if r.Event >= flow.EventExpectNew {
 				x.Class, x.Flags = rng.Uint32(), rng.Uint32()&7
 			}

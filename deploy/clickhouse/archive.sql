@@ -29,7 +29,8 @@ FROM file('/var/log/ctlogd/archive/**/*.parquet', Parquet, '
     tcp_state String, sctp_state String, dccp_state String, status Array(String), helper String, helper_unknown Bool,
     master_proto String, master_src_ip String, master_src_port Nullable(UInt16), master_dst_ip String,
     master_dst_port Nullable(UInt16), zone Nullable(UInt16), zone_orig Nullable(UInt16), zone_reply Nullable(UInt16),
-    mark Nullable(UInt32), labels String, secctx String, end_reason String, mask_src_ip String, mask_dst_ip String,
+    mark Nullable(UInt32), labels String, secctx String, subscriber String, subscriber_name String, subscriber_side String,
+    subscriber_next String, subscriber_source String, end_reason String, mask_src_ip String, mask_dst_ip String,
     mask_src_port Nullable(UInt16), mask_dst_port Nullable(UInt16), class Nullable(UInt32), flags Array(String),
     timeout_s Nullable(UInt32), wildcard Bool,
     cause String, `from` Nullable(DateTime64(9, \'UTC\')), `to` Nullable(DateTime64(9, \'UTC\')), lost Nullable(UInt64), output String');
