@@ -59,7 +59,8 @@ type Config struct {
 	TemplateInterval time.Duration `yaml:"template_interval"` // between repetitions of the templates over UDP
 	TemplatePackets  *int          `yaml:"template_packets"`  // messages between them at most; 0: any number
 
-	Options    *bool      `yaml:"options"` // false sends no option records: no statistics, no gaps; default true
+	Options    *bool      `yaml:"options"`   // false sends no option records: no statistics, no gaps; default true
+	UserName   bool       `yaml:"user_name"` // whose flow it is, where a source of subscribers knows (userName, 371)
 	Enterprise Enterprise `yaml:"enterprise"`
 	TLS        TLS        `yaml:"tls"`
 

@@ -2,6 +2,7 @@ package ipfix
 
 import (
 	"encoding/binary"
+	"unicode/utf8"
 
 	"github.com/ctlogd/ctlogd/flow"
 )
@@ -98,6 +99,12 @@ var (
 	natEvent                   = iana("natEvent", 230, 1, appendNATEvent)
 	natEventHistoric           = iana("natEvent", 230, 1, appendNATEventHistoric)
 )
+
+// userName is the subscriber, whom the registry has as "user name associated with the flow". It is empty where nobody knows.
+var userName = &element{name: "userName", id: 371, len: variable, max: 1 + maxUserName, append: appendUserName}
+
+// maxUserName is what a length of one octet can tell (RFC 7011, section 7), and as much as an id has.
+const maxUserName = 254
 
 func reverse(name string, id, length uint16, f func([]byte, *flow.Record) []byte) *element {
 	return &element{name: name, pen: reversePEN, id: id, len: length, append: f}
@@ -299,6 +306,25 @@ func appendIf(dst []byte, ok bool, v uint16) []byte {
 		v = 0
 	}
 	return binary.BigEndian.AppendUint16(dst, v)
+}
+
+// appendUserName appends who had the inside address when the flow began. What is not UTF-8 becomes U+FFFD, as the type string
+// asks for; what is too long then is cut.
+func appendUserName(dst []byte, r *flow.Record) []byte {
+	s := r.Subscriber()
+	if s == nil {
+		return append(dst, 0)
+	}
+	at := len(dst)
+	dst = append(dst, 0)
+	for _, c := range s.ID {
+		if n := utf8.RuneLen(c); len(dst)-at-1+n > maxUserName {
+			break
+		}
+		dst = utf8.AppendRune(dst, c)
+	}
+	dst[at] = byte(len(dst) - at - 1)
+	return dst
 }
 
 // appendHelper appends the helper's name with its length before it, which is below 255 (RFC 7011, section 7).

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -340,6 +341,29 @@ func TestHistoricEvents(t *testing.T) {
 		}))
 	if got[0]["natEvent"] != "1" || got[1]["natEvent"] != "2" {
 		t.Errorf("natEvent %s and %s, want 1 and 2", got[0]["natEvent"], got[1]["natEvent"])
+	}
+}
+
+// TestUserName: hostile names as well, in templates with ids of their own, before the elements of an enterprise.
+func TestUserName(t *testing.T) {
+	set := newTemplateSet(&Config{Records: "both", UserName: true, Enterprise: everyElement})
+	for _, name := range []string{"alice@example.net", "", "a\n\x00\"é", "\xff\xfe", strings.Repeat("x", 253), strings.Repeat("\xff", 253), strings.Repeat("é", 127)} {
+		r := tcpNAT(1)
+		r.Extra = &flow.Extra{Helper: flow.NameFrom("ftp"), Subscriber: flow.Subscriber{ID: name}}
+		for tmpl, id := range map[*template]uint16{set.flow(r): 257 + 16 + 64, set.event(r): 265 + 16 + 64} {
+			d := &domain{id: 1}
+			got := judge(t, finished(d, setTemplate, 0, tmpl.appendDefinition),
+				finished(d, tmpl.id, 2, func(dst []byte) []byte { return tmpl.appendRecord(tmpl.appendRecord(dst, r), r) }))
+			want := strings.ToValidUTF8(name, "\ufffd")
+			if bad := strings.Count(name, "\xff"); bad > 2 {
+				want = strings.Repeat("\ufffd", 254/3)
+			} else if bad > 0 {
+				want = "\ufffd\ufffd"
+			}
+			if tmpl.id != id || len(got) != 2 || got[1]["userName"] != want || got[1]["ctHelperName"] != "ftp" {
+				t.Errorf("%d %s: %v, want userName %q", tmpl.id, tmpl.name, got, want)
+			}
+		}
 	}
 }
 

@@ -24,6 +24,7 @@ const (
 	idICMP4
 	idICMP6NAT
 
+	idUserName      = 16 // added where userName is
 	idNoDestination = 32 // added where destinations are left out
 	idEnterprise    = 64 // added where there are enterprise elements
 
@@ -200,6 +201,11 @@ func newTemplateSet(c *Config) *templateSet {
 				e = natEventHistoric
 			}
 			t.fields = append(t.fields, e)
+		}
+		if t.scopes == 0 && c.UserName {
+			t.fields = append(t.fields, userName)
+			t.id += idUserName
+			t.name += "_user"
 		}
 		t.fields = append(t.fields, own...)
 		if t.scopes == 0 && !c.destination() {
