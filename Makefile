@@ -21,9 +21,6 @@ TEST_NEEDS   = $(DEMO_NEEDS) gcc:build-essential iptables-nft:iptables conntrack
     $$(find /usr/lib -name ulogd_output_JSON.so 2>/dev/null | grep -q . || echo :ulogd2-json)
 BENCH_NEEDS  = $(DEMO_NEEDS) gcc:build-essential conntrack:conntrack ulogd:ulogd2 sysctl:procps socat:socat
 
-# The packages with tests of that kind, which run one after another: they share the machine's conntrack table.
-INTEGRATION  = $(sort $(dir $(shell grep -rl --include='*_test.go' '^//go:build integration' .)))
-
 # The race detector needs a C compiler.
 RACE         = $(if $(shell command -v gcc),-race)
 
@@ -36,21 +33,23 @@ all: build
 build:
 	$(GO) build -ldflags "$(LDFLAGS)" -o bin/ctlogd ./cmd/ctlogd
 
-test: unit cross integration
+# Most of the tests' time is spent waiting, for the kernel, a broker, a start, so that all kinds run at once. What each
+# prints comes when it has ended.
+test: setup
+	$(MAKE) -j3 --output-sync=target --no-print-directory integration unit cross
 
-# On a fresh machine the packages are fetched while what the integration tests are made of is compiled.
+# On a fresh machine the packages, and the broker that the tests start, are fetched while what the integration tests are
+# made of is compiled. Where the broker cannot be had, its tests say so.
 setup:
 	@$(GO) list -deps -test -export -tags integration ./... >/dev/null 2>&1 & ./.ci/need $(TEST_NEEDS); \
-	    status=$$?; wait; exit $$status
+	    status=$$?; sh integration/broker/fetch.sh >/dev/null 2>&1; wait; exit $$status
 
-# The seeds of the fuzz tests run here as well. Meanwhile the broker that the integration tests start is fetched; where
-# that cannot be done, they say so.
+# The seeds of the fuzz tests run here as well.
 unit: setup
-	@sh integration/broker/fetch.sh >/dev/null 2>&1 &
 	$(GO) test $(RACE) ./...
 
 integration: setup
-	$(GO) test -tags integration -count=1 -v -timeout 15m -p 1 $(INTEGRATION)
+	GO='$(GO)' ./.ci/integration
 
 # The processors that routers have. To compile the whole program for one of them takes 75 to 90 s of CPU time from an empty
 # cache, and to test what reads and writes bytes on one 62 s, compiling included. So make test checks the types for each,
