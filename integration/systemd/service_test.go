@@ -134,6 +134,7 @@ func TestMistakes(t *testing.T) {
 	pid := m.show("MainPID")
 	write := func(text string) { must(t, os.WriteFile(m.path(config), []byte(text), 0o644)) }
 	write("outputs: {jsnol: []}\n")
+	eventually(t, "the file is open", func() bool { _, err := os.Stat(m.path(flowsFile)); return err == nil })
 	must(t, os.Rename(m.path(flowsFile), m.path(flowsFile+".1")))
 	if out, err := m.run("systemctl", "reload", "ctlogd"); err == nil {
 		t.Errorf("a reload with a mistake succeeds: %s", out)
