@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -287,9 +288,20 @@ func TestDamagedSegment(t *testing.T) {
 // leaves no number behind.
 func TestHoles(t *testing.T) {
 	dir := t.TempDir()
-	now := testNow
+	var clock atomic.Int64 // the writer's keeper reads both
+	var full atomic.Bool
+	clock.Store(testNow.UnixNano())
+	now := func() time.Time { return time.Unix(0, clock.Load()).UTC() }
+	forward := func(d time.Duration) { clock.Add(int64(d)) }
+	step = func(s string) error {
+		if full.Load() && s == "rows.append" {
+			return unix.ENOSPC
+		}
+		return nil
+	}
+	defer func() { step = func(string) error { return nil } }()
 	o := testOptions(dir)
-	o.Retention, o.Now = Retention{}, func() time.Time { return now }
+	o.Retention, o.Now = Retention{}, now
 	w, err := Open(o)
 	if err != nil {
 		t.Fatal(err)
@@ -297,7 +309,7 @@ func TestHoles(t *testing.T) {
 	day := func(n int) {
 		t.Helper()
 		r := numbered(oldRecords + n)
-		r.Stop = now.UnixNano()
+		r.Stop = clock.Load()
 		r.Start, r.Received = r.Stop-1, r.Stop
 		if _, err := w.Append([]*flow.Record{r}); err != nil {
 			t.Fatal(err)
@@ -305,22 +317,17 @@ func TestHoles(t *testing.T) {
 	}
 	for n := range 4 {
 		if n == 2 { // the disk is full just then, until the day is over
-			step = func(s string) error {
-				if s == "rows.append" {
-					return unix.ENOSPC
-				}
-				return nil
-			}
-			now = now.Add(12 * time.Hour)
+			full.Store(true)
+			forward(12 * time.Hour)
 			if _, err := w.Append([]*flow.Record{numbered(oldRecords)}); err == nil {
 				t.Error("a full disk took a record")
 			}
-			step = func(string) error { return nil }
-			now = now.Add(12 * time.Hour)
+			full.Store(false)
+			forward(12 * time.Hour)
 		}
 		day(n)
 		await(t, func() bool { return w.Stats.RowLogs.Load() == 1 })
-		now = now.Add(24 * time.Hour)
+		forward(24 * time.Hour)
 	}
 	if err := w.Close(context.Background()); err != nil {
 		t.Fatal(err)

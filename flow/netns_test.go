@@ -70,11 +70,18 @@ func TestNetnsHeldByBatches(t *testing.T) {
 
 // TestNetnsAreTooMany: what finds no number is a namespace of which nothing is known.
 func TestNetnsAreTooMany(t *testing.T) {
-	var table netnsTable
-	for i := range 1<<16 + 10 {
-		n := table.hold(appendNetns(nil, &NetnsInfo{int32(i), "x"}))
-		if i < int(unknownNetns)-1 && int(n) != i+1 || i >= int(unknownNetns)-1 && n != unknownNetns {
-			t.Fatalf("namespace %d has the number %d", i, n)
+	const left = 3
+	table := netnsTable{used: int(unknownNetns) - 1 - left}
+	for n := range table.used {
+		table.holds[n+1].Store(1)
+	}
+	for i := range left + 2 {
+		want := unknownNetns
+		if i < left {
+			want = Netns(int(unknownNetns) - left + i)
+		}
+		if n := table.hold(appendNetns(nil, &NetnsInfo{int32(i), "x"})); n != want {
+			t.Fatalf("namespace %d has the number %d, want %d", i, n, want)
 		}
 	}
 	if info := unknownNetns.Info(); *info != unknownInfo {
