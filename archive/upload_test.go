@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -197,10 +198,9 @@ func TestUploadFails(t *testing.T) {
 // When retention removes it, that is told, and the catalogs go on.
 func TestUploadOfOneFails(t *testing.T) {
 	b := newBucket(t)
-	var bad string
+	var bad atomic.Pointer[string]
 	b.set(func(f *UploadFile) error {
-		if f.Kind == KindSegment && (bad == "" || bad == f.Path) {
-			bad = f.Path
+		if f.Kind == KindSegment && (bad.CompareAndSwap(nil, &f.Path) || *bad.Load() == f.Path) {
 			return errors.New("403")
 		}
 		return nil
@@ -209,8 +209,8 @@ func TestUploadOfOneFails(t *testing.T) {
 	w := openTest(t, o)
 	appendTest(t, w, 0, 130)
 	until(t, "the other segment", func() bool { return len(b.paths()) == 1 && w.Stats.Upload.Errors.Load() > 2 })
-	if got := b.paths()[0]; !strings.HasSuffix(got, ".parquet") || got == bad {
-		t.Errorf("%s came first, and %s fails", got, bad)
+	if got := b.paths()[0]; !strings.HasSuffix(got, ".parquet") || got == *bad.Load() {
+		t.Errorf("%s came first, and %s fails", got, *bad.Load())
 	}
 	if err := w.Close(context.Background()); err != nil {
 		t.Fatal(err)
