@@ -57,6 +57,29 @@ func Lake() (dir, rclone string, err error) {
 	return dir, rclone, err
 }
 
+// Spark returns a folder for PYTHONPATH that has Spark. The first call takes minutes, and 900 MB of network and disk.
+func Spark() (dir string, err error) {
+	python, err := Python()
+	if err != nil {
+		return "", err
+	}
+	err = locked(func(cache string) error {
+		dir = filepath.Join(cache, "spark-1")
+		if _, err := os.Stat(dir); err == nil {
+			return nil
+		}
+		fresh := dir + ".new"
+		if err := os.RemoveAll(fresh); err != nil {
+			return err
+		}
+		if err := run(python, "-m", "pip", "install", "-q", "--target", fresh, "pyspark==4.1.1"); err != nil {
+			return err
+		}
+		return os.Rename(fresh, dir)
+	})
+	return dir, err
+}
+
 // locked calls do with the folder of the engines; one process at a time.
 func locked(do func(dir string) error) error {
 	cache, err := os.UserCacheDir()
