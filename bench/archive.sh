@@ -14,3 +14,5 @@ grep -m1 'model name' /proc/cpuinfo || true
 "$dir/bench" -dir "$dir/archive" -records "$records"
 go build -o "$dir/ctlogd" ./cmd/ctlogd
 "$dir/bench" -dir "$dir/archive" -records "$records" -whois "$dir/ctlogd"
+TIMEFORMAT='verify: %R s, of which %U + %S s of CPU'
+time "$dir/ctlogd" verify "$dir/archive" | sed -n 2p

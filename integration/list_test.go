@@ -8,9 +8,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os/exec"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/ti-mo/conntrack"
 
@@ -157,6 +160,40 @@ func TestList(t *testing.T) {
 	for _, args := range [][]string{{"--count-by", "x"}, {"port"}, {"--color", "red"}, {"-n", "-1"}} {
 		if out, err := ns.Output("", binary, append([]string{"list"}, args...)...); err == nil {
 			t.Errorf("%v: %s", args, out)
+		}
+	}
+}
+
+// TestListMany: a large table is listed to its end, each flow once, and the memory that takes is bounded. CTLOGD_LONG=1 makes
+// it a million flows, and the log says how long they take.
+func TestListMany(t *testing.T) {
+	need(t)
+	n := scale(50_000, 1_000_000)
+	room(t, 2*n)
+	ns, flood := newFloodNS(t)
+	must(t, flood.Create(0, n))
+	binary := buildDaemon(t, false)
+	for _, args := range [][]string{{"--json"}, {}, {"--count-by", "src", "-n", "10"}} {
+		cmd := exec.Command(binary, append([]string{"list"}, args...)...)
+		out, err := cmd.StdoutPipe()
+		must(t, err)
+		must(t, ns.Start(cmd))
+		flows, began := 0, time.Now()
+		lines := bufio.NewScanner(out)
+		for lines.Scan() {
+			if strings.Contains(lines.Text(), "10.") { // no head
+				flows++
+			}
+		}
+		must(t, cmd.Wait())
+		took, usage := time.Since(began), cmd.ProcessState.SysUsage().(*syscall.Rusage)
+		t.Logf("list %s: %d flows, %d lines in %.2f s, %.2f s of CPU, %d MiB", strings.Join(args, " "), n, flows, took.Seconds(),
+			(cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds(), usage.Maxrss>>10)
+		if want := map[bool]int{true: n, false: 10}[len(args) < 2]; flows != want {
+			t.Errorf("list %v: %d lines, want %d", args, flows, want)
+		}
+		if usage.Maxrss > 96<<10 {
+			t.Errorf("list %v took %d MiB", args, usage.Maxrss>>10)
 		}
 	}
 }
