@@ -263,7 +263,7 @@ func TestDocsNameTests(t *testing.T) {
 	}
 }
 
-// What the examples for Vector and Logstash read of a record is in the schema. The programs themselves are not run.
+// What the examples for Vector and Logstash read of a record is in the schema. TestVector runs the programs of the former.
 func TestDocsReaders(t *testing.T) {
 	var schema struct {
 		Properties map[string]any `json:"properties"`

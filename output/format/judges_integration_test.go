@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,7 +27,8 @@ import (
 // The judges: packages that others wrote, which are fetched once into the user's cache.
 const (
 	ecsModule = "github.com/elastic/ecs@v" + ecsVersion + "+incompatible" // with the generated list of all fields
-	pips      = "ocsf-json-schema==1.2.0 pycef==1.11 communityid==1.5.0"
+	splunk    = "pytest-splunk-addon==7.0.5"                              // for its data models, without what it needs
+	pips      = "ocsf-json-schema==1.2.0 pycef==1.11 communityid==1.5.0 vrl-python==0.1.0"
 )
 
 // python runs a program in an environment that has the judges of PyPI.
@@ -36,13 +38,14 @@ func python(t *testing.T, program, stdin string, args ...string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := filepath.Join(cache, "ctlogd", "judges-"+strings.NewReplacer(" ", "-", "==", "-").Replace(pips))
+	dir := filepath.Join(cache, "ctlogd", "judges-"+strings.NewReplacer(" ", "-", "==", "-").Replace(pips+" "+splunk))
 	bin := filepath.Join(dir, "bin", "python")
 	if _, err := os.Stat(filepath.Join(dir, "whole")); err != nil {
 		os.RemoveAll(dir)
 		for _, cmd := range [][]string{
 			{"python3", "-m", "venv", dir},
 			append([]string{bin, "-m", "pip", "install", "-q"}, strings.Fields(pips)...),
+			{bin, "-m", "pip", "install", "-q", "--no-deps", splunk},
 			{"touch", filepath.Join(dir, "whole")},
 		} {
 			if out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput(); err != nil {
@@ -329,6 +332,128 @@ for line in sys.stdin:
 	for i := range got {
 		if got[i] != want[i] {
 			t.Fatalf("flow %s: %s, the reference says %s", asked[i], want[i], got[i])
+		}
+	}
+}
+
+// TestVector has Vector's own language, as a module for Python has it, run the programs of docs/examples/vector.yaml on a line
+// of each kind: the transform, and the condition of the filter behind it.
+func TestVector(t *testing.T) {
+	text, err := os.ReadFile("../../docs/examples/vector.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config struct {
+		Transforms struct {
+			Flows struct{ Source string }
+			Ended struct{ Condition string }
+		}
+	}
+	if err := yaml.Unmarshal(text, &config); err != nil {
+		t.Fatal(err)
+	}
+	var lines strings.Builder
+	enc := encoder(t, "flat")
+	for _, e := range examples() {
+		lines.Write(append(enc.Append(nil, &e.rec), '\n'))
+	}
+	out := python(t, `import json, sys, vrl_python
+runtime = vrl_python.VRLRuntime()
+for line in sys.stdin:
+    event = runtime.execute(sys.argv[1], {"message": line.rstrip("\n")}).processed_event
+    event["kept"] = runtime.execute(sys.argv[2], event).runtime_result
+    print(json.dumps(event, default=str))`, lines.String(), config.Transforms.Flows.Source, config.Transforms.Ended.Condition)
+	decoded := json.NewDecoder(strings.NewReader(out))
+	decoded.UseNumber()
+	for _, e := range examples() {
+		var got, want map[string]any
+		if err := decoded.Decode(&got); err != nil {
+			t.Fatalf("%s: %v", e.name, err)
+		}
+		flat := json.NewDecoder(bytes.NewReader(enc.Append(nil, &e.rec)))
+		flat.UseNumber()
+		if err := flat.Decode(&want); err != nil {
+			t.Fatal(err)
+		}
+		if kept := want["event"] == "destroy" || want["event"] == "gap"; got["kept"] != kept {
+			t.Errorf("%s: kept: %v, want %v", e.name, got["kept"], kept)
+		}
+		if src := want["src_ip"]; src != nil {
+			if nat := want["nat_src_ip"]; nat != nil {
+				src = nat
+			}
+			if got["public_ip"] != src {
+				t.Errorf("%s: public_ip %v, want %v", e.name, got["public_ip"], src)
+			}
+		}
+		for key, v := range want {
+			if !reflect.DeepEqual(got[key], v) {
+				t.Errorf("%s: %s is %v, want %v", e.name, key, got[key], v)
+			}
+		}
+		if message, _ := got["message"].(string); message == "" || got["timestamp"] == nil {
+			t.Errorf("%s: %v", e.name, got)
+		}
+	}
+}
+
+// TestCIM holds the fields of each record to Splunk's data model Network_Traffic, as Splunk's own test tool for add-ons has it:
+// those that are required are there, but for the application, which nobody knows here; values are among those that are
+// expected; and a name that the model lacks is flat's.
+func TestCIM(t *testing.T) {
+	var model struct {
+		Objects []struct {
+			Name   string
+			Fields []struct {
+				Name     string
+				Type     string
+				Expected []string `json:"expected_values"`
+			}
+		}
+	}
+	text := python(t, `import glob, sys
+print(open(glob.glob(sys.prefix + "/lib/python*/site-packages/pytest_splunk_addon/data_models/Network_Traffic.json")[0]).read())`, "")
+	if err := json.Unmarshal([]byte(text), &model); err != nil {
+		t.Fatal(err)
+	}
+	fields := model.Objects[0].Fields
+	if model.Objects[0].Name != "All_Traffic" || len(fields) < 40 {
+		t.Fatalf("another model: %s, %d fields", model.Objects[0].Name, len(fields))
+	}
+	flat := encoder(t, "flat")
+	enc := encoder(t, "cim")
+	for _, e := range examples() {
+		switch e.rec.Event {
+		case flow.EventNew, flow.EventUpdate, flow.EventDestroy, flow.EventOpen:
+		default:
+			continue // no traffic
+		}
+		var got map[string]any
+		if err := json.Unmarshal(enc.Append(nil, &e.rec), &got); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range fields {
+			v, there := got[f.Name]
+			delete(got, f.Name)
+			switch {
+			case !there && f.Type == "required" && f.Name != "app":
+				t.Errorf("%s: no %s", e.name, f.Name)
+			case there && f.Type == "not_allowed_in_search":
+				t.Errorf("%s: %s", e.name, f.Name)
+			case there && len(f.Expected) > 0 && !slices.Contains(f.Expected, fmt.Sprint(v)):
+				if p := e.rec.Orig.Proto; f.Name != "transport" || p == flow.TCP || p == flow.UDP || p == flow.ICMP {
+					t.Errorf("%s: %s is %v, want one of %v", e.name, f.Name, v, f.Expected)
+				}
+			}
+		}
+		var own map[string]any
+		if err := json.Unmarshal(flat.Append(nil, &e.rec), &own); err != nil {
+			t.Fatal(err)
+		}
+		for name := range got {
+			if _, ours := own[name]; !ours && name != "_time" {
+				t.Errorf("%s: neither the model nor flat has %s", e.name, name)
+			}
 		}
 	}
 }
