@@ -8,15 +8,16 @@ WITH SHA256({observer:String}) AS key,
     (x, digits) -> unhex(leftPad(hex(x), digits, '0')) AS network
 SELECT coalesce(`end`, time) AS time, time_source, clock, event,
     decodeURLComponent(extract(_path, '/host=([^/]+)/')) AS host,
-    if(event NOT IN ('destroy', 'open') OR start IS NULL OR src_ip = '' OR dst_ip = '', '', lower(hex(sipHash128ReferenceKeyed(
+    if(event NOT IN ('destroy', 'open') OR start IS NULL OR src_ip = '' OR dst_ip = '' OR netns != '' AND nsid IS NULL, '', lower(hex(sipHash128ReferenceKeyed(
         (reinterpretAsUInt64(substring(key, 1, 8)), reinterpretAsUInt64(substring(key, 9, 8))),
-        concat(char(1), char(if(isIPv6String(src_ip), 6, 4)), char(proto_num),
+        concat(char(if(isNull(nsid), 1, 2)), char(if(isIPv6String(src_ip), 6, 4)), char(proto_num),
             char(isNotNull(zone) + 2 * isNotNull(zone_orig) + 4 * isNotNull(zone_reply)),
             network(ifNull(zone, 0), 4), network(ifNull(zone_orig, 0), 4), network(ifNull(zone_reply, 0), 4),
             IPv6StringToNumOrDefault(src_ip), IPv6StringToNumOrDefault(dst_ip),
             network(coalesce(src_port, icmp_id, gre_key, 0), 4),
             network(coalesce(dst_port, icmp_type * 256 + icmp_code, gre_dst_key, 0), 4),
-            network(toUnixTimestamp64Nano(ifNull(start, toDateTime64(0, 9, 'UTC'))), 16)))))) AS flow_id,
+            network(toUnixTimestamp64Nano(ifNull(start, toDateTime64(0, 9, 'UTC'))), 16),
+            if(isNull(nsid), '', network(ifNull(nsid, 0), 8))))))) AS flow_id,
     * EXCEPT (time, time_source, clock, event)
 FROM file('/var/log/ctlogd/archive/**/*.parquet', Parquet, '
     event String, time Nullable(DateTime64(9, \'UTC\')), time_source String, clock Array(String),
@@ -28,7 +29,7 @@ FROM file('/var/log/ctlogd/archive/**/*.parquet', Parquet, '
     orig_packets Nullable(UInt64), orig_bytes Nullable(UInt64), reply_packets Nullable(UInt64), reply_bytes Nullable(UInt64),
     tcp_state String, sctp_state String, dccp_state String, status Array(String), helper String, helper_unknown Bool,
     master_proto String, master_src_ip String, master_src_port Nullable(UInt16), master_dst_ip String,
-    master_dst_port Nullable(UInt16), zone Nullable(UInt16), zone_orig Nullable(UInt16), zone_reply Nullable(UInt16),
+    master_dst_port Nullable(UInt16), netns String, nsid Nullable(UInt32), zone Nullable(UInt16), zone_orig Nullable(UInt16), zone_reply Nullable(UInt16),
     mark Nullable(UInt32), labels String, secctx String, subscriber String, subscriber_name String, subscriber_side String,
     subscriber_next String, subscriber_source String, end_reason String, mask_src_ip String, mask_dst_ip String,
     mask_src_port Nullable(UInt16), mask_dst_port Nullable(UInt16), class Nullable(UInt32), flags Array(String),
@@ -37,7 +38,7 @@ FROM file('/var/log/ctlogd/archive/**/*.parquet', Parquet, '
 
 -- Then, with the observer of each host in turn:
 --   INSERT INTO flows (* EXCEPT (community_id, nat_community_id, ct_id)) SELECT * EXCEPT (cause, `from`, `to`, lost, output) FROM archive(observer = '...') WHERE event NOT IN ('gap', 'checkpoint') AND host = '...';
---   INSERT INTO gaps SELECT time, time_source, clock, host, cause, `from`, `to`, lost, output FROM archive(observer = '') WHERE event = 'gap';
+--   INSERT INTO gaps SELECT time, time_source, clock, host, cause, `from`, `to`, lost, output, netns, nsid FROM archive(observer = '') WHERE event = 'gap';
 --   INSERT INTO checkpoints SELECT * FROM archive_checkpoints;
 --   INSERT INTO notes SELECT * FROM archive_notes;
 

@@ -14,7 +14,7 @@ CREATE TABLE flows_queue
     orig_packets Nullable(UInt64), orig_bytes Nullable(UInt64), reply_packets Nullable(UInt64), reply_bytes Nullable(UInt64),
     tcp_state String, sctp_state String, dccp_state String, status Array(String), helper String, helper_unknown Bool,
     master_proto String, master_src_ip String, master_src_port Nullable(UInt16), master_dst_ip String,
-    master_dst_port Nullable(UInt16), zone Nullable(UInt16), zone_orig Nullable(UInt16), zone_reply Nullable(UInt16),
+    master_dst_port Nullable(UInt16), netns String, nsid Nullable(UInt32), zone Nullable(UInt16), zone_orig Nullable(UInt16), zone_reply Nullable(UInt16),
     mark Nullable(UInt32), labels String, secctx String, subscriber String, subscriber_name String, subscriber_side String,
     subscriber_next String, subscriber_source String, ct_id Nullable(UInt32), end_reason String,
     mask_src_ip String, mask_dst_ip String, mask_src_port Nullable(UInt16), mask_dst_port Nullable(UInt16),
@@ -32,7 +32,7 @@ SELECT * EXCEPT (v, cause, `from`, `to`, lost, output, origin, lines, hash, note
 WHERE _error = '' AND v = 1 AND event NOT IN ('gap', 'checkpoint');
 
 CREATE MATERIALIZED VIEW gaps_of_queue TO gaps AS
-SELECT time, time_source, clock, host, cause, `from`, `to`, lost, output FROM flows_queue
+SELECT time, time_source, clock, host, cause, `from`, `to`, lost, output, netns, nsid FROM flows_queue
 WHERE _error = '' AND v = 1 AND event = 'gap';
 
 CREATE MATERIALIZED VIEW notes_of_queue TO notes AS

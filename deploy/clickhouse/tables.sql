@@ -50,6 +50,8 @@ CREATE TABLE flows
     master_src_port Nullable(UInt16),
     master_dst_ip String CODEC(ZSTD(1)),
     master_dst_port Nullable(UInt16),
+    netns LowCardinality(String),
+    nsid Nullable(UInt32),
     zone Nullable(UInt16),
     zone_orig Nullable(UInt16),
     zone_reply Nullable(UInt16),
@@ -77,7 +79,7 @@ CREATE TABLE flows
         time, time_source, clock, event, host, start, `end`, proto_num, src_ip, src_port, dst_ip, dst_port, nat, nat_src_ip,
         nat_src_port, nat_dst_ip, nat_dst_port, icmp_type, icmp_code, icmp_id, nat_icmp_id, gre_key, gre_dst_key, nat_gre_key,
         nat_gre_dst_key, orig_packets, orig_bytes, reply_packets, reply_bytes, tcp_state, sctp_state, dccp_state, status,
-        helper, helper_unknown, master_proto, master_src_ip, master_src_port, master_dst_ip, master_dst_port, zone, zone_orig,
+        helper, helper_unknown, master_proto, master_src_ip, master_src_port, master_dst_ip, master_dst_port, netns, nsid, zone, zone_orig,
         zone_reply, mark, labels, secctx, subscriber, subscriber_name, subscriber_side,
         subscriber_next, subscriber_source, ct_id, end_reason, mask_src_ip, mask_dst_ip, mask_src_port, mask_dst_port, class,
         flags, timeout_s, wildcard))),
@@ -106,11 +108,13 @@ CREATE TABLE gaps
     `from` Nullable(DateTime64(9, 'UTC')),
     `to` Nullable(DateTime64(9, 'UTC')),
     lost Nullable(UInt64),
-    output String
+    output String,
+    netns LowCardinality(String),
+    nsid Nullable(UInt32)
 )
 ENGINE = ReplacingMergeTree
 PARTITION BY toYYYYMM(time)
-ORDER BY (host, time, cause, output, `from`, `to`, lost)
+ORDER BY (host, time, cause, output, netns, `from`, `to`, lost)
 TTL toDateTime(time) + INTERVAL 400 DAY
 SETTINGS allow_nullable_key = 1;
 
