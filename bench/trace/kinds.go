@@ -28,6 +28,9 @@ func Kinds(n int) []*flow.Record {
 		p := protos[rng.IntN(len(protos))]
 		r.Event = flow.Event(1 + rng.IntN(int(flow.EventGap)))
 		r.Received = t0 + int64(i)*1e7
+		if i%11 == 0 {
+			b.SetNetns(r, flow.HoldNetns(int32(i%3)-1, []string{"blue", "", "a \xff"}[i/11%3]))
+		}
 		if r.Event == flow.EventGap {
 			r.Start, r.Stop = t0+int64(i), t0+int64(i)*2
 			if rng.IntN(3) == 0 {
