@@ -232,3 +232,27 @@ func TestSilentResolver(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestStalledHandshake: somebody accepts, and says nothing of TLS. The dial timeout ends that, and who stands in gets the
+// records in the same Write.
+func TestStalledHandshake(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // its kernel accepts
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	stalled := "tls://" + silent.Addr().String()
+	w := newWriter(t, Config{Address: stalled, DialTimeout: 100 * time.Millisecond})
+	if n, err := w.Write(t.Context(), records(0, 1)); n != 0 || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Write returned %d, %v", n, err)
+	}
+	if err := w.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	second := listen(t, "127.0.0.1:0", nil, true)
+	w = newWriter(t, Config{Address: stalled, Failover: []string{"tcp://" + second.Addr().String()}, DialTimeout: 100 * time.Millisecond})
+	defer w.Close(context.Background())
+	write(t, w, records(0, 3))
+	eventually(t, "the records", func() bool { return second.octetsRead() > 0 && len(second.ids(t)) == 3 })
+}
