@@ -14,18 +14,22 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/ctlogd/ctlogd/flow"
 )
 
-// Reader answers questions from one or more archives, or copies of them. It writes nothing. It is for one goroutine.
+// Reader answers questions from one or more archives, or copies of them. It writes nothing. It is for one goroutine. Close
+// closes what it has open.
 type Reader struct {
 	Hosts []*Host
 
 	// Opened counts the segments that were opened, RowGroups the groups in them that were looked into.
-	Opened, RowGroups int
+	Opened    int
+	RowGroups atomic.Int64
 
-	every []int64 // numbers of rows
+	tables tables
 }
 
 // Host is what one host has in an archive.
@@ -312,16 +316,25 @@ func (q *Query) may(s *Segment) bool {
 
 // Rows returns the rows that are asked for, host by host, segments before row logs. A file that cannot be read is an
 // error, after which the other files go on. A file that retention removes meanwhile is an error of type *RemovedError.
+// Segments are read a few at a time, so q.Where is called on goroutines of its own; it must not change anything.
 func (r *Reader) Rows(ctx context.Context, q *Query) iter.Seq2[Row, error] {
 	return func(yield func(Row, error) bool) {
 		for _, h := range r.Hosts {
-			for _, f := range r.Files(h, q) {
+			files := r.Files(h, q)
+			logs := slices.IndexFunc(files, func(f File) bool { return f.Segment == nil })
+			if logs < 0 {
+				logs = len(files)
+			}
+			if !r.segments(ctx, files[:logs], q, yield) {
+				return
+			}
+			for _, f := range files[logs:] {
 				if err := ctx.Err(); err != nil {
 					yield(Row{}, err)
 					return
 				}
 				more := true
-				err := r.scan(f, q, func(w Row) bool {
+				err := r.scanLog(f, q, func(w Row) bool {
 					more = yield(w, nil)
 					return more
 				})
@@ -334,6 +347,72 @@ func (r *Reader) Rows(ctx context.Context, q *Query) iter.Seq2[Row, error] {
 			}
 		}
 	}
+}
+
+// atOnce is how many segments are read at a time: the disk has more than one thing to do then.
+const atOnce = 4
+
+// segments yields the rows of segments in their order, and reports whether to go on.
+func (r *Reader) segments(ctx context.Context, files []File, q *Query, yield func(Row, error) bool) bool {
+	outer := ctx
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	type reading struct {
+		f    File
+		rows chan Row
+		err  error // once rows is closed
+	}
+	begun := make(chan *reading, atOnce)
+	running.Go(func() {
+		defer close(begun)
+		free := make(chan struct{}, atOnce)
+		for _, f := range files {
+			select {
+			case free <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+			one := &reading{f: f, rows: make(chan Row, 256)}
+			running.Go(func() {
+				defer func() { <-free }()
+				defer close(one.rows)
+				one.err = r.scanSegment(f, q, func(w Row) bool {
+					select {
+					case one.rows <- w:
+						return true
+					case <-ctx.Done():
+						return false
+					}
+				})
+			})
+			select {
+			case begun <- one:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	for one := range begun {
+		for w := range one.rows {
+			if !yield(w, nil) {
+				return false
+			}
+		}
+		if outer.Err() != nil {
+			break
+		}
+		r.Opened++
+		if one.err != nil && !yield(Row{File: one.f}, r.explain(one.f, one.err)) {
+			return false
+		}
+	}
+	if err := outer.Err(); err != nil {
+		yield(Row{}, err)
+		return false
+	}
+	return true
 }
 
 // RemovedError is the error of a file that was removed after its catalog had been read.
@@ -377,12 +456,8 @@ func (r *Reader) Files(h *Host, q *Query) []File {
 	return files
 }
 
-// scan calls do with the rows of one file until it returns false.
-func (r *Reader) scan(f File, q *Query, do func(Row) bool) error {
-	if f.Segment != nil {
-		r.Opened++
-		return r.scanSegment(f, q, do)
-	}
+// scanLog calls do with the rows of a row log until it returns false. One that was sealed meanwhile is a segment.
+func (r *Reader) scanLog(f File, q *Query, do func(Row) bool) error {
 	err := scanRowLog(f, q, do)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -397,7 +472,8 @@ func (r *Reader) scan(f File, q *Query, do func(Row) bool) error {
 			if !q.may(s.Segment) {
 				return nil
 			}
-			return r.scan(s, q, do)
+			r.Opened++
+			return r.scanSegment(s, q, do)
 		}
 	}
 	return err
@@ -493,7 +569,7 @@ func (r *Reader) Gaps(ctx context.Context, h *Host) (gaps []Gap, err error) {
 			return gaps, ctx.Err()
 		}
 		var f Facts
-		err := r.scan(File{Path: path, Host: h}, q, func(w Row) bool { f.gap(w.Record); return true })
+		err := r.scanLog(File{Path: path, Host: h}, q, func(w Row) bool { f.gap(w.Record); return true })
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", path, err))
 		}

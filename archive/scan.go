@@ -6,6 +6,8 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"slices"
+	"sync"
 
 	"github.com/ctlogd/ctlogd/flow"
 )
@@ -17,19 +19,16 @@ func (r *Reader) scanSegment(f File, q *Query, do func(Row) bool) (err error) {
 			err = damagedError(p)
 		}
 	}()
-	t, err := openSegment(f.Path)
+	t, err := r.tables.open(f.Path)
 	if err != nil {
 		return err
 	}
-	defer t.close()
+	defer r.tables.done(f.Path, t)
 	base := int64(0)
 	for _, g := range t.groups {
 		if t.may(g, q) {
-			r.RowGroups++
-			if len(r.every) < int(g.rows) {
-				r.every = all(g.rows)
-			}
-			rows, err := t.find(g, q, r.every[:g.rows])
+			r.RowGroups.Add(1)
+			rows, err := t.find(g, q, r.tables.all(g.rows))
 			if err != nil {
 				return err
 			}
@@ -45,6 +44,7 @@ func (r *Reader) scanSegment(f File, q *Query, do func(Row) bool) (err error) {
 			if err != nil || !more {
 				return err
 			}
+			g.release()
 		}
 		base += g.rows
 	}
@@ -383,6 +383,68 @@ func (t *table) readList(g *rowGroup, c int, rows []int64, made []row) error {
 		}
 	}
 	return nil
+}
+
+// tables are segments that were read, in case they are asked again: whois has two questions about each.
+type tables struct {
+	mu    sync.Mutex
+	kept  map[string]*table
+	order []string // the oldest first
+	every []int64
+}
+
+const maxTables = 100
+
+// open returns the table of a segment, for the caller alone until it is done.
+func (c *tables) open(path string) (*table, error) {
+	c.mu.Lock()
+	t := c.kept[path]
+	delete(c.kept, path)
+	c.order = slices.DeleteFunc(c.order, func(p string) bool { return p == path })
+	c.mu.Unlock()
+	if t != nil {
+		return t, nil
+	}
+	return openSegment(path)
+}
+
+func (c *tables) done(path string, t *table) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.kept == nil {
+		c.kept = map[string]*table{}
+	}
+	if c.kept[path] != nil {
+		_ = t.close()
+		return
+	}
+	c.kept[path] = t
+	c.order = append(c.order, path)
+	if len(c.order) > maxTables {
+		_ = c.kept[c.order[0]].close()
+		delete(c.kept, c.order[0])
+		c.order = c.order[1:]
+	}
+}
+
+// all returns the numbers of n rows; nobody may change them.
+func (c *tables) all(n int64) []int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if int64(len(c.every)) < n {
+		c.every = all(n)
+	}
+	return c.every[:n]
+}
+
+// Close closes the files that are still open.
+func (r *Reader) Close() {
+	r.tables.mu.Lock()
+	defer r.tables.mu.Unlock()
+	for _, t := range r.tables.kept {
+		_ = t.close()
+	}
+	r.tables.kept, r.tables.order = nil, nil
 }
 
 func all(n int64) []int64 {

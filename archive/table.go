@@ -73,6 +73,14 @@ func (s *span) grow(at, n int64) {
 	s.at, s.end = min(s.at, at), max(s.end, at+n)
 }
 
+// release forgets what was read of the group.
+func (g *rowGroup) release() {
+	g.columnIndexes.b, g.offsetIndexes.b = nil, nil
+	for i := range g.chunks {
+		g.chunks[i].entries = nil
+	}
+}
+
 // chunk is a column of a row group.
 type chunk struct {
 	there                    bool

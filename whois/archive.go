@@ -25,7 +25,8 @@ type Archive struct {
 
 type archiveHost struct {
 	*archive.Host
-	logs     kept // rows of row logs, and of the table
+	sealed   *archive.Reader // of the segments alone
+	logs     kept            // rows of row logs, and of the table
 	gaps     []archive.Gap
 	checks   []archive.Checkpoint // of the catalogs and the row logs, oldest first
 	ends     int64                // of the row logs
@@ -250,7 +251,11 @@ func (a *Archive) Collect(ctx context.Context, q *Question) (rows []row, all []*
 		since := f.since(q)
 		rows = h.logs.answer(rows, q, since)
 		f.over = h.logs.over
-		sealed := &archive.Reader{Hosts: []*archive.Host{{Dir: h.Dir, Name: h.Name, Lines: h.Lines}}}
+		if h.sealed == nil {
+			h.sealed = new(archive.Reader)
+		}
+		sealed := h.sealed
+		sealed.Hosts = []*archive.Host{{Dir: h.Dir, Name: h.Name, Lines: h.Lines}}
 		seen := map[string]bool{}
 		bounded := q.query(since)
 		if f.after != nil {
