@@ -1,18 +1,88 @@
 #!/bin/bash
 # archive.sh [RECORDS]: what the archive costs and how fast it answers, on a trace of a carrier-grade NAT (20,000
-# subscribers, 256 public addresses, 60,000 servers, one flow in 300 longer than an hour; 5,000 ends a second).
-# RECORDS is 10000000 by default; 1000000 is a quick look, 100000000 takes half an hour and 10 GB.
+# subscribers, 256 public addresses, 60,000 servers, one flow in 300 longer than an hour, a checkpoint each hour; the trace
+# lasts 20,000 seconds). Beside it DuckDB on the same files, and nfdump on the same flows, which nfcapd got by IPFIX.
 #
-# The folder is BENCH_DIR, or one in /var/tmp; it is removed afterwards unless BENCH_KEEP is set.
+# RECORDS is 10000000 by default; 1000000 is a quick look, 100000000 takes a quarter of an hour and 10 GB (run it under
+# nice). As root, cold means that the page cache was emptied before each question.
+#
+# The folder is BENCH_DIR, or one in /var/tmp; it is removed afterwards unless BENCH_KEEP is set. SEGMENTS is how many small
+# segments the large catalog has (10000), FLOWS how many flows nfdump gets at most (10000000), ASK how many questions of a
+# kind there are (100). DuckDB is used if python3 has it, or PYTHON; nfdump and nfcapd if they are installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 records=${1:-10000000}
+segments=${SEGMENTS:-10000}
+flows=${FLOWS:-10000000}
+ask=${ASK:-100}
 dir=${BENCH_DIR:-$(mktemp -d /var/tmp/ctlogd-archive.XXXXXX)}
-[[ -n ${BENCH_KEEP:-} ]] || trap 'rm -rf "$dir"' EXIT
+mkdir -p "$dir"
+capd=
+tidy() {
+	[[ -z $capd ]] || kill "$capd" 2>/dev/null || true
+	[[ -n ${BENCH_KEEP:-} ]] || rm -rf "$dir"
+}
+trap tidy EXIT
 go build -o "$dir/bench" ./bench/archive
-grep -m1 'model name' /proc/cpuinfo || true
-"$dir/bench" -dir "$dir/archive" -records "$records"
 go build -o "$dir/ctlogd" ./cmd/ctlogd
-"$dir/bench" -dir "$dir/archive" -records "$records" -whois "$dir/ctlogd"
-TIMEFORMAT='verify: %R s, of which %U + %S s of CPU'
+python=${PYTHON:-}
+for p in "$python" "${XDG_CACHE_HOME:-$HOME/.cache}/ctlogd-engines/venv/bin/python" python3; do
+	if [[ -n $p ]] && "$p" -c 'import duckdb' 2>/dev/null; then
+		python=$p
+		break
+	fi
+done
+
+grep -m1 'model name' /proc/cpuinfo || true
+echo "load      $(cut -d' ' -f1-3 /proc/loadavg) on $(nproc) processors"
+echo "== $records records"
+common=(-records "$records" -questions "$ask")
+"$dir/bench" -dir "$dir/archive" "${common[@]}" -asked "$dir/asked.csv" make
+"$dir/bench" -dir "$dir/archive" "${common[@]}" -asked "$dir/asked.csv" reader
+"$dir/bench" -dir "$dir/archive" "${common[@]}" -asked "$dir/asked.csv" -whois "$dir/ctlogd" whois
+TIMEFORMAT='verify:   %R s, of which %U + %S s of CPU'
 time "$dir/ctlogd" verify "$dir/archive" | sed -n 2p
+if [[ -n $python ]] && "$python" -c 'import duckdb' 2>/dev/null; then
+	[[ $EUID != 0 ]] || "$python" bench/archive/engine.py "$dir/archive" "$dir/asked.csv" cold
+	"$python" bench/archive/engine.py "$dir/archive" "$dir/asked.csv" warm
+else
+	echo "duckdb    not there: pip install duckdb, or set PYTHON"
+fi
+
+echo "== a catalog of $segments segments of 1,000 records"
+small=(-records $((segments * 1000)) -segment 1000 -questions 20 -inside -dir "$dir/small" -asked "$dir/small.csv")
+"$dir/bench" "${small[@]}" make
+"$dir/bench" "${small[@]}" -whois "$dir/ctlogd" whois
+
+if command -v nfcapd >/dev/null && command -v nfdump >/dev/null; then
+	n=$((records < flows ? records : flows))
+	echo "== nfdump, $n of the flows by IPFIX"
+	mkdir "$dir/nf"
+	nfcapd -w "$dir/nf" -b 127.0.0.1 -p 39555 -t 3600 -z=lz4 -B 33554432 >"$dir/nfcapd.log" 2>&1 &
+	capd=$!
+	for _ in {1..100}; do
+		grep -qi ':9A83 ' /proc/net/udp && break
+		sleep 0.1
+	done
+	"$dir/bench" -records "$n" -rate $((records / 20000 > 0 ? records / 20000 : 1)) -collector udp://127.0.0.1:39555 export
+	sleep 2
+	cpu=$(awk '{print ($14 + $15) * 10}' "/proc/$capd/stat")
+	kill "$capd"
+	wait "$capd" || true
+	capd=
+	got=$(nfdump -R "$dir/nf" -I | awk '/^Flows:/ {print $2}')
+	echo "size      $(du -sb "$dir/nf" | awk -v n="$got" '{printf "%8.1f", $1 / n}') bytes a record, $((cpu * 1000000 / (got > 0 ? got : 1))) ns of CPU a record; $got of $n flows came"
+	times=()
+	missed=0
+	while IFS=, read -r address port _ src _; do
+		[[ $address != address ]] || continue
+		[[ $EUID != 0 ]] || echo 3 >/proc/sys/vm/drop_caches
+		began=$(date +%s%N)
+		nfdump -R "$dir/nf" -q -o csv "src nat ip $address and src nat port $port" >"$dir/answer"
+		times+=($((($(date +%s%N) - began) / 10000)))
+		grep -q "$src" "$dir/answer" || missed=$((missed + 1))
+	done < <(head -11 "$dir/asked.csv")
+	printf '%s\n' "${times[@]}" | sort -n | awk -v m="$missed" '{t[NR] = $1 / 100} END {printf "nfdump    %8.2f ms median, %8.2f ms most: point, cold, a scan (%d questions, %d without an answer)\n", t[int((NR + 1) / 2)], t[NR], NR, m}'
+else
+	echo "nfdump    not there: apt-get install nfdump"
+fi

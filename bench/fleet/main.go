@@ -103,7 +103,7 @@ func read(archive, codec, one, many string) (m measured, err error) {
 	find(archive, `^size +`+n+` bytes a record in segments, `+n+` in row logs`, &m.segment, &m.rowLog)
 	find(archive, `^append +`+n+` ns of CPU a record`, &m.append)
 	find(archive, `^seal +`+n+` ns of CPU a record`, &m.seal)
-	find(archive, `^query .* `+n+` ms of CPU: point, warm, an hour's bound \(`+n+` segments`, &m.bounded, &m.opened)
+	find(archive, `^reader .* point, warm, bounded by a checkpoint \(.*; each `+n+` ms of CPU, `+n+` segments`, &m.bounded, &m.opened)
 	var speed, ns, ratio float64
 	find(codec, `^BenchmarkCodec/lz4-\S+.* `+n+` MB/s\s+`+n+` ns/record\s+`+n+` ratio`, &speed, &ns, &ratio)
 	m.message, m.compress = speed*ns/1000/ratio, ns

@@ -99,6 +99,7 @@ The exit status tells:
 // runWhois answers the question, and returns the exit status. Errors of the command line are plain, other ones failures.
 func runWhois(ctx context.Context, args []string, o whoisOptions, stdout, stderr io.Writer) (code int, err error) {
 	debug.SetMemoryLimit(whoisMemory)
+	debug.SetGCPercent(800) // most questions need no collection at all
 	now := clock()
 	zone, err := whois.LoadZone(o.zone)
 	if err != nil {
