@@ -52,16 +52,13 @@ func TestNight(t *testing.T) {
 		if n/(records/20) == (n+len(recs))/(records/20) {
 			continue
 		}
-		for deadline := time.Now().Add(10 * time.Minute); o.w.Stats.RowLogs.Load() > 2; time.Sleep(5 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("%d row logs wait to be sealed; %d seals failed", o.w.Stats.RowLogs.Load(), o.w.Stats.SealErrors.Load())
-			}
-		}
+		waitForSeals(t, o, 2)
 		m, f := resident(t), openFiles(t)
 		memory, files = append(memory, m), append(files, f)
 		t.Logf("%s: %d records, %d segments, %d MiB resident, %d open files", time.Since(began).Round(time.Second), n+len(recs),
 			o.w.Stats.Segments.Load(), m>>10, f)
 	}
+	waitForSeals(t, o, 1)
 	if err := o.Close(context.Background()); err != nil {
 		t.Fatal(err)
 	}
@@ -72,6 +69,15 @@ func TestNight(t *testing.T) {
 	}
 	if first, last := most(files[:quarter]), most(files[len(files)-quarter:]); last > first+8 {
 		t.Errorf("open files have grown from %d to %d", first, last)
+	}
+}
+
+// waitForSeals waits until only so many row logs are left.
+func waitForSeals(t *testing.T, o *Output, left int64) {
+	for deadline := time.Now().Add(10 * time.Minute); o.w.Stats.RowLogs.Load() > left; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d row logs wait to be sealed; %d seals failed", o.w.Stats.RowLogs.Load(), o.w.Stats.SealErrors.Load())
+		}
 	}
 }
 
