@@ -138,7 +138,7 @@ func FuzzSegment(f *testing.F) {
 				continue
 			}
 			table.may(g, q)
-			_, _ = table.find(g, q, all(g.rows))
+			_, _ = table.find(g, q)
 			_ = table.records(g, all(g.rows), func(int64, *flow.Record) bool { return true })
 		}
 	})

@@ -28,7 +28,7 @@ func (r *Reader) scanSegment(f File, q *Query, do func(Row) bool) (err error) {
 	for _, g := range t.groups {
 		if t.may(g, q) {
 			r.RowGroups.Add(1)
-			rows, err := t.find(g, q, r.tables.all(g.rows))
+			rows, err := t.find(g, q)
 			if err != nil {
 				return err
 			}
@@ -126,10 +126,9 @@ func (g *rowGroup) inTime(q *Query) bool {
 	return !ok || k.nulls > 0 || int64(v.n) <= q.To
 }
 
-// find returns the numbers of the rows of a group that may be asked for, by the columns of addresses, ports and times. all
-// are those of all rows; they are not changed.
-func (t *table) find(g *rowGroup, q *Query, all []int64) (rows []int64, err error) {
-	rows = all
+// find returns the numbers of the rows of a group that may be asked for, by the columns of addresses, ports and times.
+func (t *table) find(g *rowGroup, q *Query) (rows []int64, err error) {
+	rows = all(g.rows)
 	if q.Public.IsValid() {
 		p := text(q.Public)
 		var translated, own []int64
@@ -247,10 +246,7 @@ func (t *table) pages(g *rowGroup, c int, rows []int64, may func(at *place) bool
 	}
 	for i := range places {
 		at := &places[i]
-		n := 0
-		for n < len(rows) && rows[n] < at.end {
-			n++
-		}
+		n, _ := slices.BinarySearch(rows, at.end)
 		here := rows[:n]
 		rows = rows[n:]
 		if n == 0 || may != nil && !may(at) {
@@ -390,7 +386,6 @@ type tables struct {
 	mu    sync.Mutex
 	kept  map[string]*table
 	order []string // the oldest first
-	every []int64
 }
 
 const maxTables = 100
@@ -427,16 +422,6 @@ func (c *tables) done(path string, t *table) {
 	}
 }
 
-// all returns the numbers of n rows; nobody may change them.
-func (c *tables) all(n int64) []int64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if int64(len(c.every)) < n {
-		c.every = all(n)
-	}
-	return c.every[:n]
-}
-
 // Close closes the files that are still open.
 func (r *Reader) Close() {
 	r.tables.mu.Lock()
@@ -447,12 +432,19 @@ func (r *Reader) Close() {
 	r.tables.kept, r.tables.order = nil, nil
 }
 
+// all returns the numbers of n rows. Nobody may change them.
 func all(n int64) []int64 {
-	rows := make([]int64, n)
-	for i := range rows {
-		rows[i] = int64(i)
+	every.mu.Lock()
+	defer every.mu.Unlock()
+	for i := int64(len(every.rows)); i < n; i++ {
+		every.rows = append(every.rows, i)
 	}
-	return rows
+	return every.rows[:n:n]
+}
+
+var every struct {
+	mu   sync.Mutex
+	rows []int64
 }
 
 // union merges two lists of row numbers.

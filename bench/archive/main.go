@@ -31,6 +31,7 @@ func main() {
 	flag.StringVar(&b.dir, "dir", "", "folder of the archive")
 	flag.IntVar(&b.records, "records", 10_000_000, "records of the trace")
 	flag.IntVar(&b.perSecond, "rate", 0, "flows that end in a second; 0: so many that the trace lasts 20,000 seconds")
+	flag.DurationVar(&b.every, "every", 0, "or the time between two of them")
 	flag.Uint64Var(&b.segment, "segment", 1_000_000, "records of a segment")
 	flag.IntVar(&b.questions, "questions", 100, "questions of each kind")
 	flag.Uint64Var(&b.seed, "seed", 1, "of the trace")
@@ -40,7 +41,7 @@ func main() {
 	whois := flag.String("whois", "", "whois: the ctlogd that is timed")
 	collector := flag.String("collector", "", "export: the collector, udp://HOST:PORT")
 	flag.Usage = func() {
-		fmt.Fprintln(os.Stderr, "archive make | reader | whois | export, with flags before it")
+		fmt.Fprintln(os.Stderr, "archive make | ask | reader | whois | export, with flags before it")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -51,6 +52,8 @@ func main() {
 	switch flag.Arg(0) {
 	case "make":
 		err = b.make()
+	case "ask":
+		err = b.ask()
 	case "reader":
 		err = b.reader()
 	case "whois":
@@ -72,11 +75,12 @@ type bench struct {
 	records, perSecond, questions int
 	segment, seed                 uint64
 	inside                        bool
+	every                         time.Duration
 }
 
 func (b *bench) config() trace.Config {
 	c := trace.Default()
-	c.Seed, c.PerSecond = b.seed, b.perSecond
+	c.Seed, c.PerSecond, c.Every = b.seed, b.perSecond, b.every
 	return c
 }
 
@@ -142,7 +146,7 @@ func (b *bench) make() error {
 			recs[i] = batch.Next()
 			tr.Next(recs[i])
 		}
-		if n/256%(max(b.records/256/b.questions, 1)) == 0 {
+		if b.asks(n) {
 			ask = append(ask, *recs[0])
 		}
 		if _, err := w.Append(recs); err != nil {
@@ -220,6 +224,22 @@ type question struct {
 	at     int64
 	src    netip.Addr
 	stop   int64
+}
+
+// asks reports whether a question is about the first of the 256 records from number n on.
+func (b *bench) asks(n int) bool { return n/256%(max(b.records/256/b.questions, 1)) == 0 }
+
+// ask makes the file of questions alone, about an archive that is there.
+func (b *bench) ask() error {
+	tr := trace.New(b.config())
+	var ask []flow.Record
+	for n := range b.records {
+		var r flow.Record
+		if tr.Next(&r); n%256 == 0 && b.asks(n) {
+			ask = append(ask, r)
+		}
+	}
+	return b.writeAsked(ask)
 }
 
 func (b *bench) writeAsked(ask []flow.Record) error {

@@ -13,8 +13,9 @@ import (
 // Config is what a trace is made of.
 type Config struct {
 	Seed        uint64
-	Start       time.Time // of the first end
-	PerSecond   int       // flows that end in a second
+	Start       time.Time     // of the first end
+	PerSecond   int           // flows that end in a second
+	Every       time.Duration // or, if not 0, the time between two
 	Subscribers int
 	Public      int // public addresses
 	Servers     int
@@ -41,7 +42,11 @@ type Trace struct {
 // New returns the trace of c from its start.
 func New(c Config) *Trace {
 	rng := rand.New(rand.NewPCG(c.Seed, 0x6374_6c6f_6764))
-	return &Trace{cfg: c, rng: rng, now: c.Start.UnixNano(), step: int64(time.Second) / int64(c.PerSecond),
+	step := c.Every
+	if step == 0 {
+		step = time.Second / time.Duration(c.PerSecond)
+	}
+	return &Trace{cfg: c, rng: rng, now: c.Start.UnixNano(), step: int64(step),
 		zipf: rand.NewZipf(rng, 1.1, 8, uint64(c.Servers-1)), hosts: rand.NewZipf(rng, 1.05, 50, uint64(c.Subscribers-1))}
 }
 
