@@ -79,6 +79,8 @@ type Stats struct {
 	Seals        atomic.Uint64
 	SealErrors   atomic.Uint64
 	SealNanos    atomic.Uint64 // that sealing took
+	Sealed       atomic.Int64  // when the last seal was done, ns since 1970; 0: none yet
+	LastNanos    atomic.Int64  // that it took
 	Sealing      atomic.Int64  // since when the seal that fails has been due, ns since 1970; 0: none fails
 	Segments     atomic.Int64
 	SegmentBytes atomic.Int64
@@ -605,7 +607,10 @@ func (w *Writer) keep(ctx context.Context) {
 			switch {
 			case err == nil:
 				w.Stats.Seals.Add(1)
-				w.Stats.SealNanos.Add(uint64(time.Since(began)))
+				took := time.Since(began)
+				w.Stats.SealNanos.Add(uint64(took))
+				w.Stats.LastNanos.Store(int64(took))
+				w.Stats.Sealed.Store(w.now())
 				w.Stats.Sealing.Store(0)
 				waiting, retry, nextSeal, nextRetain = waiting[1:], w.o.retry, time.Time{}, time.Time{}
 				nextNote = time.Time{}

@@ -81,6 +81,7 @@ type pageOutput struct {
 	Full, Rate            float64
 	Lag, Filtered, Kept   string
 	Error                 string
+	Holds, Keeps, Fails   string // of an archive
 	Records, Queue, Waits chart
 }
 
@@ -134,6 +135,9 @@ func newPage(v *View) *page {
 		}
 		if o.Error != "" {
 			out.Error = age(v.Time.Sub(o.ErrorAt).Seconds()) + " ago: " + o.Error
+		}
+		if a, ok := archiveOf(o); ok {
+			out.Holds, out.Keeps, out.Fails = a.holds(), a.keeps(), a.fails()
 		}
 		p.Out = append(p.Out, out)
 	}

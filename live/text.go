@@ -89,7 +89,7 @@ func (v *View) facts() [][2]string {
 	if v.Namespaces != nil {
 		facts = append(facts, [2]string{"netns", v.namespaces()})
 	}
-	return facts
+	return append(facts, v.archives()...)
 }
 
 // subscribers says whose flows records name, and what the sources have.

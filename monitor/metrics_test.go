@@ -60,6 +60,7 @@ func full() Snapshot {
 		{Name: "archive:/var/lib/ctlogd/archive", Kind: "archive", Since: now,
 			Counters: []Counter{{"unsealed_records", "", 90}, {"unsealed_files", "", 91}, {"seals", "success", 92}, {"seals", "failure", 93},
 				{"seal_seconds", "", 94}, {"seal_failing", "", 95}, {"segments", "", 96}, {"segment_bytes", "", 97},
+				{"last_seal_age", "", 103}, {"last_seal_seconds", "", 104}, {"next_removal", "", 105},
 				{"checkpoint_age", "", 102}, {"overdue", "", 98}, {"writing_stopped", "", 1}, {"removed_segments", "max_age", 99}, {"keep_errors", "", 100},
 				{"damaged_files", "", 101}, {"uploads", "success", 103}, {"uploads", "failure", 104}, {"upload_waiting", "", 105},
 				{"upload_failing", "", 106}, {"upload_missed", "", 107}},

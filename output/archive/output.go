@@ -95,11 +95,14 @@ func (o *Output) Counters(emit func(name, label string, n uint64)) {
 	emit("seals", "success", s.Seals.Load())
 	emit("seals", "failure", s.SealErrors.Load())
 	emit("seal_seconds", "", s.SealNanos.Load()/1e9)
+	emit("last_seal_age", "", since(s.Sealed.Load()))
+	emit("last_seal_seconds", "", count(s.LastNanos.Load()/1e9))
 	emit("seal_failing", "", since(s.Sealing.Load()))
 	emit("segments", "", count(s.Segments.Load()))
 	emit("segment_bytes", "", count(s.SegmentBytes.Load()))
 	emit("checkpoint_age", "", since(s.Checkpointed.Load()))
 	emit("overdue", "", since(s.NextRemoval.Load()))
+	emit("next_removal", "", until(s.NextRemoval.Load()))
 	stopped := uint64(0)
 	if s.Stopped.Load() {
 		stopped = 1
@@ -117,6 +120,14 @@ func (o *Output) Counters(emit func(name, label string, n uint64)) {
 		emit("upload_failing", "", since(s.Upload.Failing.Load()))
 		emit("upload_missed", "", s.Upload.Missed.Load())
 	}
+}
+
+// until returns in how many seconds a time will be, 0 if it is over or is not set.
+func until(ns int64) uint64 {
+	if ns == 0 {
+		return 0
+	}
+	return uint64(max(ns-time.Now().UnixNano(), 0) / 1e9)
 }
 
 // since returns how many seconds ago a time was, 0 if it is to come or is not set.
