@@ -2,6 +2,7 @@ package archive
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -45,9 +46,10 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 type Origin struct {
 	Version  int      `json:"version"` // of the schema
 	Host     string   `json:"host"`
-	Observer string   `json:"observer"` // enters each flow_id
-	Sequence uint64   `json:"sequence"` // of the row log
-	Interval Duration `json:"interval"` // flows that lasted longer are kept apart
+	Observer string   `json:"observer"`         // enters each flow_id
+	Output   string   `json:"output,omitempty"` // the name that stands in gaps which the archive itself has to tell of
+	Sequence uint64   `json:"sequence"`         // of the row log
+	Interval Duration `json:"interval"`         // flows that lasted longer are kept apart
 	Dropped  []string `json:"dropped,omitempty"`
 	Level    string   `json:"compression,omitempty"`
 	Created  Time     `json:"created"`
@@ -303,12 +305,9 @@ func (s *rowScan) damaged(to int64) *flow.Record {
 	r := b.Next()
 	r.Event, r.Received = flow.EventGap, to
 	r.Start, r.Stop = int64(s.Origin.Created), to
-	b.Extra(r).Gap = flow.Gap{Cause: flow.CauseCrash, Lost: s.damage.lost, LostKnown: s.damage.known && s.damage.lost > 0, Output: outputName}
+	b.Extra(r).Gap = flow.Gap{Cause: flow.CauseCrash, Lost: s.damage.lost, LostKnown: s.damage.known && s.damage.lost > 0, Output: cmp.Or(s.Origin.Output, "archive")}
 	return r
 }
-
-// outputName stands in gaps that the archive itself has to tell of.
-const outputName = "archive"
 
 // rowLog is a row log that is written. It is for one goroutine.
 type rowLog struct {

@@ -30,6 +30,7 @@ type Options struct {
 	Dir      string // of the archive
 	Host     string
 	Observer string
+	Output   string // the name that gaps have for the archive
 
 	Interval    time.Duration // between checkpoints; flows that lasted longer are kept apart
 	Records     uint64        // of a segment
@@ -228,7 +229,7 @@ func (w *Writer) ready() error {
 	if w.active != nil {
 		return nil
 	}
-	l, err := createRowLog(w.dir, Origin{Version: SchemaVersion, Host: w.o.Host, Observer: w.o.Observer, Sequence: w.sequence,
+	l, err := createRowLog(w.dir, Origin{Version: SchemaVersion, Host: w.o.Host, Observer: w.o.Observer, Output: w.o.Output, Sequence: w.sequence,
 		Interval: Duration(w.o.Interval), Dropped: w.o.Drop, Level: w.o.Compression, Created: now})
 	if err != nil {
 		return err

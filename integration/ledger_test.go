@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ctlogd/ctlogd/archive"
 	"github.com/ctlogd/ctlogd/integration/lab"
 )
 
@@ -95,18 +96,21 @@ func testReloaded(t *testing.T, full bool) {
 // The disk of two logs is full: the one with a spool misses nothing, the other puts on record what it misses.
 func testDiskFull(t *testing.T, full bool) {
 	disk := newDisk(t)
-	r := newTrial(t, jsonlOutput{name: "bare", disk: disk}, jsonlOutput{name: "spooled", disk: disk, spool: "1GiB"})
+	r := newTrial(t, jsonlOutput{name: "bare", disk: disk}, jsonlOutput{name: "spooled", disk: disk, spool: "1GiB"},
+		archiveOutput{disk})
 	time.Sleep(time.Second)
 	disk.fill(t)
 	r.during(full, 4*time.Second, 20*time.Second)
 	disk.free(t)
 	r.during(full, 3*time.Second, 39*time.Second)
 	r.settle(t)
-	bare, spooled := r.books[0], r.books[1]
-	// When there is room again, the queue is full for a moment yet.
-	causes := slices.DeleteFunc(bare.causes(), func(c string) bool { return c == "queue_full" })
-	if bare.missing == 0 || !slices.Equal(causes, []string{"disk_full"}) {
-		t.Errorf("%s: %d flows are missing, for %v, want some, for [disk_full]", bare.name, bare.missing, bare.causes())
+	spooled := r.books[1]
+	for _, bare := range []*book{r.books[0], r.books[2]} {
+		// When there is room again, the queue is full for a moment yet.
+		causes := slices.DeleteFunc(bare.causes(), func(c string) bool { return c == "queue_full" })
+		if bare.missing == 0 || !slices.Equal(causes, []string{"disk_full"}) {
+			t.Errorf("%s: %d flows are missing, for %v, want some, for [disk_full]", bare.name, bare.missing, bare.causes())
+		}
 	}
 	if spooled.missing+len(spooled.gaps) != 0 {
 		t.Errorf("%s: %d flows are missing, and there are %d gaps", spooled.name, spooled.missing, len(spooled.gaps))
@@ -154,13 +158,13 @@ func testKilledOnTheWay(t *testing.T, full bool) {
 	r.cost(t, collector)
 }
 
-// The disk hangs that has the state directory, two logs, and the spool of a third. That one, and a fourth, get all that
-// there is meanwhile; a reload is done; and when the disk goes on, nothing is missing but what the one log without a spool
-// has no room for, which it says exactly.
+// The disk hangs that has the state directory, two logs, an archive, and the spool of a third log. That one, and a fourth, get
+// all that there is meanwhile; a reload is done; and when the disk goes on, nothing is missing but what the one log without
+// a spool, and the archive, have no room for, which they say exactly.
 func testDiskHangs(t *testing.T, full bool) {
 	disk := newFrozenDisk(t)
 	r := newTrial(t, jsonlOutput{name: "bare", disk: &disk.disk}, jsonlOutput{name: "spooled", disk: &disk.disk, spool: "1GiB"},
-		jsonlOutput{name: "well", spoolOn: &disk.disk, spool: "64MiB"}, jsonlOutput{name: "best"})
+		jsonlOutput{name: "well", spoolOn: &disk.disk, spool: "64MiB"}, jsonlOutput{name: "best"}, archiveOutput{&disk.disk})
 	r.stop(t)
 	mark, err := os.ReadFile(filepath.Join(r.state, "state", "mark.json"))
 	must(t, err)
@@ -173,7 +177,7 @@ func testDiskHangs(t *testing.T, full bool) {
 	r.during(full, 8*time.Second, 30*time.Second) // longer than a Write may be out
 	r.reload(t)
 	eventually(t, "the reload is done", func() bool { return strings.Contains(r.stderr.String(), "configuration reloaded") })
-	for _, b := range r.books[2:] {
+	for _, b := range r.books[2:4] {
 		ended, log := r.churn.ended(), lineCounter{path: b.file}
 		eventually(t, b.name+" has what ended while the disk hung", func() bool { return log.count(t) >= ended })
 	}
@@ -187,7 +191,7 @@ func testDiskHangs(t *testing.T, full bool) {
 	r.settle(t)
 	for _, b := range r.books {
 		causes := slices.DeleteFunc(b.causes(), func(c string) bool { return c == "downtime" }) // of its being configured
-		if b == r.books[0] {
+		if b == r.books[0] || b == r.books[4] {
 			if !slices.Contains(causes, "output_down") {
 				t.Errorf("%s: gaps for %v, want output_down", b.name, causes)
 			}
@@ -237,6 +241,11 @@ func testEndedHanging(t *testing.T, _ bool) {
 	best := lineCounter{path: r.books[1].file}
 	if n := best.count(t); n != ended {
 		t.Errorf("the other log has %d lines, want all %d", n, ended)
+	}
+	kept := r.books[2]
+	kept.read(t, r.binary, r.churn)
+	if kept.audit(t, r.churn); kept.missing+len(kept.gaps) != 0 {
+		t.Errorf("the archive misses %d of %d flows", kept.missing, ended)
 	}
 	text, err := os.ReadFile(filepath.Join(r.state, "state", "mark.json"))
 	must(t, err)
@@ -403,7 +412,7 @@ func testMix(t *testing.T, full bool) {
 
 	disk := newDisk(t)
 	r := newTrial(t, jsonlOutput{name: "bare"}, jsonlOutput{name: "disk", disk: disk}, ipfixOutput{},
-		jsonlOutput{name: "spooled", disk: disk, spool: "64MiB"}, jsonlOutput{name: "small", disk: disk, spool: "4MiB"})
+		jsonlOutput{name: "spooled", disk: disk, spool: "64MiB"}, jsonlOutput{name: "small", disk: disk, spool: "4MiB"}, archiveOutput{disk})
 	faults := []struct {
 		name string
 		run  func()
@@ -474,8 +483,9 @@ type trial struct {
 	churn     *flowChurn
 	began     time.Time
 	kills     []outage
-	reloads   int // done by the process that runs
-	variant   int // of the configuration
+	logs      []*syncBuffer // of all processes
+	reloads   int           // done by the process that runs
+	variant   int           // of the configuration
 }
 
 // ledgerOutput is an output's part of the configuration.
@@ -543,9 +553,32 @@ func (ipfixOutput) book(t *testing.T, r *trial) *book {
 	return &book{name: "ipfix:tcp:127.0.0.1:4739", collector: r.collector}
 }
 
-// newTrial starts the daemon and the flows.
+// archiveOutput is an archive, on a disk of its own if there is one. Its segments are small, so that it seals all the time.
+type archiveOutput struct{ disk *disk }
+
+func (archiveOutput) kind() string { return "archive" }
+
+func (o archiveOutput) dir(r *trial) string {
+	if o.disk != nil {
+		return filepath.Join(o.disk.dir, "archive")
+	}
+	return filepath.Join(r.dir, "archive")
+}
+
+func (o archiveOutput) config(r *trial, filter string) string {
+	return fmt.Sprintf("{path: %s, segment_records: 40000, filter: %s}", o.dir(r), filter)
+}
+
+func (o archiveOutput) book(_ *testing.T, r *trial) *book {
+	return &book{name: "archive:" + o.dir(r), archive: o.dir(r)}
+}
+
+// newTrial starts the daemon and the flows. An archive is one more output of each trial.
 func newTrial(t *testing.T, outputs ...ledgerOutput) *trial {
 	t.Helper()
+	if !slices.ContainsFunc(outputs, func(o ledgerOutput) bool { return o.kind() == "archive" }) {
+		outputs = append(outputs, archiveOutput{})
+	}
 	ns, flood := newFloodNS(t)
 	r := &trial{ns: ns, binary: buildDaemon(t, os.Getenv("CTLOGD_RACE") != ""), dir: t.TempDir(), outputs: outputs,
 		churn: &flowChurn{flood: flood}}
@@ -573,9 +606,9 @@ func (r *trial) configure(t *testing.T) {
 	n := r.variant
 	r.variant++
 	must(t, os.MkdirAll(filepath.Join(r.state, "state"), 0o700))
-	text := fmt.Sprintf("state_directory: %s/state\ninput: {conntrack: {%sevents: %s, labels: %v}}\n"+
+	text := fmt.Sprintf("host: gw1\nobserver: lab\nstate_directory: %s/state\ninput: {conntrack: {%sevents: %s, labels: %v}}\n"+
 		"filter: %s\noutputs:\n", r.state, r.input, events[n%len(events)], n%2 == 1, filters[n%len(filters)])
-	for _, kind := range []string{"jsonl", "ipfix"} {
+	for _, kind := range []string{"jsonl", "ipfix", "archive"} {
 		list := ""
 		for _, o := range r.outputs {
 			if o.kind() == kind {
@@ -596,6 +629,7 @@ func (r *trial) start(t *testing.T) {
 		r.collector.expect(t)
 	}
 	r.process = start(t, r.ns, exec.Command(r.binary, "run", "-c", filepath.Join(r.dir, "ctlogd.yaml")))
+	r.logs = append(r.logs, &r.process.stderr)
 	r.reloads = 0
 	eventually(t, "flows are logged", func() bool {
 		if r.ended() {
@@ -707,10 +741,27 @@ func (r *trial) settle(t *testing.T) {
 	if r.collector != nil {
 		r.collector.stop(t)
 	}
+	notes := r.notes(t)
 	for _, b := range r.books {
-		b.read(t, r.churn)
+		b.read(t, r.binary, r.churn)
+		if b.archive == "" { // an archive gets none
+			b.without(notes)
+		}
 		b.audit(t, r.churn)
 	}
+}
+
+// notes returns when the archive has made checkpoints (ns since 1970), of which each other output gets a record.
+func (r *trial) notes(t *testing.T) (at []int64) {
+	t.Helper()
+	for _, log := range r.logs {
+		for _, text := range archive.FindNotes([]byte(log.String())) {
+			n, err := archive.ReadNote(text)
+			must(t, err)
+			at = append(at, int64(n.Time))
+		}
+	}
+	return at
 }
 
 // whole expects that nothing is missing and nothing says that it is.

@@ -30,7 +30,7 @@ func New(cfg Config, host, observer string, log *zap.Logger, tell func(*flow.Rec
 		upload = &archive.Upload{Command: u.Command, Timeout: u.Timeout}
 	}
 	w, err := archive.Open(archive.Options{
-		Dir: cfg.Path, Host: host, Observer: observer,
+		Dir: cfg.Path, Host: host, Observer: observer, Output: cfg.Name(),
 		Interval: cfg.Checkpoint, Records: uint64(cfg.SegmentRecords), Drop: cfg.Fields.Drop,
 		Compression: cfg.Compression, Sync: cfg.Fsync, Key: cfg.Key,
 		Retention: archive.Retention{MaxAge: cfg.MaxAge, MinAge: cfg.MinAge, MaxSize: int64(cfg.MaxSize), Reserve: int64(cfg.Reserve)},
