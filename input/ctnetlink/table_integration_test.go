@@ -422,3 +422,62 @@ func TestDumpMany(t *testing.T) {
 		t.Errorf("%d gaps", got)
 	}
 }
+
+// TestCheckpoints: each reading that is made for archives has an open record of every flow that is older than the readings
+// are apart, and of no other; a record behind them says from when to when it was read, and that it was whole.
+func TestCheckpoints(t *testing.T) {
+	const every, n, more = time.Second, 3000, 500
+	ns := newNamespace(t, "events=1")
+	f := newFloodIn(t, ns)
+	must(t, f.Create(0, n))
+	w := watch(t, ns, Config{}, Options{})
+	w.Checkpoints(every)
+	over := func() (readings int) {
+		for _, r := range w.records() {
+			if r.Checkpoint() == flow.CheckpointWhole {
+				readings++
+			}
+		}
+		return readings
+	}
+	until(t, "a reading is over", func() bool { return over() > 0 })
+	must(t, f.Create(n, n+more))
+	seen := over()
+	until(t, "two more are over, and none of it is young", func() bool { return over() >= seen+3 })
+	w.Checkpoints(0)
+	w.stop()
+
+	started := map[int]int64{}
+	var readings []flow.Record
+	var open []map[int]bool // by reading
+	under := map[int]bool{}
+	for _, r := range w.records() {
+		i, ok := lab.FlowNumber(r.Reply.DstAddr(), r.Reply.DstPort)
+		switch r.Checkpoint() {
+		case flow.CheckpointOpen:
+			if !ok || under[i] || r.Start == 0 || r.Received-r.Start < int64(every) {
+				t.Fatalf("unexpected: %s", described(&r))
+			}
+			under[i], started[i] = true, r.Start
+		case flow.CheckpointWhole:
+			if r.Start > r.Stop || r.Timeout != uint32(every/time.Second) {
+				t.Errorf("a reading from %d to %d of flows of %d s", r.Start, r.Stop, r.Timeout)
+			}
+			readings, open = append(readings, r), append(open, under)
+			under = map[int]bool{}
+		default:
+			t.Fatalf("unexpected: %s", described(&r))
+		}
+	}
+	if len(started) != n+more {
+		t.Errorf("%d flows have an open record, want %d", len(started), n+more)
+	}
+	for k, r := range readings {
+		for i, start := range started {
+			if start <= r.Start-int64(every) && !open[k][i] {
+				t.Fatalf("reading %d has no record of flow %d, which was %v old", k, i, time.Duration(r.Start-start))
+			}
+		}
+	}
+	t.Logf("%d readings of %d flows", len(readings), n+more)
+}
