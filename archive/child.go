@@ -26,12 +26,16 @@ const (
 )
 
 // Child seals a row log in a process of this binary: "ctlogd seal PATH".
-func Child(ctx context.Context, path string) (s Sealed, err error) {
+func Child(ctx context.Context, path string) (s Sealed, err error) { return child(ctx, path) }
+
+// child does so with more in its environment.
+func child(ctx context.Context, path string, env ...string) (s Sealed, err error) {
 	// The signal that ends the child with its parent comes when the thread that has started it ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", "seal", path)
 	cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "GOMEMLIMIT="+childMemory, "GOGC=20")
+	cmd.Env = append(cmd.Env, env...)
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

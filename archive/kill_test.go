@@ -25,6 +25,14 @@ import (
 
 func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "seal" { // Child starts this binary so
+		at := os.Getenv(killStep)
+		step = func(s string) error {
+			if s == at {
+				_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+				select {}
+			}
+			return nil
+		}
 		os.Exit(SealMain(os.Args[2:], os.Stdout, os.Stderr))
 	}
 	if len(os.Args) > 2 && os.Args[1] == "hook" {
@@ -35,6 +43,9 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(m.Run())
 }
+
+// killStep names the step at which a process that seals kills itself.
+const killStep = "ARCHIVE_TEST_SEAL_STEP"
 
 // Records of these tests are numbered: the number is their mark.
 const (
@@ -291,48 +302,50 @@ func checkChain(t *testing.T, at, dir string) {
 	}
 }
 
-// TestChildKilled: the process that seals is killed each time; the records stay safe in the row log, and are sealed once
-// it is left alone.
+// TestChildKilled: the process that seals is killed at each of its steps; the records stay safe in the row log, and are sealed
+// once it is left alone. Another row log is sealed meanwhile.
 func TestChildKilled(t *testing.T) {
-	dir := t.TempDir()
-	o := testOptions(dir)
-	o.Retention = Retention{}
-	kills := 0
-	o.Seal = func(ctx context.Context, path string) (Sealed, error) {
-		if kills++; kills <= 2 {
-			ctx, cancel := context.WithCancel(ctx)
-			cancel()
-			return Child(ctx, path)
-		}
-		return Child(ctx, path)
-	}
-	w, err := Open(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var recs []*flow.Record
-	for n := range testRecords {
-		recs = append(recs, numbered(n))
-	}
-	if n, err := w.Append(recs); n != len(recs) || err != nil {
-		t.Fatal(n, err)
-	}
-	await(t, func() bool { return w.Stats.SealErrors.Load() >= 1 })
-	for i, c := range counts(t, dir) {
-		if c != 1 {
-			t.Fatalf("record %d is there %d times while sealing fails", i, c)
-		}
-	}
-	await(t, func() bool { return w.Stats.Seals.Load() == 2 })
-	if w.Stats.SealErrors.Load() != 2 || w.Stats.Waiting.Load() != 30 || w.Stats.Sealing.Load() != 0 {
-		t.Errorf("%d errors, %d waiting, failing since %d", w.Stats.SealErrors.Load(), w.Stats.Waiting.Load(), w.Stats.Sealing.Load())
-	}
-	if err := w.Close(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	for i, c := range counts(t, dir) {
-		if c != 1 {
-			t.Errorf("record %d is there %d times", i, c)
-		}
+	for _, at := range []string{"seal.create", "seal.written", "seal.synced", "seal.read", "seal.renamed"} {
+		t.Run(at, func(t *testing.T) {
+			t.Parallel()
+			o := testOptions(t.TempDir())
+			o.Retention = Retention{}
+			var kills atomic.Int64
+			o.Seal = func(ctx context.Context, path string) (Sealed, error) {
+				if sequence, _ := rowLogSequence(filepath.Base(path)); sequence == 1 && kills.Add(1) <= 2 {
+					return child(ctx, path, killStep+"="+at)
+				}
+				return Child(ctx, path)
+			}
+			w, err := Open(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var recs []*flow.Record
+			for n := range testRecords {
+				recs = append(recs, numbered(n))
+			}
+			if n, err := w.Append(recs); n != len(recs) || err != nil {
+				t.Fatal(n, err)
+			}
+			await(t, func() bool { return w.Stats.SealErrors.Load() >= 1 })
+			for i, c := range counts(t, o.Dir) {
+				if c != 1 {
+					t.Fatalf("record %d is there %d times while sealing fails", i, c)
+				}
+			}
+			await(t, func() bool { return w.Stats.Seals.Load() == 2 })
+			if w.Stats.SealErrors.Load() != 2 || w.Stats.Waiting.Load() != 30 || w.Stats.Sealing.Load() != 0 {
+				t.Errorf("%d errors, %d waiting, failing since %d", w.Stats.SealErrors.Load(), w.Stats.Waiting.Load(), w.Stats.Sealing.Load())
+			}
+			if err := w.Close(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			eachOnce(t, o.Dir, 0, testRecords)
+			checkChain(t, at, o.Dir)
+			if left, _ := filepath.Glob(o.Dir + "/host=gw1/date=*/*.parquet*"); len(left) != 2 {
+				t.Errorf("files %v, want two segments", left)
+			}
+		})
 	}
 }

@@ -23,6 +23,7 @@ type Retention struct {
 func (w *Writer) retain() {
 	r := &w.o.Retention
 	now := Time(w.now())
+	w.payOwed()
 	for {
 		date, s, ok := w.k.oldest()
 		if !ok || r.MaxAge == 0 || now-s.last <= Time(r.MaxAge) {
@@ -128,10 +129,15 @@ func (w *Writer) remove(date string, s stored, why string) error {
 	if err := step("remove.tombstone"); err != nil {
 		return err
 	}
-	err := w.k.chain.append(date, line)
-	full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
-	if err != nil && !full {
-		return err
+	full := false
+	if !s.buried {
+		err := w.k.chain.append(date, line)
+		if full = errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT); err != nil && !full {
+			return err
+		}
+		if !full {
+			w.k.bury(date, s.file)
+		}
 	}
 	if err := step("remove.unlink"); err != nil {
 		return err
@@ -141,11 +147,29 @@ func (w *Writer) remove(date string, s stored, why string) error {
 		return err
 	}
 	w.k.forget(&w.Stats, date, s.file)
-	if full {
-		if err := w.k.chain.append(date, line); err != nil {
-			return fmt.Errorf("the segment is removed, its tombstone is not written: %w", err)
-		}
-	}
 	w.o.Log(Info, "segment removed: "+why, path, nil, "")
+	if full {
+		w.k.owed = append(w.k.owed, tombstone{date, line})
+		w.payOwed()
+	}
 	return step("remove.done")
+}
+
+// tombstone is a line of a segment that is gone.
+type tombstone struct {
+	date string
+	line Line
+}
+
+// payOwed writes the tombstones for which there was no room.
+func (w *Writer) payOwed() {
+	for len(w.k.owed) > 0 {
+		if err := w.k.chain.append(w.k.owed[0].date, w.k.owed[0].line); err != nil {
+			w.Stats.KeepErrors.Add(1)
+			w.o.Log(Error, "a segment is removed, and there is no room for its tombstone; it is tried again in a minute", w.k.owed[0].line.Removed.File,
+				err, "see that the disk has room")
+			return
+		}
+		w.k.owed = w.k.owed[1:]
+	}
 }

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/ctlogd/ctlogd/flow"
 )
@@ -318,6 +319,31 @@ type rowLog struct {
 	records uint64
 	torn    bool // a write fell short, and what it left is still to be cut off
 	buf     []byte
+
+	// Of one that is full: since when sealing it has failed (ns since 1970), the pause before the next attempt, and when
+	// that is.
+	failing int64
+	pause   time.Duration
+	retryAt time.Time
+}
+
+// finish brings what was written to the disk, and closes the file of a row log that is full.
+func (l *rowLog) finish() error {
+	if l.file == nil {
+		return nil
+	}
+	if l.torn { // what a failed write has left is cut off as damage otherwise
+		if err := l.file.Truncate(l.size); err != nil {
+			return err
+		}
+		l.torn = false
+	}
+	if err := l.file.Sync(); err != nil {
+		return err
+	}
+	err := l.file.Close()
+	l.file = nil
+	return err
 }
 
 // createRowLog makes a new row log in dir. It is there, with its header, or not at all.

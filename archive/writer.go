@@ -47,7 +47,8 @@ type Options struct {
 	// Noted is told each note that was written, and its text with its signatures. It must not wait. Nil: nobody is told.
 	Noted func(n *Note, text string)
 
-	retry time.Duration // until a seal that has failed is tried again, at first; 0: sealRetry
+	retry  time.Duration // until a seal that has failed is tried again, at first; 0: sealRetry
+	retain time.Duration // between looks for what is to be removed; 0: retainEvery
 
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
@@ -133,6 +134,9 @@ func Open(o Options) (*Writer, error) {
 	}
 	if o.Seal == nil {
 		o.Seal = Child
+	}
+	if o.retain == 0 {
+		o.retain = retainEvery
 	}
 	if o.retry == 0 {
 		o.retry = sealRetry
@@ -295,7 +299,7 @@ func (w *Writer) Close(ctx context.Context) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, l := range append(w.closed, w.active) {
-		if l != nil {
+		if l != nil && l.file != nil {
 			err = errors.Join(err, l.file.Close())
 		}
 	}
@@ -518,6 +522,8 @@ type keeper struct {
 	bytes  int64
 	hashes map[uint64]*rowHash // of row logs, by sequence
 
+	owed []tombstone // that a full disk had no room for
+
 	keyLine *Line // the catalog's last word on who signs; nil: it has none
 }
 
@@ -527,6 +533,7 @@ type day struct{ segments []stored }
 // stored is what is remembered of a segment.
 type stored struct {
 	file    string
+	buried  bool // it has its tombstone, and could not be removed
 	bytes   int64
 	records int64
 	first   Time
@@ -539,7 +546,7 @@ func (k *keeper) add(st *Stats, date string, s *Segment) {
 		d = new(day)
 		k.days[date] = d
 	}
-	d.segments = append(d.segments, stored{s.File, s.Bytes, s.Records, s.First, s.Last})
+	d.segments = append(d.segments, stored{file: s.File, bytes: s.Bytes, records: s.Records, first: s.First, last: s.Last})
 	k.bytes += s.Bytes
 	st.Segments.Add(1)
 	st.SegmentBytes.Store(k.bytes)
@@ -555,6 +562,12 @@ func (k *keeper) oldest() (date string, s stored, ok bool) {
 		}
 	}
 	return date, s, ok
+}
+
+// bury notes that a segment has its tombstone.
+func (k *keeper) bury(date, file string) {
+	d := k.days[date]
+	d.segments[slices.IndexFunc(d.segments, func(s stored) bool { return s.file == file })].buried = true
 }
 
 func (k *keeper) forget(st *Stats, date, file string) {
@@ -580,17 +593,21 @@ const (
 // keep syncs, seals, and removes what is due, until ctx ends.
 func (w *Writer) keep(ctx context.Context) {
 	defer close(w.done)
-	tick := time.NewTicker(min(tickEvery, w.o.retry))
+	tick := time.NewTicker(min(tickEvery, w.o.retry, w.o.retain))
 	defer tick.Stop()
 	var waiting []*rowLog // to be sealed, oldest first
-	var nextSeal, nextRetain time.Time
+	var nextRetain time.Time
 	nextNote := time.Now().Add(min(w.o.Interval, firstNote))
-	retry := w.o.retry
 	for {
 		w.mu.Lock()
 		waiting = append(waiting, w.closed...)
 		w.closed = nil
 		w.mu.Unlock()
+		for _, l := range waiting {
+			if err := l.finish(); err != nil { // seal tries again, and says so
+				break
+			}
+		}
 		if ctx.Err() != nil {
 			w.mu.Lock()
 			w.closed = append(waiting, w.closed...) // for Close to close
@@ -600,11 +617,12 @@ func (w *Writer) keep(ctx context.Context) {
 		if now := time.Now(); !now.Before(nextRetain) {
 			w.retain()
 			w.up.look()
-			nextRetain = now.Add(retainEvery)
+			nextRetain = now.Add(w.o.retain)
 		}
-		if len(waiting) > 0 && !time.Now().Before(nextSeal) {
-			began := time.Now()
-			err := w.seal(ctx, waiting[0])
+		// One that cannot be sealed does not keep others from it.
+		if i := slices.IndexFunc(waiting, func(l *rowLog) bool { return !time.Now().Before(l.retryAt) }); i >= 0 {
+			began, l := time.Now(), waiting[i]
+			err := w.seal(ctx, l)
 			switch {
 			case err == nil:
 				w.Stats.Seals.Add(1)
@@ -612,19 +630,22 @@ func (w *Writer) keep(ctx context.Context) {
 				w.Stats.SealNanos.Add(uint64(took))
 				w.Stats.LastNanos.Store(int64(took))
 				w.Stats.Sealed.Store(w.now())
-				w.Stats.Sealing.Store(0)
-				waiting, retry, nextSeal, nextRetain = waiting[1:], w.o.retry, time.Time{}, time.Time{}
-				nextNote = time.Time{}
+				waiting = slices.Delete(waiting, i, i+1)
+				w.Stats.Sealing.Store(failingSince(waiting))
+				nextRetain, nextNote = time.Time{}, time.Time{}
 				continue
 			case ctx.Err() != nil:
 				continue
 			default:
 				w.Stats.SealErrors.Add(1)
-				w.Stats.Sealing.CompareAndSwap(0, w.now())
-				w.o.Log(Error, "sealing failed and is tried again; the records are safe in the row log", waiting[0].path, err,
+				w.o.Log(Error, "sealing failed and is tried again; the records are safe in the row log", l.path, err,
 					"see that the disk has room and is writable")
-				nextSeal = time.Now().Add(retry)
-				retry = min(retry*2, sealRetryMost)
+				if l.failing == 0 {
+					l.failing = w.now()
+				}
+				l.pause = min(max(2*l.pause, w.o.retry), sealRetryMost)
+				l.retryAt = time.Now().Add(l.pause)
+				w.Stats.Sealing.Store(failingSince(waiting))
 			}
 		}
 		if now := time.Now(); !now.Before(nextNote) {
@@ -650,6 +671,16 @@ func (w *Writer) keep(ctx context.Context) {
 	}
 }
 
+// failingSince returns since when the first of the row logs that cannot be sealed has been due; 0: there is none.
+func failingSince(waiting []*rowLog) (since int64) {
+	for _, l := range waiting {
+		if l.failing != 0 && (since == 0 || l.failing < since) {
+			since = l.failing
+		}
+	}
+	return since
+}
+
 // endDay lets the row log of a day that is over be sealed, also when no record comes.
 func (w *Writer) endDay() {
 	w.mu.Lock()
@@ -661,17 +692,8 @@ func (w *Writer) endDay() {
 
 // seal makes a segment of a row log, names it in the catalog, and removes the row log.
 func (w *Writer) seal(ctx context.Context, l *rowLog) error {
-	if l.file != nil {
-		if err := l.file.Sync(); err != nil && !errors.Is(err, os.ErrClosed) {
-			return err
-		}
-		l.file.Close()
-		if l.torn { // what a failed write has left is cut off as damage otherwise
-			if err := os.Truncate(l.path, l.size); err != nil {
-				return err
-			}
-			l.torn = false
-		}
+	if err := l.finish(); err != nil {
+		return err
 	}
 	if err := step("keep.seal"); err != nil {
 		return err

@@ -102,6 +102,46 @@ func TestFullAtEveryStep(t *testing.T) {
 	}
 }
 
+// TestRemovalOnFullDisk: a disk that is full at a step of a removal, for however long, keeps no segment and swallows no
+// tombstone: what is missing is explained in the end.
+func TestRemovalOnFullDisk(t *testing.T) {
+	defer func() { step = func(string) error { return nil } }()
+	for _, s := range []string{"remove.tombstone", "remove.unlink", "catalog.open", "catalog.append", "catalog.appended"} {
+		var left atomic.Int64
+		step = func(at string) error {
+			if at == s && left.Add(-1) >= 0 {
+				return unix.ENOSPC
+			}
+			return nil
+		}
+		o := testOptions(t.TempDir())
+		o.Retention, o.Sync = Retention{}, SyncNever
+		w := openTest(t, o)
+		appendTest(t, w, 0, 60)
+		await(t, func() bool { return w.Stats.Seals.Load() == 1 })
+		if err := w.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		left.Store(4)
+		o.Retention, o.retain = Retention{MaxAge: 5 * 24 * time.Hour}, time.Millisecond
+		w = openTest(t, o)
+		await(t, func() bool { return w.Stats.RemovedAge.Load() == 1 && left.Load() <= 0 })
+		await(t, func() bool {
+			catalogs, _ := filepath.Glob(w.dir + "/date=*")
+			lines, _, err := ReadCatalog(catalogs[0])
+			return err == nil && len(lines) == 2 && lines[1].Removed != nil
+		})
+		if err := w.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		eachOnce(t, o.Dir, 50, 60)
+		checkChain(t, s, o.Dir)
+		if v := verifyTest(t, o.Dir, VerifyOptions{}); v.Verdict != Whole || len(v.Removed) != 1 {
+			t.Errorf("%s: %s", s, asJSON(v))
+		}
+	}
+}
+
 // TestShortWrite: a frame that the disk took only a part of is cut off, and written again.
 func TestShortWrite(t *testing.T) {
 	dir := t.TempDir()
@@ -361,6 +401,92 @@ func TestRetention(t *testing.T) {
 	if gone := r.Hosts[0].Removed(0, 1); len(gone) != 1 || gone[0].Removed.Why != "max_age" || gone[0].Removed.Records != 50 {
 		t.Errorf("tombstones %+v", gone)
 	}
+}
+
+// TestRemovedInTime: what max_age wants removed goes when it is due, also when nothing else happens; not before.
+func TestRemovedInTime(t *testing.T) {
+	var now atomic.Int64
+	now.Store(testNow.UnixNano())
+	o := testOptions(t.TempDir())
+	o.Now = func() time.Time { return time.Unix(0, now.Load()) }
+	o.Retention, o.retain = Retention{MaxAge: 20 * 24 * time.Hour}, time.Millisecond
+	w := openTest(t, o)
+	appendTest(t, w, 0, 100)
+	due := numbered(oldRecords-1).Stop + int64(o.Retention.MaxAge)
+	await(t, func() bool { return w.Stats.Seals.Load() == 2 && w.Stats.NextRemoval.Load() == due })
+	now.Store(due) // not yet over
+	errs := w.Stats.KeepErrors.Load()
+	await(t, func() bool { return w.Stats.Segments.Load() == 2 })
+	eachOnce(t, o.Dir, 0, 100)
+	now.Store(due + 1)
+	await(t, func() bool { return w.Stats.RemovedAge.Load() == 1 })
+	eachOnce(t, o.Dir, oldRecords, 100)
+	await(t, func() bool { return w.Stats.NextRemoval.Load() == numbered(99).Stop+int64(o.Retention.MaxAge) })
+	if w.Stats.KeepErrors.Load() != errs || w.Stats.Oldest.Load() != numbered(oldRecords).Stop {
+		t.Errorf("%d errors, the oldest record is of %d", w.Stats.KeepErrors.Load(), w.Stats.Oldest.Load())
+	}
+}
+
+// TestReserveWithSegments: for the reserve the oldest segments go, but none that min_age keeps: then writing stops, and goes on
+// when max_age has removed what min_age kept, as it wins over all.
+func TestReserveWithSegments(t *testing.T) {
+	o := testOptions(t.TempDir())
+	o.Retention = Retention{}
+	w := openTest(t, o)
+	appendTest(t, w, 0, 100)
+	await(t, func() bool { return w.Stats.Seals.Load() == 2 })
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	var now atomic.Int64
+	now.Store(testNow.UnixNano())
+	o.Now = func() time.Time { return time.Unix(0, now.Load()) }
+	o.Retention, o.retain = Retention{MaxAge: 30 * 24 * time.Hour, MinAge: 24 * time.Hour, Reserve: 1 << 60}, time.Millisecond
+	w = openTest(t, o)
+	full := func() bool {
+		_, err := w.Append(nil)
+		return errors.Is(err, unix.ENOSPC) && strings.Contains(err.Error(), "min_age keeps all that is there")
+	}
+	await(t, full)
+	if w.Stats.RemovedFull.Load() != 1 || w.Stats.Segments.Load() != 1 || !w.Stats.Stopped.Load() {
+		t.Errorf("%d removed for the reserve, %d are there", w.Stats.RemovedFull.Load(), w.Stats.Segments.Load())
+	}
+	eachOnce(t, o.Dir, oldRecords, 100)
+	now.Add(int64(30 * 24 * time.Hour))
+	await(t, func() bool { return w.Stats.RemovedAge.Load() == 1 })
+	eachOnce(t, o.Dir, 0, 0)
+}
+
+// TestOpenFiles: open files do not grow with the segments that are made, nor with those that cannot be.
+func TestOpenFiles(t *testing.T) {
+	open := func() int {
+		fds, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(fds)
+	}
+	o := testOptions(t.TempDir())
+	o.Retention, o.Records, o.Sync = Retention{MaxAge: time.Hour}, 1, SyncNever
+	seal := o.Seal
+	var fail atomic.Bool
+	o.Seal = func(ctx context.Context, path string) (Sealed, error) {
+		if fail.Load() {
+			return Sealed{}, unix.ENOSPC
+		}
+		return seal(ctx, path)
+	}
+	w := openTest(t, o)
+	appendTest(t, w, 0, 10)
+	await(t, func() bool { return w.Stats.Seals.Load() == 10 })
+	before := open()
+	appendTest(t, w, 10, testRecords)
+	await(t, func() bool { return w.Stats.Seals.Load() == testRecords })
+	await(t, func() bool { return open() <= before })
+	fail.Store(true)
+	appendTest(t, w, 0, testRecords)
+	await(t, func() bool { return w.Stats.SealErrors.Load() >= testRecords })
+	await(t, func() bool { return open() <= before })
 }
 
 // TestReserve: with less free than the reserve, the oldest go; with none left, writing stops.
