@@ -329,6 +329,98 @@ func TestLater(t *testing.T) {
 	}
 }
 
+// TestDowngrade: what a later version has left in an archive (a segment with its line, one without, a line of a kind that is
+// not known, a row log) is left alone and told of; the chain goes on behind it, and all else is written, read and removed.
+func TestDowngrade(t *testing.T) {
+	o := testOptions(t.TempDir())
+	o.Retention = Retention{}
+	w := openTest(t, o)
+	appendTest(t, w, 0, 110)
+	await(t, func() bool { return w.Stats.Seals.Load() == 2 })
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	host := filepath.Join(o.Dir, "host=gw1")
+	lines, _, err := ReadCatalog(filepath.Join(host, "date=2026-03-20"))
+	if err != nil || len(lines) != 2 {
+		t.Fatal(lines, err)
+	}
+	named := filepath.Join(host, "date=2026-03-20", lines[1].File)
+	later := bytes.Replace(read(t, named), []byte(`{"version":1,`), []byte(`{"version":9,`), 1)
+	write(t, named, later)
+	unnamed := filepath.Join(host, "date=2026-03-20", "20260320T110000Z-90.parquet")
+	write(t, unnamed, later)
+	c := chain{dir: host, n: 2, hash: lines[1].Hash}
+	if err := c.append("2026-03-20", Line{Kind: "moved", At: Time(testNow.UnixNano())}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := createRowLog(host, Origin{Version: SchemaVersion + 1, Host: "gw1", Sequence: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.file.Close()
+
+	var mu sync.Mutex
+	said := map[string]string{}
+	o.Log = func(level Level, msg, file string, err error, _ string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if level > Info {
+			said[filepath.Base(file)] = fmt.Sprint(msg, ": ", err)
+		}
+	}
+	w = openTest(t, o)
+	mu.Lock()
+	if len(said) != 2 || !strings.Contains(said[filepath.Base(unnamed)], "later version is left alone") ||
+		!strings.Contains(said[rowLogName(4)], "later version is left alone") {
+		t.Errorf("said: %q", said)
+	}
+	mu.Unlock()
+	appendTest(t, w, 110, testRecords)
+	w.mu.Lock()
+	w.rotate()
+	w.mu.Unlock()
+	await(t, func() bool { return w.Stats.Seals.Load() == 2 }) // the row log that was there, and the new one
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	checkChain(t, "after the later version", o.Dir)
+	for _, path := range []string{named, unnamed, l.path} {
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
+	}
+	r, err := OpenReader(o.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n [testRecords]int
+	newer := 0
+	for row, err := range r.Rows(context.Background(), &Query{}) {
+		if errors.Is(err, ErrNewer) {
+			newer++
+		} else if err != nil {
+			t.Error(err)
+		} else {
+			n[row.Record.Mark]++
+		}
+	}
+	if newer != 1 {
+		t.Errorf("%d files cannot be read as they are newer, want the row log alone: of a segment the columns are read that are known", newer)
+	}
+	for i, k := range n {
+		if k != 1 {
+			t.Errorf("record %d is there %d times", i, k)
+		}
+	}
+	o.Retention, o.retain = Retention{MaxAge: time.Nanosecond}, time.Millisecond
+	w = openTest(t, o)
+	await(t, func() bool { return w.Stats.Segments.Load() == 0 })
+	if _, err := os.Stat(named); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("max_age does not remove a segment of a later version: %v", err)
+	}
+}
+
 // TestClockSetBack: a clock that is set back by an hour, over midnight, loses nothing and breaks no chain.
 func TestClockSetBack(t *testing.T) {
 	var now atomic.Int64
