@@ -7,7 +7,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -26,8 +29,9 @@ func TestFlows(t *testing.T) {
 	g := newGateway(t)
 	j := newJudge(t, g.NS)
 	clock := unsynchronized(t)
+	store := filepath.Join(t.TempDir(), "archive")
 	d := startDaemon(t, g.NS, buildDaemon(t, true),
-		"{events: [destroy], expectations: true, labels: true, delivery: reliable}")
+		"{events: [destroy], expectations: true, labels: true, delivery: reliable}", "archive: [{path: "+store+"}]")
 	d.awaitMember(t, lab.GroupExpectNew)
 
 	g.traffic(t, func() { j.snapshot(t) })
@@ -37,6 +41,8 @@ func TestFlows(t *testing.T) {
 	want := j.ended(t) + len(wantExpectations)
 	eventually(t, fmt.Sprintf("%d records are written", want), func() bool { return lines.count(t) >= want })
 	d.stop(t)
+
+	inArchive(t, d.Path, store, d.file)
 
 	records := readRecords(t, d.file)
 	checkSchema(t, d.file)
@@ -84,6 +90,39 @@ func TestFlows(t *testing.T) {
 		})
 	}
 	t.Logf("%d flows and %d events of expectations, each as the kernel told it", len(destroys), len(expectations))
+}
+
+// inArchive holds what an archive has of flows, in the row log and in the segment that is made of it, to the file of the same
+// flows: every field of every kind, byte for byte, but for ct_id.
+func inArchive(t *testing.T, binary, store, file string) {
+	t.Helper()
+	sorted := func(text []byte) []string {
+		text = regexp.MustCompile(`,"ct_id":\d+|,"flow_id":"[0-9a-f]+"|.*"event":"checkpoint".*\n`).ReplaceAll(text, nil)
+		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+		slices.Sort(lines)
+		return lines
+	}
+	text, err := os.ReadFile(file)
+	must(t, err)
+	want := sorted(text)
+	logs, err := filepath.Glob(store + "/host=*/*.rows")
+	must(t, err)
+	if len(logs) != 1 {
+		t.Fatalf("row logs %v, want one", logs)
+	}
+	must(t, exec.Command(binary, "seal", logs[0]).Run())
+	segments, err := filepath.Glob(store + "/host=*/date=*/*.parquet")
+	must(t, err)
+	if len(segments) != 1 {
+		t.Fatalf("segments %v, want one", segments)
+	}
+	for _, name := range []string{logs[0], segments[0]} {
+		out, err := exec.Command(binary, "cat", name).Output()
+		must(t, err)
+		if diff := cmp.Diff(want, sorted(out)); diff != "" {
+			t.Errorf("%s (-file +archive):\n%s", name, diff)
+		}
+	}
 }
 
 // end makes all flows end.

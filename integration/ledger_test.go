@@ -3,7 +3,9 @@
 package integration
 
 import (
+	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -46,6 +48,7 @@ func TestLedger(t *testing.T) {
 		{"reloads that fail", testReloadsFail},
 		{"best effort", testBestEffort},
 		{"a random mix", testMix},
+		{"an archive killed fifty times", testArchiveKilled},
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel() // two at a time: each has a namespace of its own
@@ -97,7 +100,7 @@ func testReloaded(t *testing.T, full bool) {
 func testDiskFull(t *testing.T, full bool) {
 	disk := newDisk(t)
 	r := newTrial(t, jsonlOutput{name: "bare", disk: disk}, jsonlOutput{name: "spooled", disk: disk, spool: "1GiB"},
-		archiveOutput{disk})
+		archiveOutput{disk: disk})
 	time.Sleep(time.Second)
 	disk.fill(t)
 	r.during(full, 4*time.Second, 20*time.Second)
@@ -164,7 +167,7 @@ func testKilledOnTheWay(t *testing.T, full bool) {
 func testDiskHangs(t *testing.T, full bool) {
 	disk := newFrozenDisk(t)
 	r := newTrial(t, jsonlOutput{name: "bare", disk: &disk.disk}, jsonlOutput{name: "spooled", disk: &disk.disk, spool: "1GiB"},
-		jsonlOutput{name: "well", spoolOn: &disk.disk, spool: "64MiB"}, jsonlOutput{name: "best"}, archiveOutput{&disk.disk})
+		jsonlOutput{name: "well", spoolOn: &disk.disk, spool: "64MiB"}, jsonlOutput{name: "best"}, archiveOutput{disk: &disk.disk})
 	r.stop(t)
 	mark, err := os.ReadFile(filepath.Join(r.state, "state", "mark.json"))
 	must(t, err)
@@ -398,6 +401,46 @@ func testKilledAtCursor(t *testing.T, full bool) {
 	}
 }
 
+// The daemon, or the child that seals for it, is killed fifty times at random. That repeats what other trials do once or
+// twice, so that it is run with CTLOGD_LEDGER=full alone.
+func testArchiveKilled(t *testing.T, full bool) {
+	if !full {
+		t.Skip("repeats other trials; CTLOGD_LEDGER=full runs it")
+	}
+	r := newTrial(t, archiveOutput{records: 5000})
+	children := 0
+	for range 50 {
+		time.Sleep(time.Duration(rand.N(400)) * time.Millisecond)
+		if rand.N(2) == 0 {
+			r.kill(t)
+			continue
+		}
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", r.Process.Pid))
+		tasks, globErr := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", r.Process.Pid))
+		must(t, errors.Join(err, globErr))
+		for _, name := range tasks {
+			more, _ := os.ReadFile(name)
+			text = append(text, more...)
+		}
+		for _, pid := range strings.Fields(string(text)) {
+			n, err := strconv.Atoi(pid)
+			must(t, err)
+			if syscall.Kill(n, syscall.SIGKILL) == nil {
+				children++
+			}
+		}
+	}
+	r.settle(t)
+	r.expect(t, "crash")
+	t.Logf("%d kills of the daemon, %d of a child", len(r.kills), children)
+	if children == 0 || len(r.kills) == 0 {
+		t.Error("one of the two was never killed")
+	}
+	if out, err := exec.Command(r.binary, "verify", r.books[0].archive).CombinedOutput(); err != nil {
+		t.Errorf("verify: %v\n%s", err, out)
+	}
+}
+
 // All of it, in an order that nobody chose.
 func testMix(t *testing.T, full bool) {
 	seed := uint64(time.Now().UnixNano())
@@ -412,7 +455,7 @@ func testMix(t *testing.T, full bool) {
 
 	disk := newDisk(t)
 	r := newTrial(t, jsonlOutput{name: "bare"}, jsonlOutput{name: "disk", disk: disk}, ipfixOutput{},
-		jsonlOutput{name: "spooled", disk: disk, spool: "64MiB"}, jsonlOutput{name: "small", disk: disk, spool: "4MiB"}, archiveOutput{disk})
+		jsonlOutput{name: "spooled", disk: disk, spool: "64MiB"}, jsonlOutput{name: "small", disk: disk, spool: "4MiB"}, archiveOutput{disk: disk})
 	faults := []struct {
 		name string
 		run  func()
@@ -554,7 +597,10 @@ func (ipfixOutput) book(t *testing.T, r *trial) *book {
 }
 
 // archiveOutput is an archive, on a disk of its own if there is one. Its segments are small, so that it seals all the time.
-type archiveOutput struct{ disk *disk }
+type archiveOutput struct {
+	disk    *disk
+	records int // of a segment; 0: 40,000
+}
 
 func (archiveOutput) kind() string { return "archive" }
 
@@ -566,7 +612,7 @@ func (o archiveOutput) dir(r *trial) string {
 }
 
 func (o archiveOutput) config(r *trial, filter string) string {
-	return fmt.Sprintf("{path: %s, segment_records: 40000, filter: %s}", o.dir(r), filter)
+	return fmt.Sprintf("{path: %s, segment_records: %d, filter: %s}", o.dir(r), cmp.Or(o.records, 40_000), filter)
 }
 
 func (o archiveOutput) book(_ *testing.T, r *trial) *book {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"os"
@@ -9,11 +10,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/ctlogd/ctlogd/archive"
+	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/preflight"
 )
 
@@ -205,5 +209,54 @@ func TestCheckDirectories(t *testing.T) {
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
 		t.Errorf("%d files in the directory, %v; want the one that was there", len(left), err)
+	}
+}
+
+// TestCheckArchive: check says what the archive takes a day at the rate of the last week, and warns where max_age cannot be kept.
+func TestCheckArchive(t *testing.T) {
+	dir := t.TempDir()
+	start := time.Date(2026, 3, 9, 0, 0, 0, 0, time.UTC).UnixNano()
+	w, err := archive.Open(archive.Options{Dir: dir, Host: "gw1", Observer: "o", Interval: time.Hour, Records: 100, Sync: archive.SyncNever,
+		Seal: func(_ context.Context, path string) (archive.Sealed, error) {
+			seg, date, err := archive.Seal(path)
+			return archive.Sealed{Segment: seg, Date: date}, err
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 300 { // two a minute
+		at := start + int64(i)*int64(30*time.Second)
+		if _, err := w.Append([]*flow.Record{{Event: flow.EventDestroy, Received: at, Stop: at}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for end := time.Now().Add(time.Minute); w.Stats.Seals.Load() < 3; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("no segments within a minute")
+		}
+	}
+	if err := w.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for more, want := range map[string]string{
+		"":                                   "pass a day; there is room for",
+		", max_age: 30d, max_size: 16MiB":    "pass a day; there is room for",
+		", max_age: 36500d, max_size: 16MiB": "warn max_age of 36500 days cannot be kept: the archive takes",
+	} {
+		cfg, err := parseConfig("f", []byte("host: gw1\noutputs: {archive: [{path: "+dir+more+"}]}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := false
+		for _, r := range outputResults(t.Context(), cfg) {
+			if strings.HasPrefix(r.Name, "outputs.archive[0]") {
+				status, text, _ := strings.Cut(want, " ")
+				found = found || string(r.Status) == status && strings.Contains(r.Detail, text)
+				t.Log(r.Status, r.Name, r.Detail, r.Remedy)
+			}
+		}
+		if !found {
+			t.Errorf("%q: nothing says %q", more, want)
+		}
 	}
 }

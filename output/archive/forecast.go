@@ -27,7 +27,7 @@ func (c *Config) Fits(host string) error {
 	}
 	days := c.MaxAge.Hours() / 24
 	if room := c.room(n); float64(n.PerDay)*days > float64(room) {
-		return fmt.Errorf("max_age of %.4g days cannot be kept: the archive takes %s a day, and there is room for %d days; "+
+		return fmt.Errorf("max_age of %.6g days cannot be kept: the archive takes %s a day, and there is room for %d days; "+
 			"raise max_size or lower reserve where the disk has room, get a larger disk, or lower max_age",
 			days, unit.Size(n.PerDay), room/n.PerDay)
 	}
