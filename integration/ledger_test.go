@@ -351,7 +351,7 @@ func testSpoolFull(t *testing.T, full bool) {
 	disk.free(t)
 	r.during(full, 2*time.Second, 39*time.Second)
 	r.settle(t)
-	for _, b := range r.books {
+	for _, b := range r.books[:2] {
 		if b.missing == 0 || !slices.Equal(b.causes(), []string{"spool_full"}) {
 			t.Errorf("%s: %d flows are missing, for %v, want some, for [spool_full]", b.name, b.missing, b.causes())
 		}
