@@ -64,7 +64,7 @@ type batch struct {
 
 // fields are what a question is made of, as it is written. ip and anyPort are of whoever is meant by a report of one address;
 // beside a source they are somebody else's: the port of an X-ARF report is the one that was attacked.
-type fields struct{ address, port, ip, anyPort, day, at, zone, dst, dstPort, proto, ref string }
+type fields struct{ address, port, ip, anyPort, day, at, first, zone, dst, dstPort, proto, ref string }
 
 // set sets the field that a key of somebody else's format means; ok is false if it means none.
 func (f *fields) set(key, value string) (ok bool) {
@@ -84,7 +84,7 @@ func (f *fields) set(key, value string) (ok bool) {
 		to = &f.port
 	case "port":
 		to = &f.anyPort
-	case "time", "timestamp", "date", "datetime", "at", "when", "eventtime", "firstseen", "arrivaldate", "timestamputc", "timeutc", "dateutc":
+	case "time", "timestamp", "date", "datetime", "at", "when", "eventtime", "arrivaldate", "timestamputc", "timeutc", "dateutc":
 		to = &f.at
 		if day.MatchString(strings.TrimSpace(value)) { // the hour stands in a field of its own
 			to = &f.day
@@ -92,6 +92,8 @@ func (f *fields) set(key, value string) (ok bool) {
 		if strings.HasSuffix(b.String(), "utc") && f.zone == "" {
 			f.zone = "UTC"
 		}
+	case "firstseen": // of many attacks perhaps, where there is another time
+		to = &f.first
 	case "zone", "timezone", "tz":
 		to = &f.zone
 	case "dst", "dstip", "destination", "destinationip", "destip", "destinationaddress":
@@ -125,7 +127,8 @@ func (f *fields) settle() (remark string) {
 	if f.day != "" {
 		f.at = strings.TrimSpace(f.day + " " + f.at)
 	}
-	f.ip, f.anyPort, f.day = "", "", ""
+	f.at = cmp.Or(f.at, f.first)
+	f.ip, f.anyPort, f.day, f.first = "", "", "", ""
 	return remark
 }
 
@@ -414,7 +417,7 @@ func (b *batch) object(v any, ref string, deep int) {
 		if f.ref == "" {
 			f.ref = ref
 		}
-		if a := cmp.Or(f.address, f.ip); a != "" && (f.at != "" || f.day != "") {
+		if a := cmp.Or(f.address, f.ip); a != "" && (f.at != "" || f.day != "" || f.first != "") {
 			if _, err := ParseEnd(a); err == nil || f.port != "" || f.anyPort != "" {
 				b.add(strings.TrimSpace("JSON "+f.ref+" "+a), f)
 				return

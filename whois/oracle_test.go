@@ -481,3 +481,98 @@ func TestOracle(t *testing.T) {
 		}
 	}
 }
+
+// TestCopiedWhileWritten: a copy that was made in two goes, between which ctlogd has written and sealed, may lack records. It
+// never says so little that a wrong answer is complete.
+func TestCopiedWhileWritten(t *testing.T) {
+	w := newWorld("gw1", 800, 5)
+	questions := w.questions(60, 6)
+	dir := t.TempDir()
+	a, err := archive.Open(archive.Options{Dir: dir, Host: w.host, Observer: "obs-gw1", Interval: time.Hour, Records: uint64(len(w.recs) / 9), Sync: archive.SyncNever,
+		Compression: "none", Now: func() time.Time { return time.Unix(0, w.end-1) },
+		Seal: func(_ context.Context, path string) (s archive.Sealed, err error) {
+			s.Segment, s.Date, err = archive.Seal(path)
+			return s, err
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := filepath.Join(dir, "host=gw1")
+	copyOf := func(to, what string) {
+		t.Helper()
+		files, _ := filepath.Glob(filepath.Join(host, what))
+		for _, from := range files {
+			if to := filepath.Join(to, "host=gw1", filepath.Base(from)); filepath.Ext(from) == ".rows" {
+				text, err := os.ReadFile(from)
+				if err == nil { // it was not sealed just now
+					err = os.WriteFile(to, text, 0o644)
+				}
+				if err != nil && !os.IsNotExist(err) {
+					t.Fatal(err)
+				}
+			} else if err := os.CopyFS(to, os.DirFS(from)); err != nil && !os.IsNotExist(err) {
+				t.Fatal(err)
+			}
+		}
+	}
+	complete, asked := 0, 0
+	const parts = 12
+	var copies [parts]string
+	write := func(i int) {
+		recs := w.recs[len(w.recs)*i/parts : len(w.recs)*(i+1)/parts]
+		if _, err := a.Append(recs); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(time.Minute); a.Stats.RowLogs.Load() > 1; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("the row logs are not sealed")
+			}
+		}
+	}
+	for i := range parts {
+		copies[i] = t.TempDir()
+		if err := os.Mkdir(filepath.Join(copies[i], "host=gw1"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if i >= 2 { // of the last but one: what it has got since is in the other half
+			copyOf(copies[i-2], []string{"*.rows", "date=*"}[i%2])
+		}
+		copyOf(copies[i], []string{"date=*", "*.rows"}[i%2])
+		write(i)
+	}
+	if err := a.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range copies[:parts-2] {
+		s, err := Open([]string{c}, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Prepare(context.Background(), questions); err != nil {
+			t.Fatal(err)
+		}
+		for _, q := range questions {
+			a, err := Ask(context.Background(), s, q, time.Unix(0, w.end))
+			if err != nil {
+				t.Fatal(err)
+			}
+			asked++
+			if !a.Complete {
+				continue
+			}
+			complete++
+			var got []string
+			for _, h := range a.Holders {
+				got = append(got, nameOf(h.host, h.Record))
+			}
+			slices.Sort(got)
+			if want := ask([]*world{w}, q); !slices.Equal(got, want.truth) {
+				t.Errorf("%s: %s: complete, with %d holders of %d", c, q.words(), len(got), len(want.truth))
+			}
+		}
+	}
+	t.Logf("%d answers of %d are complete", complete, asked)
+	if complete == 0 {
+		t.Error("no answer is complete")
+	}
+}
