@@ -86,11 +86,11 @@ func gapAt(cause string, from, to int64) archive.Gap {
 // TestJudge: verdict, completeness and exit status, case by case.
 func TestJudge(t *testing.T) {
 	minute := 60 * second
-	check := func(at int64) *archive.Checkpoint {
+	checked := func(at int64) *archive.Checkpoint {
 		return &archive.Checkpoint{Began: archive.Time(at), Ended: archive.Time(at + second), MinAge: archive.Duration(time.Hour), Whole: true}
 	}
 	whole := func(gaps ...archive.Gap) *facts {
-		return &facts{host: "gw1", begins: noon - 10*hour, ends: noon + 5*hour, before: check(noon - hour), after: check(noon + 2*hour), gaps: gaps}
+		return &facts{host: "gw1", begins: noon - 10*hour, ends: noon + 5*hour, before: checked(noon - hour), after: checked(noon + 2*hour), until: noon + 2*hour + second, gaps: gaps}
 	}
 	a := func() *flow.Record {
 		return snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-minute, noon+minute)
@@ -162,7 +162,7 @@ func TestJudge(t *testing.T) {
 		"no witness":                  {rows: asRows(a()), facts: &facts{host: "gw1", begins: noon - hour, ends: noon + hour}, verdict: Sole, exit: 5, missing: "still_alive"},
 		"the table is the witness":    {rows: asRows(a()), facts: &facts{host: "gw1", begins: noon - hour, ends: noon + hour, live: true}, verdict: Sole},
 		"the table cannot be read":    {facts: &facts{host: "gw1", begins: noon - hour, ends: noon + hour, liveErr: os.ErrPermission}, verdict: None, exit: 5, missing: "still_alive"},
-		"begins later":                {facts: &facts{host: "gw1", begins: noon + 1, ends: noon + hour, after: check(noon + 2*hour)}, verdict: None, exit: 5, missing: "begins"},
+		"begins later":                {facts: &facts{host: "gw1", begins: noon + 1, ends: noon + hour, after: checked(noon + 2*hour), until: noon + 2*hour + second}, verdict: None, exit: 5, missing: "begins"},
 		"ends before":                 {facts: &facts{host: "gw1", begins: noon - hour, ends: noon - 1}, verdict: None, exit: 5, missing: "ends"},
 		"empty":                       {facts: &facts{host: "gw1"}, verdict: None, exit: 5, missing: "empty"},
 		"removed": {facts: func() *facts {
@@ -435,6 +435,59 @@ func TestReportPrints(t *testing.T) {
 		r.Files[0].SHA256, r.Answer.Holders[0].flowID, "the destination decides (--dst)"} {
 		if !strings.Contains(text, strings.Join(strings.Fields(want), "")) {
 			t.Errorf("the paper lacks %q:\n%s", want, text)
+		}
+	}
+}
+
+// TestClockSetBack: where the clock was set back, a checkpoint with an earlier time may come later. The flow that ended
+// before it, at a time after it, is found all the same; and a gap of that time counts.
+func TestClockSetBack(t *testing.T) {
+	dir, minute := t.TempDir(), 60*second
+	a, err := archive.Open(archive.Options{Dir: dir, Host: "gw1", Observer: "obs", Interval: time.Hour, Records: 2, Sync: archive.SyncNever,
+		Compression: "none", Now: func() time.Time { return time.Unix(0, noon) },
+		Seal: func(_ context.Context, path string) (s archive.Sealed, err error) {
+			s.Segment, s.Date, err = archive.Seal(path)
+			return s, err
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(start, end int64) *flow.Record {
+		r := snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon+start*minute, noon+end*minute)
+		r.Received = r.Stop
+		return r
+	}
+	other := func(end int64) *flow.Record {
+		r := at(end-1, end)
+		r.Reply.DstPort = 1
+		return r
+	}
+	read := func(m int64) *flow.Record {
+		return &flow.Record{Event: flow.EventOpen, Start: noon + m*minute, Stop: noon + m*minute + second, Received: noon + m*minute + second, Timeout: 3600,
+			Extra: &flow.Extra{Checkpoint: flow.CheckpointWhole}}
+	}
+	gap := &flow.Record{Event: flow.EventGap, Start: noon + 41*minute, Stop: noon + 42*minute, Received: noon + 42*minute, Extra: &flow.Extra{Gap: flow.Gap{Cause: flow.CauseOverrun}}}
+	// The clock of 13:45 is set to 11:45, so to say: 45 becomes -75.
+	recs := []*flow.Record{other(-300), other(-290), at(-46, 20), other(25), read(30), other(40), gap, other(43), other(-70), other(-69),
+		read(-45), other(-44), read(15), other(16), read(75), other(76), read(135), other(136), other(137), other(138)}
+	for _, r := range recs {
+		if _, err := a.Append([]*flow.Record{r}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for deadline := time.Now().Add(time.Minute); a.Stats.RowLogs.Load() > 1; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("not sealed")
+		}
+	}
+	if err := a.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	for m, want := range map[int64]string{-46: Sole, -45: Sole, -47: None, 21: None} {
+		q := point(noon + m*minute)
+		got := answer(t, dir, q)
+		if got.Verdict != want || got.Complete {
+			t.Errorf("minute %d: %s, complete %t, %v", m, got.Verdict, got.Complete, got.Missing)
 		}
 	}
 }

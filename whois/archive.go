@@ -1,7 +1,6 @@
 package whois
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,8 +27,8 @@ type archiveHost struct {
 	sealed   *archive.Reader // of the segments alone
 	logs     kept            // rows of row logs, and of the table
 	gaps     []archive.Gap
-	checks   []archive.Checkpoint // of the catalogs and the row logs, oldest first
-	ends     int64                // of the row logs
+	checks   []check // of the catalogs and the row logs, in their order
+	ends     int64   // of the row logs
 	begins   int64
 	problems []Reason
 	dropped  []string
@@ -125,7 +124,6 @@ func (a *Archive) Prepare(ctx context.Context, questions []*Question) error {
 	want := wanted(questions)
 	for _, h := range a.hosts {
 		h.logs, h.gaps, h.problems = kept{}, nil, nil
-		h.checks = h.Checkpoints()
 		h.ends, h.begins, h.live, h.liveErr = 0, 0, false, nil
 		if a.live(h) && a.table.Read != nil && slices.ContainsFunc(questions, func(q *Question) bool { _, ok := h.Witness(q.To); return !ok }) {
 			h.liveErr = a.table.read(ctx, filepath.Dir(h.Dir), func(r *flow.Record, id string) {
@@ -138,12 +136,11 @@ func (a *Archive) Prepare(ctx context.Context, questions []*Question) error {
 			if err := h.Reload(); err != nil {
 				return fmt.Errorf("read the archive: %w", err)
 			}
-			h.checks = h.Checkpoints()
 		}
-		if err := h.readLogs(ctx, want); err != nil {
+		latest := h.sealedChecks()
+		if err := h.readLogs(ctx, want, latest); err != nil {
 			return err
 		}
-		slices.SortFunc(h.checks, func(a, b archive.Checkpoint) int { return cmp.Compare(a.Began, b.Began) })
 		for i := range h.Lines {
 			if l := &h.Lines[i]; l.Segment != nil {
 				h.gaps = append(h.gaps, l.Gaps...)
@@ -160,6 +157,20 @@ func (a *Archive) live(h *archiveHost) bool {
 	return a.table != nil && a.table.Writes(filepath.Dir(h.Dir)) && archive.HostFolder(a.table.Host) == filepath.Base(h.Dir)
 }
 
+// sealedChecks sets the checkpoints that catalogs tell of, and returns the latest time of what is sealed.
+func (h *archiveHost) sealedChecks() (latest int64) {
+	h.checks = nil
+	for i := range h.Lines {
+		if l := &h.Lines[i]; l.Segment != nil {
+			for _, c := range l.Checkpoints {
+				h.checks = append(h.checks, check{c, latest, int64(l.Last)})
+			}
+			latest = max(latest, int64(l.Last))
+		}
+	}
+	return latest
+}
+
 func (h *archiveHost) note(t int64) {
 	if h.begins == 0 || t < h.begins {
 		h.begins = t
@@ -167,8 +178,8 @@ func (h *archiveHost) note(t int64) {
 	h.ends = max(h.ends, t)
 }
 
-// readLogs reads the row logs of a host.
-func (h *archiveHost) readLogs(ctx context.Context, want func(*flow.Record) bool) error {
+// readLogs reads the row logs of a host. latest is that of what is sealed.
+func (h *archiveHost) readLogs(ctx context.Context, want func(*flow.Record) bool, latest int64) error {
 	logs := &archive.Reader{Hosts: []*archive.Host{{Dir: h.Dir, Name: h.Name, RowLogs: h.RowLogs}}}
 	q := archive.Query{Where: func(r *flow.Record) bool {
 		t, _ := r.Time()
@@ -178,7 +189,7 @@ func (h *archiveHost) readLogs(ctx context.Context, want func(*flow.Record) bool
 			return false
 		}
 		if c, ok := archive.CheckpointOf(r); ok {
-			h.checks = append(h.checks, c)
+			h.checks = append(h.checks, check{c, latest, 1 << 62})
 			return false
 		}
 		return want(r)
@@ -259,12 +270,12 @@ func (a *Archive) Collect(ctx context.Context, q *Question) (rows []row, all []*
 		seen := map[string]bool{}
 		bounded := q.query(since)
 		if f.after != nil {
-			bounded.Until = int64(f.after.Ended)
+			bounded.Until = f.until
 		}
 		f.looked = sealed.Files(h.Host, &bounded)
 		for i, query := range q.queries(since) {
 			if f.after != nil {
-				query.Until = int64(f.after.Ended)
+				query.Until = f.until
 			}
 			for w, err := range sealed.Rows(ctx, &query) {
 				if err := ctx.Err(); err != nil {
@@ -320,7 +331,7 @@ func (h *archiveHost) facts(q *Question) *facts {
 	}
 	f.bound(h.checks, q)
 	for _, l := range h.Removed(q.From, q.To) {
-		if f.after == nil || int64(l.Removed.First) <= int64(f.after.Ended) {
+		if f.after == nil || int64(l.Removed.First) <= f.until {
 			f.removed = append(f.removed, l)
 		}
 	}

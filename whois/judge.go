@@ -109,7 +109,7 @@ func judge(q *Question, rows []row, hosts []*facts, now time.Time) *Answer {
 		at[home{f.host, f.folder}] = f
 		n := HostNote{Host: f.host, Folder: f.folder, Lines: f.lines, Live: f.live, host: f.archive, looked: f.looked}
 		if f.after != nil {
-			n.Until = int64(f.after.Ended)
+			n.Until = f.until
 		}
 		a.Hosts = append(a.Hosts, n)
 		a.Scanned = a.Scanned || f.scanned
@@ -671,7 +671,7 @@ func (f *facts) hides(g *archive.Gap, q *Question) bool {
 		return from <= q.To && !seen
 	}
 	// Missing are the records of flows that ended in the gap. One that was alive before it, and is not seen alive after it.
-	return to >= q.From && (f.after == nil || from <= int64(f.after.Ended))
+	return to >= q.From && (f.after == nil || from <= f.until)
 }
 
 // causes say what a gap means, for somebody who has not read the documentation.

@@ -3,6 +3,7 @@ package whois
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"encoding/json"
@@ -40,7 +41,7 @@ type lineHost struct {
 	name     string
 	rows     kept
 	gaps     []archive.Gap
-	checks   []archive.Checkpoint
+	checks   []check
 	first    string // times as they are written sort as text does
 	last     string
 	problems []Reason
@@ -494,8 +495,8 @@ func (s *Lines) line(text []byte, path string, n int64, h *lineHost, addrs map[s
 		if err != nil || toErr != nil {
 			return false, h
 		}
-		h.checks = append(h.checks, archive.Checkpoint{Began: archive.Time(from), Ended: archive.Time(to),
-			MinAge: archive.Duration(time.Duration(l.MinAge) * time.Second), Whole: l.Whole})
+		h.checks = append(h.checks, check{Checkpoint: archive.Checkpoint{Began: archive.Time(from), Ended: archive.Time(to),
+			MinAge: archive.Duration(time.Duration(l.MinAge) * time.Second), Whole: l.Whole}})
 		return true, h
 	}
 	r, err := l.record()
@@ -517,6 +518,7 @@ func (s *Lines) Collect(_ context.Context, q *Question) (rows []row, all []*fact
 		if s.written != "" && h.name == s.table.Host {
 			f.filter = s.table.Filter(s.written, q)
 		}
+		slices.SortFunc(h.checks, func(a, b check) int { return cmp.Compare(a.Began, b.Began) }) // files come in any order
 		f.bound(h.checks, q)
 		rows = h.rows.answer(rows, q, f.since(q))
 		all = append(all, f)

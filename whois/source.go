@@ -1,7 +1,6 @@
 package whois
 
 import (
-	"cmp"
 	"context"
 	"encoding/hex"
 	"fmt"
@@ -46,6 +45,7 @@ type facts struct {
 	gaps     []archive.Gap
 	before   *archive.Checkpoint // the last whole one before the time asked for
 	after    *archive.Checkpoint // the first whole one by which every flow of that time has a record
+	until    int64               // what is on record by then has no later time
 	removed  []archive.Line
 	problems []Reason
 	dropped  []string // keys that are left out
@@ -225,18 +225,37 @@ func (f *facts) since(q *Question) int64 {
 	return max(since, 1)
 }
 
-// bound sets the checkpoints before and after the time asked for.
-func (f *facts) bound(checks []archive.Checkpoint, q *Question) {
-	slices.SortFunc(checks, func(a, b archive.Checkpoint) int { return cmp.Compare(a.Began, b.Began) })
+// check is a checkpoint, with the latest time of what was sealed before it, and of what stands in one file with it. They are
+// later than its own where the clock was set back.
+type check struct {
+	archive.Checkpoint
+	latest, beside int64
+}
+
+// bound sets the checkpoints before and after the time asked for. checks are in the order in which they were recorded, which
+// is that of their times unless the clock was set back. Then one time may be two moments, and the checkpoint after it is that
+// from which on all are late enough.
+func (f *facts) bound(checks []check, q *Question) {
+	late, back := 0, false
 	for i := range checks {
 		c := &checks[i]
-		if c.Whole && int64(c.Ended) <= q.From {
-			f.before = c
+		if c.Whole && int64(c.Ended) <= q.From && (f.before == nil || c.Began > f.before.Began) {
+			f.before = &c.Checkpoint
 		}
-		if c.Whole && int64(c.Began) >= q.To+int64(c.MinAge) {
-			f.after = c
-			return
+		if int64(c.Began) < q.To+int64(c.MinAge) {
+			late = i + 1
 		}
+	}
+	for i := range checks {
+		c := &checks[i]
+		if back = back || i > 0 && c.Began < checks[i-1].Began; i < late || !c.Whole {
+			continue
+		}
+		f.after, f.until = &c.Checkpoint, max(int64(c.Ended), c.latest)
+		if back {
+			f.until = max(f.until, c.beside)
+		}
+		return
 	}
 }
 
