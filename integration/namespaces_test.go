@@ -58,7 +58,7 @@ func (s *spaces) configure(t *testing.T, input string) {
 // inside runs a shell's command where the daemon sees names.
 func (s *spaces) inside(t *testing.T, script string, args ...string) {
 	t.Helper()
-	cmd := exec.Command("nsenter", append([]string{"--target", fmt.Sprint(s.Process.Pid), "--mount", "sh", "-ec", script, "sh"}, args...)...)
+	cmd := exec.Command("nsenter", append([]string{"--target", fmt.Sprint(s.Process.Pid), "--mount", "--net", "sh", "-ec", script, "sh"}, args...)...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v: %s", script, err, out)
 	}
@@ -80,6 +80,17 @@ func (s *spaces) unname(t *testing.T, name string) {
 func (s *spaces) logs(t *testing.T, what string) {
 	t.Helper()
 	eventually(t, "the daemon logs "+what, func() bool { return s.ended() || strings.Contains(s.stderr.String(), what) })
+}
+
+// status returns what ctlogd status says of it.
+func (s *spaces) status(t *testing.T, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(buildDaemon(t, false), append([]string{"status", "--socket", filepath.Join(filepath.Dir(s.file), "sock")}, args...)...)
+	out, err := cmd.Output()
+	if len(out) == 0 {
+		t.Fatal(err)
+	}
+	return string(out)
 }
 
 // spaceBook counts records by namespace, event and flow.
@@ -320,4 +331,127 @@ func sendMarked(mark int) error {
 		}
 	}
 	return nil
+}
+
+// TestNamespaceRights: with fewer rights ctlogd does less, and says what.
+func TestNamespaceRights(t *testing.T) {
+	need(t, "setpriv")
+	for _, tt := range []struct {
+		name, caps string
+		kept       string // CapEff and CapPrm once it runs
+		heard      bool
+		logged     string
+		event      string // what is there of a flow that is alive when its namespace goes
+	}{
+		{"all", "+net_admin,+net_broadcast,+sys_admin", "0000000000201000", true, "", "open"},
+		{"no entry", "+net_admin,+net_broadcast", "0000000000001000", true, "its table is neither read nor guarded", "gap"},
+		{"none", "+net_admin", "0000000000001000", false, "events of other network namespaces are not heard", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			home, own := newSpace(t, "home")
+			defer own.Close()
+			s := startSpaces(t, home, "{namespaces: all}", "setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups",
+				"--inh-caps", tt.caps, "--ambient-caps", tt.caps)
+			if tt.logged == "" {
+				tt.logged = "logging flows"
+			}
+			eventually(t, "it has given up what it does not need", func() bool {
+				status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.Process.Pid))
+				must(t, err)
+				return strings.Contains(string(status), "CapEff:\t"+tt.kept+"\n") && strings.Contains(string(status), "CapPrm:\t"+tt.kept+"\n")
+			})
+			ns, f := newSpace(t, "blue")
+			if tt.heard {
+				s.name(t, ns, "blue")
+			}
+			s.logs(t, tt.logged)
+			must(t, own.Churn(0, 10))
+			must(t, f.Create(0, 20))
+			must(t, f.Delete(0, 10))
+			must(t, f.Close())
+			must(t, ns.Close())
+			if tt.heard {
+				s.unname(t, "blue")
+			}
+			lines := lineCounter{path: s.file}
+			want := map[string]int{"open": 10 + 10 + 10, "gap": 10 + 10 + 1, "": 10}[tt.event]
+			eventually(t, "all records are written", func() bool { return lines.count(t) >= want })
+			if out := s.status(t); strings.Contains(out, "degraded") != (tt.event != "open") {
+				t.Errorf("status:\n%s", out)
+			}
+			s.stop(t)
+			b := s.book(t)
+			b.check(t, " destroy", 0, 10)
+			if tt.heard {
+				b.check(t, "blue destroy", 0, 10)
+			}
+			switch tt.event {
+			case "open":
+				b.check(t, "blue open", 10, 20)
+			case "gap":
+				if len(b.gaps) != 1 || !strings.Contains(b.gaps[0], `"netns":"blue"`) || !strings.Contains(b.gaps[0], "untracked") {
+					t.Errorf("gaps: %v", b.gaps)
+				}
+			}
+			if tt.event != "gap" && len(b.gaps) > 0 {
+				t.Errorf("gaps: %v", b.gaps)
+			}
+		})
+	}
+}
+
+// TestNamespacesReloaded: the list changes while it runs; from one's own namespace to others, or back, takes a restart.
+func TestNamespacesReloaded(t *testing.T) {
+	need(t)
+	home, own := newSpace(t, "home")
+	defer own.Close()
+	s := startSpaces(t, home, "{namespaces: [blue]}")
+	blue, inBlue := newSpace(t, "blue")
+	red, inRed := newSpace(t, "red")
+	defer inBlue.Close()
+	defer inRed.Close()
+	s.name(t, blue, "blue")
+	s.inside(t, `touch /run/netns/red && mount --no-canonicalize --bind "$1" /run/netns/red && ip netns set red 77`, red.Path())
+	reload := func(namespaces, logged string) {
+		t.Helper()
+		s.configure(t, "{namespaces: "+namespaces+"}")
+		before := strings.Count(s.stderr.String(), "configuration reloaded")
+		must(t, s.Process.Signal(syscall.SIGHUP))
+		eventually(t, "the configuration is reloaded", func() bool {
+			return s.ended() || strings.Count(s.stderr.String(), "configuration reloaded") > before
+		})
+		s.logs(t, logged)
+	}
+	churn := func(from, to int) {
+		t.Helper()
+		must(t, inBlue.Churn(from, to))
+		must(t, inRed.Churn(from, to))
+	}
+	lines := lineCounter{path: s.file}
+	settle := func(want int) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%d records are written", want), func() bool { return lines.count(t) >= want })
+	}
+	churn(0, 10)
+	settle(10)
+	reload("all", `are heard	{"netns": "red", "nsid": 77}`)
+	churn(10, 20)
+	settle(30)
+	reload("[red]", "configuration reloaded")
+	eventually(t, "blue is not held any more", func() bool {
+		out := s.status(t, "--json")
+		return strings.Contains(out, `"red"`) && !strings.Contains(out, `"blue"`)
+	})
+	churn(20, 30)
+	settle(40)
+	reload("own", `takes effect at the next start	{"key": "input.conntrack.namespaces"}`)
+	churn(30, 40)
+	settle(50)
+	s.stop(t)
+	b := s.book(t)
+	b.check(t, "blue destroy", 0, 20)
+	b.check(t, "red destroy", 10, 40)
+	if len(b.gaps) > 0 {
+		t.Errorf("gaps: %v", b.gaps)
+	}
 }

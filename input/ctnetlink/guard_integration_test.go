@@ -77,7 +77,8 @@ type guarded struct {
 
 func newGuarded(t *testing.T, mark int) *guarded { return newGuardedWith(t, mark, Options{}) }
 
-func newGuardedWith(t *testing.T, mark int, o Options) *guarded {
+// newGuardedWith has the source read the events of namespaces, none for its own alone.
+func newGuardedWith(t *testing.T, mark int, o Options, namespaces ...string) *guarded {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: network namespaces and conntrack events")
@@ -90,7 +91,7 @@ func newGuardedWith(t *testing.T, mark int, o Options) *guarded {
 	must(t, err)
 	t.Cleanup(func() { _ = g.flood.Flush(); g.flood.Close() })
 
-	cfg := Config{TableGuard: &mark, ReceiveBuffer: minBuffer}
+	cfg := Config{TableGuard: &mark, ReceiveBuffer: minBuffer, Namespaces: namespaces}
 	cfg.Defaults()
 	must(t, ns.Do(func() error {
 		g.Source, err = Open(cfg, o)
