@@ -97,3 +97,53 @@ func TestGuardOfOtherNamespaces(t *testing.T) {
 		})
 	}
 }
+
+// TestKeptSocketOfAnotherKind: a socket that a process without the rights has opened would hear nothing of others, so it is
+// given up, and what it asks of the kernel with it.
+func TestKeptSocketOfAnotherKind(t *testing.T) {
+	ns := newNamespace(t)
+	flood := newFloodIn(t, ns)
+	open := func(kept *os.File, namespaces string) (s *Source) {
+		t.Helper()
+		cfg := Config{Namespaces: []string{namespaces}, ReceiveBuffer: minBuffer}
+		cfg.Defaults()
+		must(t, ns.Do(func() (err error) {
+			s, err = Open(cfg, Options{Kept: kept, Handover: true})
+			return err
+		}))
+		return s
+	}
+	keep := func(s *Source) *os.File {
+		t.Helper()
+		fd, err := unix.FcntlInt(uintptr(s.FD()), unix.F_DUPFD_CLOEXEC, 0)
+		must(t, err)
+		f := os.NewFile(uintptr(fd), "kept")
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	first := open(nil, OwnNamespace)
+	kept, mine := keep(first), keep(first)
+	must(t, first.Close())
+	second := open(kept, AllNamespaces)
+	if second.Adopted() || !second.sock.hearsOthers() {
+		t.Error("the socket of a process that heard its own namespace alone is used for all")
+	}
+	groups, err := (&socket{fd: int(mine.Fd())}).memberships()
+	if must(t, err); len(groups) > 0 {
+		t.Errorf("whoever keeps it keeps a member of groups %v", groups)
+	}
+	again := keep(second)
+	must(t, second.Close())
+	third := open(again, AllNamespaces)
+	if !third.Adopted() {
+		t.Error("a socket that hears all namespaces is not used for all")
+	}
+	back := keep(third)
+	must(t, third.Close())
+	fourth := open(back, OwnNamespace)
+	if fourth.Adopted() || fourth.sock.hearsOthers() {
+		t.Error("a socket that hears all namespaces is used for one's own alone")
+	}
+	must(t, flood.Churn(0, 10))
+	must(t, fourth.Close())
+}
