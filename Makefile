@@ -54,12 +54,14 @@ integration: setup
 # The processors that routers have. To compile the whole program for one of them takes 75 to 90 s of CPU time from an empty
 # cache, and to test what reads and writes bytes on one 62 s, compiling included. So make test checks the types for each,
 # which finds what does not build, and runs those tests on mips, which has 32 bits and is big-endian, under qemu; make
-# cross-all builds the program for each, and runs the tests on a little-endian processor of 32 bits too.
+# cross-all builds the program for each, and runs the tests on a little-endian processor of 32 bits too. SMALL are types of the
+# build with the tag small, which the packages for OpenWrt hold.
 CROSS        = 386 arm64 arm riscv64 mips mipsle mips64
+SMALL        = amd64,small arm,small mips,small
 BYTES        = -run 'Decode|Datagrams|Delivery|Threshold|Binary|Reopen|TornTail|Order|GapsInPlace' ./flow ./input/ctnetlink ./pipeline/spool
 FOR          = CGO_ENABLED=0 GOARM=7 GOMIPS=softfloat GOMIPS64=softfloat GOARCH
 cross: setup
-	$(GO) run ./packaging/processors $(CROSS)
+	$(GO) run ./packaging/processors $(CROSS) $(SMALL)
 	$(FOR)=mips $(GO) test -exec qemu-mips $(BYTES)
 
 cross-all: cross

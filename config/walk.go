@@ -74,7 +74,8 @@ func (d *Document) follow(n *yaml.Node, path string) (*yaml.Node, func()) {
 
 // block fills a struct. Keys that are taken have been filled by a block that n is merged into, which takes precedence.
 func (d *Document) block(n *yaml.Node, v reflect.Value, path string, taken map[string]bool) {
-	keys := Keys(v.Type())
+	elsewhere := absent(v)
+	keys := slices.DeleteFunc(Keys(v.Type()), func(k Key) bool { return elsewhere[k.Name] != "" })
 	names := make([]string, len(keys))
 	for i, k := range keys {
 		names[i] = k.Name
@@ -108,6 +109,10 @@ func (d *Document) block(n *yaml.Node, v reflect.Value, path string, taken map[s
 				d.fault(key, at, "there is no such key any more: %s", instead)
 				continue
 			}
+			if why := elsewhere[key.Value]; why != "" {
+				d.fault(key, at, "%s", why)
+				continue
+			}
 			d.unknown(key, path, names)
 		default:
 			d.lines[at] = key.Line
@@ -126,6 +131,14 @@ func (d *Document) block(n *yaml.Node, v reflect.Value, path string, taken map[s
 func removed(v reflect.Value) map[string]string {
 	if r, ok := v.Addr().Interface().(interface{ Removed() map[string]string }); ok {
 		return r.Removed()
+	}
+	return nil
+}
+
+// absent returns the keys that the block v has in other builds of the program, and what to say of them.
+func absent(v reflect.Value) map[string]string {
+	if a, ok := v.Addr().Interface().(interface{ Absent() map[string]string }); ok {
+		return a.Absent()
 	}
 	return nil
 }

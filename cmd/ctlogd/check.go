@@ -235,28 +235,7 @@ func hostChecks(cfg *Config) preflight.Options {
 		certificate(name+".tls.ca", out.TLS.CA)
 		certificate(name+".tls.cert", out.TLS.Cert)
 	}
-	for i, out := range cfg.Outputs.Kafka {
-		about := out.Topic + " on " + strings.Join(out.Brokers, ", ")
-		name := add("kafka", i, about, &out.OutputConfig, out.Check, out.Reach)
-		if out.TLS != nil {
-			certificate(name+".tls.ca", out.TLS.CA)
-			certificate(name+".tls.cert", out.TLS.Cert)
-		}
-		if out.DeadLetter != "" {
-			files(name+".dead_letter", out.DeadLetter, out.DeadLetterSize, 0, 0)
-		}
-	}
-	for i, out := range cfg.Outputs.Archive {
-		name := add("archive", i, out.Path, &out.OutputConfig, func(context.Context) error { return out.Check() },
-			func(context.Context) (expires time.Time, err error) {
-				if err := loose(out.Key); err != nil {
-					return expires, err
-				}
-				return expires, out.Fits(cfg.Host)
-			})
-		o.Outputs[len(o.Outputs)-1].Tell = func() string { return out.Tell(cfg.Host) }
-		files(name, out.Path, out.MaxSize, 0, out.Reserve)
-	}
+	cfg.Outputs.checkLarge(cfg, &o, add, files, certificate)
 	for i, out := range cfg.Outputs.Syslog {
 		name := add("syslog", i, strings.Join(out.Receivers(), ", "), &out.OutputConfig, out.Check, out.Reach)
 		certificate(name+".tls.ca", out.TLS.CA)
@@ -293,12 +272,7 @@ func (c *Config) withoutDestinations() (names []string) {
 	for i := range c.Outputs.JSONL {
 		look("jsonl", i, c.Outputs.JSONL[i].Fields.Drop)
 	}
-	for i := range c.Outputs.Kafka {
-		look("kafka", i, c.Outputs.Kafka[i].Fields.Drop)
-	}
-	for i := range c.Outputs.Archive {
-		look("archive", i, c.Outputs.Archive[i].Fields.Drop)
-	}
+	c.Outputs.largeFields(look)
 	for i := range c.Outputs.Syslog {
 		look("syslog", i, c.Outputs.Syslog[i].Fields.Drop)
 	}

@@ -16,17 +16,14 @@ import (
 	"github.com/ctlogd/ctlogd/input/ctnetlink"
 	"github.com/ctlogd/ctlogd/live"
 	"github.com/ctlogd/ctlogd/monitor"
-	"github.com/ctlogd/ctlogd/output/archive"
 	"github.com/ctlogd/ctlogd/output/ipfix"
 	"github.com/ctlogd/ctlogd/output/jsonl"
-	"github.com/ctlogd/ctlogd/output/kafka"
 	"github.com/ctlogd/ctlogd/output/syslog"
 	"github.com/ctlogd/ctlogd/ownlog"
 	"github.com/ctlogd/ctlogd/pipeline/deliver"
 	"github.com/ctlogd/ctlogd/pipeline/filter"
 	"github.com/ctlogd/ctlogd/pipeline/spool"
 	"github.com/ctlogd/ctlogd/subscriber"
-	"github.com/ctlogd/ctlogd/whois"
 )
 
 // Config is the whole configuration. Each package owns its block, with the defaults and the validation; what stands
@@ -43,7 +40,8 @@ type Config struct {
 	Observer        string         `yaml:"observer"` // enters every flow_id; unset: the machine id
 	Host            string         `yaml:"host"`     // stands in every record; unset: the host name
 	ShutdownTimeout time.Duration  `yaml:"shutdown_timeout"`
-	Whois           whois.Config   `yaml:"whois"` // for those who ask the archive
+
+	LargeConfig `yaml:",inline"`
 
 	// StateDirectory is where a process leaves its mark for the next one. Unset: $STATE_DIRECTORY, which systemd sets;
 	// without either, no gap tells of the time between two processes.
@@ -66,11 +64,11 @@ type EnrichConfig struct {
 
 // OutputsConfig holds the outputs by kind.
 type OutputsConfig struct {
-	JSONL   []JSONLConfig   `yaml:"jsonl"`
-	IPFIX   []IPFIXConfig   `yaml:"ipfix"`
-	Kafka   []KafkaConfig   `yaml:"kafka"`
-	Syslog  []SyslogConfig  `yaml:"syslog"`
-	Archive []ArchiveConfig `yaml:"archive"`
+	JSONL  []JSONLConfig  `yaml:"jsonl"`
+	IPFIX  []IPFIXConfig  `yaml:"ipfix"`
+	Syslog []SyslogConfig `yaml:"syslog"`
+
+	LargeOutputs `yaml:",inline"`
 }
 
 // JSONLConfig is one JSON-lines file: its own keys, and those that every output has.
@@ -85,22 +83,10 @@ type IPFIXConfig struct {
 	OutputConfig `yaml:",inline"`
 }
 
-// KafkaConfig is one topic of Apache Kafka.
-type KafkaConfig struct {
-	kafka.Config `yaml:",inline"`
-	OutputConfig `yaml:",inline"`
-}
-
 // SyslogConfig is one receiver of syslog, or several that stand in for each other.
 type SyslogConfig struct {
 	syslog.Config `yaml:",inline"`
 	OutputConfig  `yaml:",inline"`
-}
-
-// ArchiveConfig is one archive.
-type ArchiveConfig struct {
-	archive.Config `yaml:",inline"`
-	OutputConfig   `yaml:",inline"`
 }
 
 // OutputConfig is what every kind of output has.
@@ -123,7 +109,7 @@ const leastConfig = "outputs: {jsonl: [{path: /var/log/ctlogd/flows.jsonl}]}"
 func (c *Config) Defaults() {
 	c.Input.Conntrack.Defaults()
 	c.Log.Defaults()
-	c.Whois.Defaults()
+	c.LargeConfig.defaults()
 	c.ShutdownTimeout = defaultShutdownTimeout
 	c.SkipOwnFlows = true
 }
@@ -137,20 +123,8 @@ func (c *IPFIXConfig) Defaults() {
 	c.OutputConfig.Defaults()
 }
 
-// Defaults sets what an entry under outputs.kafka has before its keys are read.
-func (c *KafkaConfig) Defaults() {
-	c.Config.Defaults()
-	c.OutputConfig.Defaults()
-}
-
 // Defaults sets what an entry under outputs.syslog has before its keys are read.
 func (c *SyslogConfig) Defaults() {
-	c.Config.Defaults()
-	c.OutputConfig.Defaults()
-}
-
-// Defaults sets what an entry under outputs.archive has before its keys are read.
-func (c *ArchiveConfig) Defaults() {
 	c.Config.Defaults()
 	c.OutputConfig.Defaults()
 }
@@ -277,7 +251,7 @@ func (c *Config) Validate(report func(path, msg string)) {
 	c.Metrics.Validate(block("metrics"))
 	c.Log.Validate(block("log"))
 	c.Live.Validate(block("live"))
-	c.Whois.Validate(block("whois"))
+	c.LargeConfig.validate(block)
 	for path, name := range map[string]string{"host": c.Host, "observer": c.Observer} {
 		if strings.ContainsFunc(name, unicode.IsControl) {
 			report(path, fmt.Sprintf("%q has a control character; write printable text", name))
@@ -292,12 +266,17 @@ func (c *Config) Validate(report func(path, msg string)) {
 	}
 }
 
+// count returns how many outputs there are.
+func (c *OutputsConfig) count() (n int) {
+	c.each(func(string, *OutputConfig) { n++ })
+	return n
+}
+
 func (c *OutputsConfig) validate(block func(path string) func(field, msg string)) {
-	if len(c.JSONL)+len(c.IPFIX)+len(c.Kafka)+len(c.Syslog)+len(c.Archive) == 0 {
-		block("outputs")("", "no output under jsonl, ipfix, kafka, syslog or archive, so every record would be lost; the least is: "+
-			leastConfig)
+	if c.count() == 0 {
+		block("outputs")("", "no output under "+outputKinds+", so every record would be lost; the least is: "+leastConfig)
 	}
-	files, collectors, topics := claims{}, claims{}, claims{}
+	files, collectors := claims{}, claims{}
 	for i := range c.JSONL {
 		o, at := &c.JSONL[i], fmt.Sprintf("outputs.jsonl[%d]", i)
 		report := block(at)
@@ -323,37 +302,7 @@ func (c *OutputsConfig) validate(block func(path string) func(field, msg string)
 			}
 		}
 	}
-	for i := range c.Kafka {
-		o, at := &c.Kafka[i], fmt.Sprintf("outputs.kafka[%d]", i)
-		report := block(at)
-		o.Config.Validate(report)
-		o.OutputConfig.validate(report)
-		files.spool(o.Spool, at, report)
-		unset("batch_bytes", o.BatchBytes, report)
-		unset("connect_timeout", o.ConnectTimeout, report)
-		unset("request_timeout", o.RequestTimeout, report)
-		unset("dead_letter_size", o.DeadLetterSize, report)
-
-		files.file(o.DeadLetter, at, "dead_letter", report)
-		if o.Topic == "" {
-			continue
-		}
-		for _, broker := range o.Brokers {
-			if first, taken := topics.take(strings.ToLower(broker)+" "+o.Topic, at); taken {
-				report("topic", fmt.Sprintf("%s writes to topic %s of %s already; two outputs cannot share a topic",
-					first, config.Abridged(o.Topic), config.Abridged(broker)))
-				break
-			}
-		}
-	}
-	for i := range c.Archive {
-		o, at := &c.Archive[i], fmt.Sprintf("outputs.archive[%d]", i)
-		report := block(at)
-		o.Config.Validate(report)
-		o.OutputConfig.validate(report)
-		files.spool(o.Spool, at, report)
-		files.file(o.Path, at, "path", report)
-	}
+	c.LargeOutputs.validate(block, files)
 	receivers := claims{}
 	for i := range c.Syslog {
 		o, at := &c.Syslog[i], fmt.Sprintf("outputs.syslog[%d]", i)

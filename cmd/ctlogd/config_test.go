@@ -138,7 +138,7 @@ func TestGoodConfigs(t *testing.T) {
 				}, collector(func(o *IPFIXConfig) {
 					o.Address, o.ObservationDomain = "udp://192.0.2.11", new(uint32(4712))
 				})},
-				Kafka: []KafkaConfig{{
+				LargeOutputs: LargeOutputs{Kafka: []KafkaConfig{{
 					Config: kafka.Config{
 						Brokers: []string{"kafka1.example.net:9092", "[2001:db8::20]:9092"}, Topic: "flows", Key: "nat_src",
 						Format: "flat", Compression: "zstd", RequiredAcks: "one", BatchBytes: 512 << 10,
@@ -147,7 +147,7 @@ func TestGoodConfigs(t *testing.T) {
 						DeadLetter:  "/var/log/ctlogd/dead.jsonl", DeadLetterSize: 1 << 20,
 					},
 					OutputConfig: OutputConfig{Queue: 200},
-				}, topic(func(o *KafkaConfig) { o.Brokers, o.Topic = []string{"kafka1.example.net:9092"}, "nat" })},
+				}, topic(func(o *KafkaConfig) { o.Brokers, o.Topic = []string{"kafka1.example.net:9092"}, "nat" })}},
 			}
 		},
 		"anchors": func(c *Config) {

@@ -38,17 +38,7 @@ func resolveCredentials(c *Config, dir string, report func(path, msg string)) {
 		resolve(at+"cert", &tls.Cert)
 		resolve(at+"key", &tls.Key)
 	}
-	for i := range c.Outputs.Kafka {
-		o, at := &c.Outputs.Kafka[i], fmt.Sprintf("outputs.kafka[%d].", i)
-		if o.TLS != nil {
-			resolve(at+"tls.ca", &o.TLS.CA)
-			resolve(at+"tls.cert", &o.TLS.Cert)
-			resolve(at+"tls.key", &o.TLS.Key)
-		}
-		if o.SASL != nil {
-			resolve(at+"sasl.password_file", &o.SASL.PasswordFile)
-		}
-	}
+	c.Outputs.largeCredentials(resolve)
 	for i := range c.Outputs.Syslog {
 		tls, at := &c.Outputs.Syslog[i].TLS, fmt.Sprintf("outputs.syslog[%d].tls.", i)
 		resolve(at+"ca", &tls.CA)

@@ -213,17 +213,17 @@ func TestExampleHasEveryKey(t *testing.T) {
 // by Go's rules, and its queue would be 0.
 func TestOutputsHaveDefaults(t *testing.T) {
 	outputs := reflect.TypeFor[OutputsConfig]()
-	for i := range outputs.NumField() {
-		kind := outputs.Field(i)
-		entry := reflect.New(kind.Type.Elem())
+	for _, kind := range config.Keys(outputs) {
+		list := outputs.FieldByIndex(kind.Index).Type
+		entry := reflect.New(list.Elem())
 		d, ok := entry.Interface().(config.Defaulter)
 		if !ok {
-			t.Errorf("%v has no method Defaults", kind.Type.Elem())
+			t.Errorf("%v has no method Defaults", list.Elem())
 			continue
 		}
 		d.Defaults()
 		if got := entry.Elem().FieldByName("Queue").Int(); got != deliver.DefaultMax {
-			t.Errorf("outputs.%s[].queue is %d by default, want %d", kind.Tag.Get("yaml"), got, deliver.DefaultMax)
+			t.Errorf("outputs.%s[].queue is %d by default, want %d", kind.Name, got, deliver.DefaultMax)
 		}
 	}
 }

@@ -3,17 +3,14 @@ package main
 import (
 	"fmt"
 	"slices"
-	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/input/ctnetlink"
-	"github.com/ctlogd/ctlogd/output/archive"
 	"github.com/ctlogd/ctlogd/output/format"
 	"github.com/ctlogd/ctlogd/output/ipfix"
 	"github.com/ctlogd/ctlogd/output/jsonl"
-	"github.com/ctlogd/ctlogd/output/kafka"
 	"github.com/ctlogd/ctlogd/output/syslog"
 	"github.com/ctlogd/ctlogd/ownflow"
 	"github.com/ctlogd/ctlogd/pipeline/deliver"
@@ -87,30 +84,7 @@ func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets, tell fu
 			build: func() (deliver.Output, error) { return ipfix.New(c.Config, ipfix.Options{Log: log, Sockets: sockets}) },
 		}, c.NeedsNew())
 	}
-	for i, c := range cfg.Outputs.Kafka {
-		add(plannedOutput{
-			name: c.Name(), path: fmt.Sprintf("outputs.kafka[%d]", i), common: c.OutputConfig,
-			config: []any{c.Config, cfg.Host, cfg.Observer},
-			build: func() (deliver.Output, error) {
-				enc, err := c.Encoder(identity)
-				if err != nil {
-					return nil, err
-				}
-				return kafka.New(c.Config, kafka.Options{
-					Encoder: enc, Observer: format.NewObserverKey(cfg.Observer), Host: cfg.Host, Log: log.Named("kafka"), Dial: sockets.DialContext,
-				})
-			},
-		}, false)
-	}
-	for i, c := range cfg.Outputs.Archive {
-		add(plannedOutput{
-			name: c.Name(), path: fmt.Sprintf("outputs.archive[%d]", i), common: c.OutputConfig,
-			config: []any{c.Config, cfg.Host, cfg.Observer}, archive: true,
-			build: func() (deliver.Output, error) {
-				return archive.New(c.Config, cfg.Host, cfg.Observer, log.Named("archive"), tell)
-			},
-		}, false)
-	}
+	planLarge(cfg, identity, log, sockets, tell, func(o plannedOutput) { add(o, false) })
 	for i, c := range cfg.Outputs.Syslog {
 		add(plannedOutput{
 			name: c.Name(), path: fmt.Sprintf("outputs.syslog[%d]", i), common: c.OutputConfig,
@@ -127,16 +101,6 @@ func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets, tell fu
 		}, false)
 	}
 	return outputs
-}
-
-// checkpoints returns how often the table is read for archives, 0 if there are none.
-func (c *OutputsConfig) checkpoints() (every time.Duration) {
-	for _, o := range c.Archive {
-		if every == 0 || o.Checkpoint < every {
-			every = o.Checkpoint
-		}
-	}
-	return every
 }
 
 // queue returns a queue of the output. It touches nothing: the queue's goroutines open output and spool when it is started,

@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/ctlogd/ctlogd/config"
 	"github.com/ctlogd/ctlogd/output/format"
 	"github.com/ctlogd/ctlogd/pipeline/spool"
 	"github.com/ctlogd/ctlogd/preflight"
@@ -30,19 +31,9 @@ func (c *Config) Warnings(report func(path, msg string)) {
 	for i, o := range c.Outputs.JSONL {
 		formats("jsonl", i, o.Format, o.Fields, o.Spool)
 	}
-	for i, o := range c.Outputs.Kafka {
-		formats("kafka", i, o.Format, o.Fields, o.Spool)
-	}
+	c.Outputs.largeWarnings(formats, report)
 	for i, o := range c.Outputs.Syslog {
 		formats("syslog", i, o.Format, o.Fields, o.Spool)
-	}
-	if o := &c.Outputs; len(o.JSONL)+len(o.Kafka)+len(o.Syslog) == 0 && len(o.IPFIX) > 0 {
-		for i, a := range o.Archive {
-			if a.Key != "" {
-				report(fmt.Sprintf("outputs.archive[%d].key", i), "the signed checkpoints go to no other machine: IPFIX has no place for them, and no "+
-					"other output is there; have the journal's host keep ctlogd's own log, which has them too, or add an output syslog")
-			}
-		}
 	}
 	if m := &c.Metrics; m.Listen != "" && m.WebConfig == "" && everyAddress(m.Listen) {
 		report("metrics.listen", fmt.Sprintf("%s is every address of this host, and whoever reaches one may look, without a "+
@@ -53,11 +44,11 @@ func (c *Config) Warnings(report func(path, msg string)) {
 // each calls do for what every output has, of whatever kind it is.
 func (c *OutputsConfig) each(do func(path string, o *OutputConfig)) {
 	v := reflect.ValueOf(c).Elem()
-	for i := range v.NumField() {
-		kind := v.Type().Field(i).Tag.Get("yaml")
-		for j := range v.Field(i).Len() {
-			o := v.Field(i).Index(j).FieldByName("OutputConfig").Addr().Interface().(*OutputConfig)
-			do(fmt.Sprintf("outputs.%s[%d]", kind, j), o)
+	for _, kind := range config.Keys(v.Type()) {
+		list := v.FieldByIndex(kind.Index)
+		for i := range list.Len() {
+			o := list.Index(i).FieldByName("OutputConfig").Addr().Interface().(*OutputConfig)
+			do(fmt.Sprintf("outputs.%s[%d]", kind.Name, i), o)
 		}
 	}
 }

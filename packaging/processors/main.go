@@ -1,5 +1,6 @@
 // Command processors checks that the program is right Go for other processors, where int may have 32 bits and structs of
-// the kernel differ. To check its types takes seconds for each of them, to compile it (make cross-all) more than a minute.
+// the kernel differ. Its arguments are processors, as GOARCH has them, with build tags behind a comma, if any: mips,small.
+// To check the program's types takes seconds for each of them, to compile it (make cross-all) more than a minute.
 package main
 
 import (
@@ -15,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 )
@@ -22,15 +24,16 @@ import (
 func main() {
 	var all sync.WaitGroup
 	var failed atomic.Bool
-	for _, arch := range os.Args[1:] {
+	for _, build := range os.Args[1:] {
 		all.Go(func() {
-			n, err := check(arch, "./cmd/ctlogd")
+			arch, tags, _ := strings.Cut(build, ",")
+			n, err := check(arch, tags, "./cmd/ctlogd")
 			if err != nil {
 				failed.Store(true)
-				fmt.Fprintf(os.Stderr, "%s: %v\n", arch, err)
+				fmt.Fprintf(os.Stderr, "%s: %v\n", build, err)
 				return
 			}
-			fmt.Printf("%s: the types of %d packages are right\n", arch, n)
+			fmt.Printf("%s: the types of %d packages are right\n", build, n)
 		})
 	}
 	all.Wait()
@@ -68,8 +71,8 @@ func (i imports) Import(path string) (*types.Package, error) {
 
 // check checks the types of the program and of all that it imports, and returns how many of the packages are ours. Of the
 // others it checks the declarations alone.
-func check(arch, program string) (ours int, err error) {
-	cmd := exec.Command("go", "list", "-deps", "-json=ImportPath,Dir,GoFiles,ImportMap,Module", program)
+func check(arch, tags, program string) (ours int, err error) {
+	cmd := exec.Command("go", "list", "-tags", tags, "-deps", "-json=ImportPath,Dir,GoFiles,ImportMap,Module", program)
 	cmd.Env = append(os.Environ(), "GOARCH="+arch, "GOOS=linux", "CGO_ENABLED=0")
 	cmd.Stderr = os.Stderr
 	list, err := cmd.Output()

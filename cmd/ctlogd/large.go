@@ -1,0 +1,233 @@
+//go:build !small
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+
+	"github.com/ctlogd/ctlogd/config"
+	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/live"
+	"github.com/ctlogd/ctlogd/monitor"
+	"github.com/ctlogd/ctlogd/output/archive"
+	"github.com/ctlogd/ctlogd/output/format"
+	"github.com/ctlogd/ctlogd/output/kafka"
+	"github.com/ctlogd/ctlogd/ownflow"
+	"github.com/ctlogd/ctlogd/pipeline/deliver"
+	"github.com/ctlogd/ctlogd/pipeline/spool"
+	"github.com/ctlogd/ctlogd/preflight"
+	"github.com/ctlogd/ctlogd/unit"
+	"github.com/ctlogd/ctlogd/whois"
+)
+
+// What stands here is what the build tag small leaves out, for routers that have little room; small.go is what stands in
+// its place. So the libraries of Kafka, Parquet, Prometheus and of the terminal are linked in by way of this file alone,
+// and of those that have its build tag.
+
+// outputKinds are the kinds of outputs, for those who have none.
+const outputKinds = "jsonl, ipfix, kafka, syslog or archive"
+
+// LargeConfig are the blocks of the configuration that a small build has not.
+type LargeConfig struct {
+	Whois whois.Config `yaml:"whois"` // for those who ask the archive
+}
+
+func (c *LargeConfig) defaults() { c.Whois.Defaults() }
+
+func (c *LargeConfig) validate(block func(path string) func(field, msg string)) {
+	c.Whois.Validate(block("whois"))
+}
+
+// LargeOutputs are the outputs that a small build has not.
+type LargeOutputs struct {
+	Kafka   []KafkaConfig   `yaml:"kafka"`
+	Archive []ArchiveConfig `yaml:"archive"`
+}
+
+// KafkaConfig is one topic of Apache Kafka.
+type KafkaConfig struct {
+	kafka.Config `yaml:",inline"`
+	OutputConfig `yaml:",inline"`
+}
+
+// ArchiveConfig is one archive.
+type ArchiveConfig struct {
+	archive.Config `yaml:",inline"`
+	OutputConfig   `yaml:",inline"`
+}
+
+// Defaults sets what an entry under outputs.kafka has before its keys are read.
+func (c *KafkaConfig) Defaults() {
+	c.Config.Defaults()
+	c.OutputConfig.Defaults()
+}
+
+// Defaults sets what an entry under outputs.archive has before its keys are read.
+func (c *ArchiveConfig) Defaults() {
+	c.Config.Defaults()
+	c.OutputConfig.Defaults()
+}
+
+func (c *LargeOutputs) validate(block func(path string) func(field, msg string), files claims) {
+	topics := claims{}
+	for i := range c.Kafka {
+		o, at := &c.Kafka[i], fmt.Sprintf("outputs.kafka[%d]", i)
+		report := block(at)
+		o.Config.Validate(report)
+		o.OutputConfig.validate(report)
+		files.spool(o.Spool, at, report)
+		unset("batch_bytes", o.BatchBytes, report)
+		unset("connect_timeout", o.ConnectTimeout, report)
+		unset("request_timeout", o.RequestTimeout, report)
+		unset("dead_letter_size", o.DeadLetterSize, report)
+
+		files.file(o.DeadLetter, at, "dead_letter", report)
+		if o.Topic == "" {
+			continue
+		}
+		for _, broker := range o.Brokers {
+			if first, taken := topics.take(strings.ToLower(broker)+" "+o.Topic, at); taken {
+				report("topic", fmt.Sprintf("%s writes to topic %s of %s already; two outputs cannot share a topic",
+					first, config.Abridged(o.Topic), config.Abridged(broker)))
+				break
+			}
+		}
+	}
+	for i := range c.Archive {
+		o, at := &c.Archive[i], fmt.Sprintf("outputs.archive[%d]", i)
+		report := block(at)
+		o.Config.Validate(report)
+		o.OutputConfig.validate(report)
+		files.spool(o.Spool, at, report)
+		files.file(o.Path, at, "path", report)
+	}
+}
+
+// planLarge calls add for each of these outputs.
+func planLarge(cfg *Config, identity format.Options, log *zap.Logger, sockets *ownflow.Sockets, tell func(*flow.Record) bool,
+	add func(plannedOutput)) {
+	for i, c := range cfg.Outputs.Kafka {
+		add(plannedOutput{
+			name: c.Name(), path: fmt.Sprintf("outputs.kafka[%d]", i), common: c.OutputConfig,
+			config: []any{c.Config, cfg.Host, cfg.Observer},
+			build: func() (deliver.Output, error) {
+				enc, err := c.Encoder(identity)
+				if err != nil {
+					return nil, err
+				}
+				return kafka.New(c.Config, kafka.Options{
+					Encoder: enc, Observer: format.NewObserverKey(cfg.Observer), Host: cfg.Host, Log: log.Named("kafka"), Dial: sockets.DialContext,
+				})
+			},
+		})
+	}
+	for i, c := range cfg.Outputs.Archive {
+		add(plannedOutput{
+			name: c.Name(), path: fmt.Sprintf("outputs.archive[%d]", i), common: c.OutputConfig,
+			config: []any{c.Config, cfg.Host, cfg.Observer}, archive: true,
+			build: func() (deliver.Output, error) {
+				return archive.New(c.Config, cfg.Host, cfg.Observer, log.Named("archive"), tell)
+			},
+		})
+	}
+}
+
+// checkpoints returns how often the table is read for archives, 0 if there are none.
+func (c *LargeOutputs) checkpoints() (every time.Duration) {
+	for _, o := range c.Archive {
+		if every == 0 || o.Checkpoint < every {
+			every = o.Checkpoint
+		}
+	}
+	return every
+}
+
+// checkLarge adds what these outputs need of the host to o; see hostChecks.
+func (c *LargeOutputs) checkLarge(cfg *Config, o *preflight.Options,
+	add func(kind string, i int, about string, common *OutputConfig, check func(context.Context) error,
+		reach func(context.Context) (time.Time, error)) string,
+	files func(name, path string, bound unit.Size, keep int, reserve unit.Size), certificate func(name, file string)) {
+	for i, out := range c.Kafka {
+		about := out.Topic + " on " + strings.Join(out.Brokers, ", ")
+		name := add("kafka", i, about, &out.OutputConfig, out.Check, out.Reach)
+		if out.TLS != nil {
+			certificate(name+".tls.ca", out.TLS.CA)
+			certificate(name+".tls.cert", out.TLS.Cert)
+		}
+		if out.DeadLetter != "" {
+			files(name+".dead_letter", out.DeadLetter, out.DeadLetterSize, 0, 0)
+		}
+	}
+	for i, out := range c.Archive {
+		name := add("archive", i, out.Path, &out.OutputConfig, func(context.Context) error { return out.Check() },
+			func(context.Context) (expires time.Time, err error) {
+				if err := loose(out.Key); err != nil {
+					return expires, err
+				}
+				return expires, out.Fits(cfg.Host)
+			})
+		o.Outputs[len(o.Outputs)-1].Tell = func() string { return out.Tell(cfg.Host) }
+		files(name, out.Path, out.MaxSize, 0, out.Reserve)
+	}
+}
+
+// largeFields calls look with the fields that each of these outputs leaves out.
+func (c *LargeOutputs) largeFields(look func(kind string, i int, drop []string)) {
+	for i := range c.Kafka {
+		look("kafka", i, c.Kafka[i].Fields.Drop)
+	}
+	for i := range c.Archive {
+		look("archive", i, c.Archive[i].Fields.Drop)
+	}
+}
+
+// largeCredentials calls resolve for each file of these outputs that may be a credential.
+func (c *LargeOutputs) largeCredentials(resolve func(path string, file *string)) {
+	for i := range c.Kafka {
+		o, at := &c.Kafka[i], fmt.Sprintf("outputs.kafka[%d].", i)
+		if o.TLS != nil {
+			resolve(at+"tls.ca", &o.TLS.CA)
+			resolve(at+"tls.cert", &o.TLS.Cert)
+			resolve(at+"tls.key", &o.TLS.Key)
+		}
+		if o.SASL != nil {
+			resolve(at+"sasl.password_file", &o.SASL.PasswordFile)
+		}
+	}
+}
+
+// largeWarnings reports what is valid and hardly meant in these outputs; see Config.Warnings.
+func (c *OutputsConfig) largeWarnings(formats func(kind string, i int, name string, f format.Fields, spool *spool.Config),
+	report func(path, msg string)) {
+	for i, o := range c.Kafka {
+		formats("kafka", i, o.Format, o.Fields, o.Spool)
+	}
+	if len(c.JSONL)+len(c.Kafka)+len(c.Syslog) == 0 && len(c.IPFIX) > 0 {
+		for i, a := range c.Archive {
+			if a.Key != "" {
+				report(fmt.Sprintf("outputs.archive[%d].key", i), "the signed checkpoints go to no other machine: IPFIX has no place for them, and no "+
+					"other output is there; have the journal's host keep ctlogd's own log, which has them too, or add an output syslog")
+			}
+		}
+	}
+}
+
+// largeCommands are the commands that a small build has not.
+func largeCommands(stdout, stderr io.Writer) []*cobra.Command {
+	return []*cobra.Command{newTop(stdout), newCat(stdout), newVerify(stdout, stderr), newKey(stdout), newSeal(stdout, stderr),
+		newHook(stderr), newWhois(stdout, stderr)}
+}
+
+// newMetrics returns the server of metrics, health and the page, which serves nothing before it is configured.
+func newMetrics(snapshot func() monitor.Snapshot, shown *live.Server, log *zap.Logger) *monitor.Server {
+	mux := monitor.NewMux(snapshot)
+	mux.HandleFunc("GET /{$}", shown.Page)
+	return monitor.NewServer(mux, log)
+}
