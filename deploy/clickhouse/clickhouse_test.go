@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -125,6 +126,8 @@ func scene(n int) []*flow.Record {
 			o.V6, r.Reply.V6 = true, true
 			o.Src, o.Dst = flow.Addr{0x20, 1, 0x0d, 0xb8, 15: byte(i / 20)}, flow.Addr{0x20, 1, 0x0d, 0xb8, 0xff, 15: 1}
 			r.Reply = flow.Tuple{Src: o.Dst, Dst: o.Src, SrcPort: o.DstPort, DstPort: o.SrcPort, Proto: o.Proto, V6: true}
+		case 6, 7:
+			b.Extra(r).Subscriber = flow.Subscriber{ID: fmt.Sprintf("s%d", i/20%5), Name: "of house " + fmt.Sprint(i/20%5)}
 		case 5:
 			r.Has |= flow.HasZone
 			r.Zone = uint16(i % 7)
@@ -174,10 +177,10 @@ func TestTables(t *testing.T) {
 	}
 	note := &flow.Record{Event: flow.EventCheckpoint, Received: int64(hour(1)), Extra: &flow.Extra{Note: &flow.Note{
 		Output: "archive:/a", Origin: "ctlogd archive gw1", Lines: 3, Hash: strings.Repeat("0af9", 16), Text: "ctlogd archive gw1\n3\n"}}}
-	judge(t, 38, "judge_tables.py", lines(t, append(recs, note)), dir, observer, "../../docs")
+	judge(t, 39, "judge_tables.py", lines(t, append(recs, note)), dir, observer, "../../docs")
 }
 
 // TestWhois: random questions are answered as a scan of all records in another language answers them.
 func TestWhois(t *testing.T) {
-	judge(t, 8, "judge_whois.py", lines(t, scene(2000)))
+	judge(t, 11, "judge_whois.py", lines(t, scene(2000)))
 }

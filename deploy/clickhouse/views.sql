@@ -11,12 +11,14 @@
 -- Several inside addresses: Linux gives one port to several at a time when they talk to different peers; the peer decides.
 CREATE VIEW whois AS
 SELECT role, host, event, start, `end`, time, clock, proto, inside_ip, inside_port, outside_ip, outside_port, peer_ip, peer_port,
-    netns, zone, zone_orig, zone_reply, mark, orig_packets, orig_bytes, reply_packets, reply_bytes, end_reason, flow_id
+    subscriber, subscriber_name, subscriber_side, netns, zone, zone_orig, zone_reply, mark, orig_packets, orig_bytes, reply_packets,
+    reply_bytes, end_reason, flow_id
 FROM
 (
     SELECT 'nat' AS role, src_ip AS inside_ip, coalesce(src_port, icmp_id, gre_key) AS inside_port,
         nat_src_ip AS outside_ip, coalesce(nat_src_port, nat_icmp_id, icmp_id, nat_gre_key, gre_key) AS outside_port,
-        dst_ip AS peer_ip, dst_port AS peer_port, twin, host, event, start, `end`, time, clock, proto, netns, zone, zone_orig,
+        dst_ip AS peer_ip, dst_port AS peer_port, twin, host, event, start, `end`, time, clock, proto,
+        subscriber, subscriber_name, subscriber_side, netns, zone, zone_orig,
         zone_reply, mark, orig_packets, orig_bytes, reply_packets, reply_bytes, end_reason, flow_id
     FROM flows
     WHERE nat_src_ip = if(isIPv6String({ip:String}), toString(toIPv6OrDefault({ip:String})), {ip:String})
@@ -26,14 +28,16 @@ FROM
     UNION ALL
     SELECT 'own' AS role, src_ip AS inside_ip, coalesce(src_port, icmp_id, gre_key) AS inside_port,
         inside_ip AS outside_ip, inside_port AS outside_port,
-        dst_ip AS peer_ip, dst_port AS peer_port, twin, host, event, start, `end`, time, clock, proto, netns, zone, zone_orig,
+        dst_ip AS peer_ip, dst_port AS peer_port, twin, host, event, start, `end`, time, clock, proto,
+        subscriber, subscriber_name, subscriber_side, netns, zone, zone_orig,
         zone_reply, mark, orig_packets, orig_bytes, reply_packets, reply_bytes, end_reason, flow_id
     FROM flows
     WHERE src_ip = if(isIPv6String({ip:String}), toString(toIPv6OrDefault({ip:String})), {ip:String}) AND nat_src_ip = ''
         AND ({port:Int32} < 0 OR coalesce(src_port, icmp_id, gre_key) = {port:Int32})
     UNION ALL
     SELECT 'forwarded' AS role, nat_dst_ip AS inside_ip, nat_dst_port AS inside_port, dst_ip AS outside_ip,
-        dst_port AS outside_port, src_ip AS peer_ip, src_port AS peer_port, twin, host, event, start, `end`, time, clock, proto, netns, zone, zone_orig,
+        dst_port AS outside_port, src_ip AS peer_ip, src_port AS peer_port, twin, host, event, start, `end`, time, clock, proto,
+        subscriber, subscriber_name, subscriber_side, netns, zone, zone_orig,
         zone_reply, mark, orig_packets, orig_bytes, reply_packets, reply_bytes, end_reason, flow_id
     FROM flows
     WHERE forwarded_ip = if(isIPv6String({ip:String}), toString(toIPv6OrDefault({ip:String})), {ip:String})
@@ -53,6 +57,19 @@ CREATE VIEW inside AS
 SELECT *
 FROM flows
 WHERE src_ip = if(isIPv6String({ip:String}), toString(toIPv6OrDefault({ip:String})), {ip:String})
+    AND event IN ('destroy', 'open')
+    AND time >= parseDateTime64BestEffort({since:String}, 9, 'UTC')
+    AND (start IS NULL OR start <= parseDateTime64BestEffort({until:String}, 9, 'UTC'))
+ORDER BY event, time DESC
+LIMIT 1 BY flow_id, twin;
+
+-- What a subscriber did between two times, under whichever addresses.
+--
+--   SELECT * FROM of_subscriber(id = 'alice', since = '2026-03-09 12:00:00', until = '2026-03-09 13:00:00')
+CREATE VIEW of_subscriber AS
+SELECT *
+FROM flows
+WHERE subscriber = {id:String}
     AND event IN ('destroy', 'open')
     AND time >= parseDateTime64BestEffort({since:String}, 9, 'UTC')
     AND (start IS NULL OR start <= parseDateTime64BestEffort({until:String}, 9, 'UTC'))
