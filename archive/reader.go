@@ -545,7 +545,8 @@ func (h *Host) Checkpoints() []Checkpoint {
 
 // Witness returns the first whole checkpoint by which every flow that was alive at a time has a record: its end, or an
 // open record because it was old enough by then. A question about that time need not look at rows that ended after the
-// checkpoint did (Query.Until). ok is false if there is no such checkpoint: then all later files have to be looked at.
+// checkpoint did (Query.Until), unless the clock was set back. ok is false if there is no such checkpoint: then all later files
+// have to be looked at.
 func (h *Host) Witness(at int64) (c Checkpoint, ok bool) {
 	for _, c := range h.Checkpoints() {
 		if c.Whole && int64(c.Began) >= at+int64(c.MinAge) {

@@ -170,6 +170,9 @@ func TestWhoisExitStatus(t *testing.T) {
 	red := *blue
 	red.Netns = 0
 	o := newOffice(t, jane, moved, blue, &red)
+	if out, stderr, code := o.sh(t, "mkdir copies && ln -s ../var/log/ctlogd/archive copies/gw1 && ctlogd cat var/log/ctlogd/archive/*/*/*.parquet >flows.jsonl && gzip -k flows.jsonl"); code != 0 {
+		t.Fatal(out, stderr)
+	}
 	o.write(t, "mail.txt", "203.0.113.5 41000 2026-11-27 11:03:07 UTC\n203.0.113.5 40000 2026-11-27 11:03:07 UTC\n")
 	o.write(t, "odd.txt", "203.0.113.5 41000 2026-11-27 11:03:07 UTC\n203.0.113.5 0 2026-11-27 11:03:07 UTC\n")
 	const at = ` --at "2026-11-27 11:03:07 UTC" `
@@ -216,6 +219,9 @@ func TestWhoisExitStatus(t *testing.T) {
 		{"--dst 198.51.100.80:22" + at, 0, "10.64.3.8 had a flow to 198.51.100.80:22."},
 		{"203.0.113.5:41000 --archive var/log/ctlogd/archive" + at, 0, "10.64.3.7 had"},
 		{"203.0.113.5:41000 --archive var/log --host gw1" + at, 0, "10.64.3.7 had"},
+		{"203.0.113.5:41000 --archive copies" + at, 0, "10.64.3.7 had"}, // links in it
+		{"203.0.113.5:41000 --archive flows.jsonl" + at, 0, "sole, complete: 10.64.3.7 had 203.0.113.5:41000."},
+		{"203.0.113.5:41000 --archive flows.jsonl.gz" + at, 0, "The answer comes from reading files of JSON lines from end to end"},
 		{"203.0.113.5:41000 --archive var/log/ctlogd/archive/host=gw1 --no-table" + at, 0, "10.64.3.7 had"},
 		{"203.0.113.5:41000 --json" + at, 0, `"verdict":"sole","complete":true`},
 		{"203.0.113.5:41000 --csv" + at, 0, "10.64.3.7"},
