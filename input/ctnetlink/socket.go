@@ -175,9 +175,23 @@ func (s *socket) apply(to settings, log *zap.Logger) error {
 func newSocket() (int, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
-		return -1, fmt.Errorf("open netlink socket: %w (is the kernel built with NETFILTER_NETLINK?)", err)
+		return -1, noSocket(err)
 	}
 	return fd, nil
+}
+
+// noSocket returns the error for a netlink socket that the kernel did not give, with what is to be done about it.
+func noSocket(err error) error {
+	remedy := "is the kernel built with NETFILTER_NETLINK?"
+	switch err {
+	case unix.EMFILE:
+		remedy = "raise the limit of open files: LimitNOFILE= of the unit, ulimit -n"
+	case unix.ENFILE:
+		remedy = "raise the limit of open files of the whole machine: sysctl fs.file-max"
+	case unix.ENOBUFS, unix.ENOMEM:
+		remedy = "make room in memory"
+	}
+	return fmt.Errorf("open netlink socket: %w (%s)", err, remedy)
 }
 
 // takeOver returns a descriptor of its own for kept, which it closes, and makes sure that it is what it should be.
