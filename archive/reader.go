@@ -228,6 +228,9 @@ type Query struct {
 	Dst     netip.Addr // destination, before or after translation
 	DstPort uint16
 
+	// Reached leaves out flows whose source was translated and nothing else: nobody was reached by them from outside.
+	Reached bool
+
 	// HasPort, HasSrcPort and HasDstPort say which of the ports are asked for.
 	HasPort, HasSrcPort, HasDstPort bool
 
@@ -296,6 +299,9 @@ func (q *Query) Matches(r *flow.Record) bool {
 		if !orig && !after {
 			return false
 		}
+	}
+	if q.Reached && natOf(r) == flow.NATSrc {
+		return false
 	}
 	if q.HasProto && (!hasTuple(r) || r.Orig.Proto != q.Proto) {
 		return false

@@ -74,6 +74,11 @@ func (t *table) may(g *rowGroup, q *Query) bool {
 	if (q.From != 0 || q.To != 0) && !g.inTime(q) {
 		return false
 	}
+	if q.Reached {
+		if v, ok := g.constant(cNAT); ok && string(v.text) == flow.NATSrc.String() {
+			return false
+		}
+	}
 	if q.Public.IsValid() {
 		p := text(q.Public)
 		if !g.textIn(cNATSrcIP, p) {
@@ -250,6 +255,12 @@ func (t *table) pages(g *rowGroup, c int, rows []int64, may func(at *place) bool
 		here := rows[:n]
 		rows = rows[n:]
 		if n == 0 || may != nil && !may(at) {
+			continue
+		}
+		if may != nil && at.nulls == 0 && at.least.there && at.least.same(at.greatest) {
+			for _, row := range here {
+				do(row, at.least)
+			}
 			continue
 		}
 		p, err := t.page(g, c, *at)

@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -89,6 +90,7 @@ type chunk struct {
 	values, nulls            int64
 	least, greatest          []byte // nil: not known, or there is no value
 	dictionary, data, filter int64  // where they are; 0: there is none
+	filterSize               int64  // with its header
 	columnIndex, columnEnd   int64
 	offsetIndex, offsetEnd   int64
 	entries                  *entries // the dictionary, once it was read
@@ -221,7 +223,7 @@ func (t *table) check() error {
 			if c.kind != physical[encodingOf(&columns[i])] {
 				return fmt.Errorf("column %s is of another type", columns[i].name)
 			}
-			for _, at := range [...]int64{c.dictionary, c.data, c.filter, c.columnIndex, c.offsetIndex, c.columnEnd, c.offsetEnd} {
+			for _, at := range [...]int64{c.dictionary, c.data, c.filter, c.filterSize, c.columnIndex, c.offsetIndex, c.columnEnd, c.offsetEnd} {
 				if at < 0 || at > t.size {
 					return errDescription
 				}
@@ -341,6 +343,8 @@ func (r *thriftReader) chunkData(c *chunk, path *[]string) {
 			})
 		case id == 14:
 			c.filter = r.int()
+		case id == 15:
+			c.filterSize = r.int()
 		default:
 			return false
 		}
@@ -356,6 +360,9 @@ type value struct {
 }
 
 var null value
+
+// same reports whether two values of a column are the same.
+func (v value) same(w value) bool { return v.n == w.n && bytes.Equal(v.text, w.text) }
 
 // bound makes a value of what statistics say.
 func bound(e encoding, b []byte) (v value, ok bool) {
@@ -398,22 +405,11 @@ func (t *table) filtered(g *rowGroup, c int, text []byte) bool {
 	if at == 0 {
 		return true
 	}
-	head := make([]byte, min(64, t.size-at))
-	if _, err := t.f.ReadAt(head, at); err != nil {
+	// Its header is shorter than a block: what is left of whole blocks.
+	n := g.chunks[c].filterSize / bloom.BlockSize * bloom.BlockSize
+	at = at + g.chunks[c].filterSize - n
+	if n < bloom.BlockSize || n > t.size-at {
 		return true // what reads the column tells
-	}
-	n := int64(0)
-	r := thriftReader{b: head}
-	r.fields(func(id int16, kind byte) bool {
-		if id != 1 {
-			return false
-		}
-		n = r.int()
-		return true
-	})
-	at += int64(r.at)
-	if r.bad || n < bloom.BlockSize || n%bloom.BlockSize != 0 || n > t.size-at {
-		return true
 	}
 	ok, err := bloom.CheckSplitBlock(io.NewSectionReader(t.f, at, n), n, xxhash.Sum64(text))
 	return err != nil || ok
@@ -652,7 +648,7 @@ func (t *table) dictionary(g *rowGroup, c int) (*entries, error) {
 	if err != nil {
 		return nil, err
 	}
-	if h.kind != format.DictionaryPage || h.encoding != format.Plain && h.encoding != format.PlainDictionary {
+	if h.kind != format.DictionaryPage || h.encoding != format.Plain {
 		return nil, errPage
 	}
 	if b, err = unpack(k.codec, b, h.unpacked); err != nil {
@@ -768,7 +764,7 @@ func (t *table) pageValues(p *page, g *rowGroup, c int, h *pageHead, b []byte) (
 	p.ints = make([]uint64, n)
 	switch e := encodingOf(&columns[c]); {
 	case e.dictionary():
-		if h.encoding != format.RLEDictionary && h.encoding != format.PlainDictionary || len(b) == 0 {
+		if h.encoding != format.RLEDictionary || len(b) == 0 {
 			return errPage
 		}
 		if p.entries, err = t.dictionary(g, c); err != nil {

@@ -109,6 +109,9 @@ func (t *tableWriter) group(recs []flow.Record) error {
 		if err := t.encode(&header); err != nil {
 			return err
 		}
+		if t.head.Len() >= bloom.BlockSize { // table.filtered goes by that
+			return fmt.Errorf("a filter's header of %d bytes", t.head.Len())
+		}
 		if err := t.write(f.Bytes()); err != nil {
 			return err
 		}

@@ -23,6 +23,8 @@
 #   ctlogd-archive                    an archive that seals nothing meanwhile
 #   ctlogd-archive-sealed             the same with the CPU time of the processes that make its segments, and what is left
 #                                     then in the same way
+#   ctlogd-archive-sealing            one that makes a segment of each 100,000 records meanwhile, and what the daemon takes
+#                                     then, without those processes: -p churn -r 20000 -n 1000000 for its memory
 #   ctlogd-syslog                     the flat format as syslog over TCP, to a socat
 #   ctlogd-kafka                      to a broker in the namespace, whose CPU time is not counted (where Kafka's jars are in
 #                                     the cache, see integration/broker/fetch.sh)
@@ -158,7 +160,7 @@ seal() {
     local file took=0 began me=$BASHPID
     while read -r file; do
         began=$(children "$me")
-        GOMAXPROCS=1 GOMEMLIMIT=96MiB GOGC=50 "$work/ctlogd" seal "$file" >/dev/null
+        GOMAXPROCS=1 GOMEMLIMIT=96MiB GOGC=20 "$work/ctlogd" seal "$file" >/dev/null
         took=$((took + $(children "$me") - began))
     done < <(find "$1" -name '*.rows')
     echo "$took"
@@ -251,6 +253,7 @@ for run in $(seq "$runs"); do
     done
     ctlogd archive 'archive: [{path: @DIR@/archive, segment_records: 4000000}]'
     ctlogd archive-sealed 'archive: [{path: @DIR@/archive, segment_records: 4000000}]'
+    ctlogd archive-sealing 'archive: [{path: @DIR@/archive, segment_records: 100000}]'
     ctlogd syslog 'syslog: [{address: "tcp://127.0.0.1:5514", framing: lf}]' receive
     kafka
     for consumer in "$@"; do row "${consumer%%=*}" "${consumer#*=}"; done

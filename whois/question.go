@@ -217,6 +217,7 @@ func (q *Question) queries(since int64) (all []archive.Query) {
 		p.Where = func(r *flow.Record) bool { return q.far(r, false) }
 		f := base // what came in at it
 		f.Dst, f.DstPort, f.HasDstPort = q.Public.Addr, q.Public.Port, q.Public.HasPort
+		f.Reached = true
 		f.Where = func(r *flow.Record) bool { return q.reached(r) && q.far(r, true) }
 		return append(all, p, f)
 	case q.Src.IsValid():
