@@ -245,6 +245,17 @@ func (o *others) tell(now time.Time, sink input.Sink) {
 	}
 }
 
+// finish tells of what will not be read any more: the tables of namespaces that go as the reader ends.
+func (o *others) finish(now time.Time, sink input.Sink) {
+	o.tell(now, sink)
+	for _, l := range o.leaving {
+		if !l.read || l.err != nil {
+			sink.GapIn(l.space.Netns, l.since, now, flow.Gap{Cause: flow.CauseUntracked})
+		}
+	}
+	o.leaving = nil
+}
+
 // close ends the Watcher. Any goroutine may call it, when the reader has ended. o may be nil.
 func (o *others) close() {
 	if o != nil {

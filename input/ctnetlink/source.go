@@ -371,5 +371,8 @@ func (s *Source) Leave() (left bool, err error) {
 // Finish implements input.Source.
 func (s *Source) Finish(now time.Time, sink input.Sink) {
 	s.look(now, sink, true)
+	if s.others != nil {
+		s.others.finish(now, sink)
+	}
 	s.table.finish()
 }
