@@ -178,8 +178,9 @@ type edit struct {
 	prefix
 	from, until int64 // of an end, from is when
 
-	// certain is until when the one before certainly had it, if that is another. 0: until from.
-	certain int64
+	// If another had the prefix until then, from is not exact: certain is until when that one certainly had it, 0 meaning until
+	// from, and surely is from when this one certainly has it, 0 meaning since from. In between it is nobody's.
+	certain, surely int64
 
 	id, name string
 	mark     uint16
@@ -321,13 +322,17 @@ func (w *writer) apply(e *edit) {
 		next.until = min(next.until, s.from)
 		w.remember(next)
 	default:
-		end := e.from
-		if e.certain != 0 && !same {
-			end = min(end, e.certain)
+		if until := s.until; !same && until > e.from { // from hand to hand
+			s.until = e.from
+			if e.certain != 0 {
+				s.until = min(e.from, e.certain)
+			}
+			next.from = max(e.from, e.surely)
+		} else {
+			s.until = min(until, e.from)
+			next.from = max(e.from-e.early, s.until)
 		}
-		s.until = min(s.until, end)
 		w.remember(*s)
-		next.from = max(next.from-e.early, min(s.until, next.from))
 		*s = next
 	}
 }
@@ -357,7 +362,7 @@ func (w *writer) page(in func(prefix) bool) (g page) {
 			past = append(past, s)
 		}
 	}
-	if most := max(len(latest)/2, 16); len(past) > most {
+	if most := max(2*len(latest), 64); len(past) > most {
 		slices.SortFunc(past, func(a, b *span) int { return cmp.Compare(b.until, a.until) })
 		past = past[:most]
 	}

@@ -62,6 +62,7 @@ type watcher struct {
 	lines   int    // so many
 	mark    uint16
 	version int64 // of the table, 0: there is none yet
+	seen    int64 // when the file was last seen in the state that was read
 	pace    pace
 }
 
@@ -119,6 +120,7 @@ func (w *watcher) look(ctx context.Context) error {
 	}
 	now := w.now()
 	if is == w.read {
+		w.seen = now.UnixNano()
 		w.source.well(now)
 		return nil
 	}
@@ -148,7 +150,7 @@ func (w *watcher) look(ctx context.Context) error {
 
 // done shows what a reading has brought.
 func (w *watcher) done(l *loader, is stamp, now time.Time) {
-	w.read, w.first = is, time.Time{}
+	w.read, w.first, w.seen = is, time.Time{}, max(is.mtime, 1)
 	w.version = l.version
 	w.source.Loads.Add(1)
 	w.source.Broken.Add(l.broken)
@@ -271,7 +273,7 @@ type loader struct {
 	whole    bool            // the file is read from its beginning
 	mark     uint16          // of what the file says, if whole
 	version  int64           // the time of the file
-	previous int64           // that of the file of the table before, 0: there was none
+	previous int64           // when the file was last in the state of the table before, 0: there was none
 	horizon  int64
 	good     int
 	broken   uint64
@@ -281,7 +283,7 @@ type loader struct {
 func (w *watcher) loader(is stamp) *loader {
 	version := max(is.mtime, 1)
 	return &loader{source: w.source, table: w.source.table.Load(), pending: map[prefix]bool{}, whole: true, mark: w.mark, version: version,
-		previous: min(w.version, version), horizon: w.now().Add(-w.source.cfg.History).UnixNano(), rest: w.pace.rest}
+		previous: min(w.seen, version), horizon: w.now().Add(-w.source.cfg.History).UnixNano(), rest: w.pace.rest}
 }
 
 // tell adds a claim.
@@ -294,6 +296,9 @@ func (l *loader) tell(c *claim) error {
 	e := edit{prefix: p, from: c.from, until: c.until, id: c.id, name: c.name, mark: l.mark}
 	if e.until == 0 {
 		e.until = forever
+	}
+	if e.from != 0 && l.source.cfg.Type != "csv" { // in whole seconds
+		e.surely = min(e.from+1e9, l.version)
 	}
 	if l.pending[p] && e.from == 0 {
 		l.flush() // the same once more: the last one counts

@@ -1,0 +1,277 @@
+//go:build integration
+
+package integration
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ctlogd/ctlogd/integration/lab"
+)
+
+// lan is a network whose DHCP server has one address to give, and two clients that want it. The gateway logs.
+type lan struct {
+	*lab.NS
+	dir     string
+	clients [2]*lab.NS
+	macs    [2]string
+}
+
+const lanAddress = "100.64.0.50" // which is given
+
+func newLAN(t *testing.T) *lan {
+	t.Helper()
+	n := &lan{NS: newNS(t, "lan"), dir: t.TempDir(), macs: [2]string{"02:00:5e:00:53:0a", "02:00:5e:00:53:0b"}}
+	prepare(t, n.NS)
+	must(t, n.Run("ip", "link", "add", "lan", "type", "bridge"))
+	must(t, n.Run("ip", "addr", "add", "100.64.0.1/24", "dev", "lan"))
+	for i, mac := range n.macs {
+		n.clients[i] = newNS(t, fmt.Sprint("client", i))
+		must(t, n.Link(fmt.Sprint("port", i), nil, n.clients[i], "eth0", nil))
+		must(t, n.clients[i].Run("ip", "link", "set", "eth0", "address", mac))
+		must(t, n.Run("ip", "link", "set", fmt.Sprint("port", i), "master", "lan"))
+	}
+	must(t, n.Run("ip", "link", "set", "lan", "up"))
+	eventually(t, "the bridge is up, without which Kea opens no socket", func() bool {
+		out, err := n.Output("", "ip", "-o", "link", "show", "dev", "lan")
+		must(t, err)
+		return strings.Contains(string(out), "state UP")
+	})
+	must(t, n.Nft("table inet lab {\n chain in {\n type filter hook input priority 0\n ct state established accept\n }\n}"))
+	must(t, os.WriteFile(filepath.Join(n.dir, "script"), []byte("#!/bin/sh\ncase $1 in\nbound|renew) ip addr replace $ip/24 dev $interface ;;\n"+
+		"deconfig) ip addr flush dev $interface ;;\nesac\n"), 0o755))
+	return n
+}
+
+// lease has a client get the address; giveUp has it released.
+func (n *lan) lease(t *testing.T, i int) (giveUp func()) {
+	t.Helper()
+	c := n.clients[i]
+	p := start(t, c, exec.Command("udhcpc", "-f", "-R", "-i", "eth0", "-t", "20", "-T", "1", "-s", filepath.Join(n.dir, "script")))
+	eventually(t, "the client has "+lanAddress, func() bool {
+		out, err := c.Output("", "ip", "-4", "addr", "show", "dev", "eth0")
+		must(t, err)
+		return strings.Contains(string(out), lanAddress+"/")
+	})
+	return func() {
+		must(t, p.Process.Signal(syscall.SIGTERM))
+		eventually(t, "the client has ended", p.ended)
+	}
+}
+
+// send makes a flow of a client, of one datagram.
+func (n *lan) send(t *testing.T, i, port int) {
+	t.Helper()
+	c, err := n.clients[i].DialFrom(t.Context(), "udp", fmt.Sprintf("%s:%d", lanAddress, port), "100.64.0.1:7")
+	must(t, err)
+	defer c.Close()
+	_, err = io.WriteString(c, "hello")
+	must(t, err)
+}
+
+// awaitLeases waits until the daemon has read a state of the source in which somebody has the address, by the number of times
+// that it has read one.
+func awaitLeases(t *testing.T, m *metricsOf, source string, leases, loads float64) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%s has %v leases, and was read %v times", source, leases, loads), func() bool {
+		m.scrape(t)
+		return m.values[`ctlogd_subscriber_leases{source="`+source+`"}`] >= leases && m.values[`ctlogd_subscriber_loads_total{source="`+source+`"}`] >= loads
+	})
+}
+
+// records returns those in the file, by source port.
+func records(t *testing.T, file string) map[int]map[string]any {
+	t.Helper()
+	f, err := os.Open(file)
+	must(t, err)
+	defer f.Close()
+	all := map[int]map[string]any{}
+	for in := bufio.NewScanner(f); in.Scan(); {
+		var r map[string]any
+		must(t, json.Unmarshal(in.Bytes(), &r))
+		if port, ok := r["src_port"].(float64); ok {
+			all[int(port)] = r
+		}
+	}
+	return all
+}
+
+// TestSubscribersDHCP has an address move from one client to the other, by real servers, and wants each flow to be of the one
+// who had the address when it began, whatever the time at which it is logged.
+func TestSubscribersDHCP(t *testing.T) {
+	for _, test := range []struct {
+		kind  string
+		needs []string
+		lease string // its file, below the directory
+		start func(t *testing.T, n *lan, lease string) *exec.Cmd
+	}{
+		{"dnsmasq", []string{"dnsmasq"}, "dnsmasq.leases", func(t *testing.T, n *lan, lease string) *exec.Cmd {
+			return exec.Command("dnsmasq", "-k", "-p", "0", "-i", "lan", "--bind-interfaces", "-C", "/dev/null", "--no-ping", "-u", "root", "-x", "",
+				"-F", lanAddress+","+lanAddress+",255.255.255.0,2m", "--dhcp-authoritative", "-l", lease)
+		}},
+		{"kea", []string{"kea-dhcp4"}, "kea-leases4.csv", func(t *testing.T, n *lan, lease string) *exec.Cmd {
+			conf := filepath.Join(n.dir, "kea.json")
+			must(t, os.WriteFile(conf, fmt.Appendf(nil, `{"Dhcp4": {"interfaces-config": {"interfaces": ["lan"]}, "valid-lifetime": 120, "authoritative": true,
+				"lease-database": {"type": "memfile", "name": %q, "lfc-interval": 0}, "loggers": [{"name": "kea-dhcp4", "severity": "WARN", "output_options": [{"output": "stdout"}]}],
+				"subnet4": [{"subnet": "100.64.0.0/24", "pools": [{"pool": "%s-%s"}]}]}}`, lease, lanAddress, lanAddress), 0o644))
+			cmd := exec.Command("kea-dhcp4", "-c", conf)
+			cmd.Env = append(os.Environ(), "KEA_LOCKFILE_DIR="+n.dir, "KEA_PIDFILE_DIR="+n.dir)
+			return cmd
+		}},
+		{"isc", []string{"dhcpd"}, "dhcpd.leases", func(t *testing.T, n *lan, lease string) *exec.Cmd {
+			conf := filepath.Join(n.dir, "dhcpd.conf")
+			must(t, os.WriteFile(lease, nil, 0o644))
+			must(t, os.WriteFile(conf, fmt.Appendf(nil, "authoritative; default-lease-time 120; ping-check false; subnet 100.64.0.0 netmask 255.255.255.0 { range %s; }\n", lanAddress), 0o644))
+			return exec.Command("dhcpd", "-f", "-4", "-q", "-user", "root", "-group", "root", "-cf", conf, "-lf", lease, "-pf", filepath.Join(n.dir, "pid"), "lan")
+		}},
+	} {
+		t.Run(test.kind, func(t *testing.T) {
+			need(t, append(test.needs, "udhcpc", "conntrack")...)
+			n := newLAN(t)
+			lease := filepath.Join(n.dir, test.lease)
+			server := test.start(t, n, lease)
+			server.Stdout = os.Stderr
+			start(t, n.NS, server)
+			d := startDaemonWith(t, n.NS, "metrics: {listen: 127.0.0.1:9469}\nenrich:\n  subscribers:\n    - {type: "+test.kind+", path: "+lease+"}\n")
+			m := &metricsOf{ns: n.NS}
+			giveUp := n.lease(t, 0)
+			awaitLeases(t, m, test.kind, 1, 1)
+			n.send(t, 0, 1001)
+			must(t, n.Run("conntrack", "-D", "-p", "udp", "--sport", "1001"))
+			n.send(t, 0, 1002) // which outlives the lease
+			// Servers tell whole seconds, and of what happens between two looks at a file it is not certain when.
+			sent := time.Now()
+			eventually(t, "the file was looked at in another second than that of the flow", func() bool {
+				m.scrape(t)
+				age := m.values[`ctlogd_subscriber_age_seconds{source="`+test.kind+`"}`]
+				return time.Since(sent).Seconds() > age && time.Now().Unix() > sent.Unix()
+			})
+			m.scrape(t)
+			loads := m.values[`ctlogd_subscriber_loads_total{source="`+test.kind+`"}`]
+			giveUp()
+			n.lease(t, 1)
+			awaitLeases(t, m, test.kind, 1, loads+1)
+			n.send(t, 1, 1003)
+			eventually(t, "the other one's address is known", func() bool {
+				n.send(t, 1, 1004)
+				must(t, n.Run("conntrack", "-D", "-p", "udp", "--sport", "1004"))
+				r := records(t, d.file)[1004]
+				return r != nil && r["subscriber"] == n.macs[1]
+			})
+			must(t, n.Run("conntrack", "-D", "-p", "udp", "--sport", "1002"))
+			must(t, n.Run("conntrack", "-D", "-p", "udp", "--sport", "1003"))
+			d.stop(t)
+			all := records(t, d.file)
+			for port, want := range map[int][2]any{1001: {n.macs[0], nil}, 1002: {n.macs[0], n.macs[1]}, 1003: {n.macs[1], nil}} {
+				r := all[port]
+				if r["subscriber"] != want[0] || r["subscriber_next"] != want[1] || !strings.HasPrefix(fmt.Sprint(r["subscriber_source"]), test.kind+"@20") {
+					text, _ := os.ReadFile(lease)
+					t.Errorf("from port %d: %v; want subscriber %v, next %v\n%s", port, r, want[0], want[1], text)
+				}
+			}
+		})
+	}
+}
+
+// TestSubscribersRADIUS has FreeRADIUS's client send the accounting of all whose flows a flood makes, while it makes them, and
+// somebody else send forged accounting.
+func TestSubscribersRADIUS(t *testing.T) {
+	need(t, "radclient")
+	ns := newNS(t, "radius")
+	prepare(t, ns)
+	dir := t.TempDir()
+	secret := filepath.Join(dir, "secret")
+	must(t, os.WriteFile(secret, []byte("s3cret"), 0o600))
+	d := startDaemonWith(t, ns, "metrics: {listen: 127.0.0.1:9469}\nenrich:\n  subscribers:\n    - {type: radius, name: bng, listen: 127.0.0.1:1813, "+
+		"secret_file: "+secret+", clients: [127.0.0.1]}\n")
+	m := &metricsOf{ns: ns}
+	send := func(secret, kind string, from, to int, name func(i int) string) {
+		t.Helper()
+		var text strings.Builder
+		for i := from; i < to; i++ {
+			fmt.Fprintf(&text, "Acct-Status-Type = %s\nUser-Name = \"%s\"\nFramed-IP-Address = 10.%d.0.0\nNAS-Identifier = \"bng\"\nAcct-Session-Id = \"%d\"\n\n",
+				kind, name(i), i, i)
+		}
+		tries, within := "10", "2"
+		if secret != "s3cret" {
+			tries, within = "1", "0.5"
+		}
+		out, err := ns.Output(text.String(), "radclient", "-r", tries, "-t", within, "-p", "50", "127.0.0.1:1813", "acct", secret)
+		if (secret == "s3cret") != (err == nil) {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	user := func(i int) string { return fmt.Sprintf("user%d@example.net", i) }
+	awaitListener(t, ns, "udp", 1813)
+	send("s3cret", "Start", 0, 251, user)
+	awaitLeases(t, m, "bng", 251, 1)
+	flood, err := ns.NewFlood()
+	must(t, err)
+	defer flood.Close()
+	const flows = 20_000
+	must(t, flood.Create(0, flows/2))
+
+	// Forged, with the wrong secret; and a flood of no packets at all.
+	forger, err := ns.DialContext(t.Context(), "udp", "127.0.0.1:1813")
+	must(t, err)
+	defer forger.Close()
+	for range 2000 {
+		_, _ = forger.Write(append([]byte{4, 1, 0, 40}, make([]byte, 36)...))
+	}
+	send("wrong", "Start", 0, 5, func(int) string { return "mallory" })
+
+	// The second half of the sessions end, and their addresses are others' from then on.
+	send("s3cret", "Stop", 126, 251, user)
+	send("s3cret", "Start", 126, 251, func(i int) string { return fmt.Sprintf("next%d", i) })
+	eventually(t, "the new sessions are known", func() bool {
+		m.scrape(t)
+		return m.values[`ctlogd_subscriber_past{source="bng"}`] >= 125
+	})
+	must(t, flood.Create(flows/2, flows))
+	must(t, flood.Delete(0, flows))
+	d.stop(t)
+	f, err := os.Open(d.file)
+	must(t, err)
+	defer f.Close()
+	n := 0
+	for in := bufio.NewScanner(f); in.Scan(); {
+		var r struct {
+			Event, Subscriber, Next, Source string
+			SrcIP                           net.IP `json:"src_ip"`
+			SubscriberNext                  string `json:"subscriber_next"`
+			NATSrcIP                        net.IP `json:"nat_src_ip"`
+			NATSrcPort                      uint16 `json:"nat_src_port"`
+		}
+		must(t, json.Unmarshal(in.Bytes(), &r))
+		if r.NATSrcIP == nil {
+			continue
+		}
+		n++
+		i := int(r.NATSrcPort) - 1024
+		who, next := user(i%251), ""
+		if i%251 >= 126 {
+			if next = fmt.Sprintf("next%d", i%251); i >= flows/2 {
+				who, next = next, ""
+			}
+		}
+		if r.Subscriber != who || r.SubscriberNext != next {
+			t.Fatalf("flow %d: %s; want %s, next %q", i, in.Text(), who, next)
+		}
+	}
+	if n != flows {
+		t.Errorf("%d flows, want %d", n, flows)
+	}
+	if m.values[`ctlogd_subscriber_radius_packets_total{result="forged",source="bng"}`] == 0 {
+		t.Error("no forged packet was counted")
+	}
+}
