@@ -65,8 +65,8 @@ var licenceFile = regexp.MustCompile(`(?i)^(licen[cs]e|copying|notice|patents)([
 
 // licences returns the licences of all that is linked into the binary: of the modules, of packages in them that have one
 // of their own, and of Go itself.
-func licences(env []string) (string, error) {
-	text, err := output(env, "go", "list", "-deps", "-json=Dir,Standard,Module", "./cmd/ctlogd")
+func licences(env []string, tags string) (string, error) {
+	text, err := output(env, "go", "list", "-tags", tags, "-deps", "-json=Dir,Standard,Module", "./cmd/ctlogd")
 	if err != nil {
 		return "", err
 	}

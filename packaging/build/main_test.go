@@ -30,6 +30,17 @@ func TestPackageVersion(t *testing.T) {
 	}
 }
 
+func TestAPKVersion(t *testing.T) {
+	for version, want := range map[string]string{
+		"1.2.0": "1.2.0", "1.2.0+4.9a9dc29": "1.2.0_p4", "1.2.0+4.9a9dc29+dirty": "1.2.0_p4", "1.2.0+dirty": "1.2.0",
+		"0.0.0+20261125.9a9dc29": "0.0.0_p20261125",
+	} {
+		if got := apkVersion(version); got != want {
+			t.Errorf("%s becomes %s, want %s", version, got, want)
+		}
+	}
+}
+
 func TestDebianChangelog(t *testing.T) {
 	const changes = "# Changelog\n\nAll that matters.\n\n## Unreleased\n\n- A line that is so long that it has to be " +
 		"broken, as Debian's\n  programs want no more than 80 columns.\n- `check`.\n\n## 1.0.0\n\n- Old.\n"
