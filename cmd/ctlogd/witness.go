@@ -97,7 +97,7 @@ func (w *witness) output(path string) string {
 
 // recordWithin is how long an output may take to put on record what has ended by now. A reader that is idle goes round once
 // a second.
-const recordWithin = 5 * time.Second
+var recordWithin = 5 * time.Second
 
 // recorded waits until the output that writes what is at path has all that has ended by now.
 func (w *witness) recorded(ctx context.Context, path string) error {
