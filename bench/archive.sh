@@ -80,7 +80,7 @@ if command -v nfcapd >/dev/null && command -v nfdump >/dev/null; then
 		[[ $address != address ]] || continue
 		[[ $EUID != 0 ]] || echo 3 >/proc/sys/vm/drop_caches
 		began=$(date +%s%N)
-		nfdump -R "$dir/nf" -q -o csv "src nat ip $address and src nat port $port" >"$dir/answer"
+		nfdump -R "$dir/nf" -q -o csv "src xip $address and src xport $port" >"$dir/answer"
 		times+=($((($(date +%s%N) - began) / 10000)))
 		grep -q "$src" "$dir/answer" || missed=$((missed + 1))
 	done < <(head -11 "$dir/asked.csv")
