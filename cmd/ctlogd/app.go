@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -76,7 +77,10 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, ow
 	if cfg.Input.Conntrack.Others() {
 		others = append(others, cap.SYS_ADMIN) // to enter namespaces that appear later
 	}
-	if left, err := giveUpRights(others...); err != nil {
+	if left, err := giveUpRights(others...); err != nil && os.Geteuid() != 0 {
+		log.Warn("rights that are not needed any more stay, as they cannot be given up", zap.Error(err),
+			zap.String("remedy", "SystemCallFilter=capset in the unit's drop-in"))
+	} else if err != nil {
 		return fmt.Errorf("give up the rights that are not needed: %w", err)
 	} else if left != nil {
 		log.Info("no more capabilities are kept than these; from now on files are opened as their permissions allow",
