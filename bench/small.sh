@@ -1,27 +1,29 @@
 #!/bin/bash
-# small.sh [-s SECONDS] [-r RATE] [GOGC,GOMEMLIMIT...]
+# small.sh [-s SECONDS] [-r RATE] [-m MIB] [GOGC,GOMEMLIMIT...]
 #
 # What the small build, which the packages for OpenWrt hold, takes: the size of its binary beside that of the whole one,
 # stripped and compressed; and its resident memory after SECONDS (default 60) of RATE flows a second (default 100) that go to an
-# IPFIX collector and to a file, with the configuration of the packages. Each GOGC,GOMEMLIMIT is one run; the first is
-# what the packages' init script sets. Anonymous memory is what the router lacks; the pages of the file are the binary's own,
-# which the kernel drops and reads again when memory is short.
+# IPFIX collector and to a file, with the configuration of the packages. Each GOGC,GOMEMLIMIT is one run; the first is what the
+# packages' init script sets. Anonymous memory is what the router lacks for good; pages of the binary are dropped and read again
+# where memory is short. So the last run, with the first setting, is in a memory cgroup of MIB (default 12), which all of its
+# memory counts for, the kernel's for its sockets as well, and the pages of the binary, which nothing else has in memory.
 #
 # Needs root, gcc, go, iproute2, conntrack and xz.
 set -euo pipefail
-seconds=60 rate=100
-while getopts s:r: o; do
-    case $o in s) seconds=$OPTARG ;; r) rate=$OPTARG ;; *) exit 2 ;; esac
+seconds=60 rate=100 mib=12
+while getopts s:r:m: o; do
+    case $o in s) seconds=$OPTARG ;; r) rate=$OPTARG ;; m) mib=$OPTARG ;; *) exit 2 ;; esac
 done
 shift $((OPTIND - 1))
 here=$(cd "$(dirname "$0")" && pwd)
 init=$here/../packaging/openwrt/ctlogd.init
 [[ $# -gt 0 ]] || set -- "$(sed -n 's/.*GOGC=\([^ ]*\) GOMEMLIMIT=\([^ ]*\)$/\1,\2/p' "$init")" 50,off 100,off 400,off
-work=$(mktemp -d "${BENCH_DIR:-/var/tmp}/ctlogd-small.XXXXXX") ns=ctlogd-small-$$ pids=
+work=$(mktemp -d "${BENCH_DIR:-/var/tmp}/ctlogd-small.XXXXXX") ns=ctlogd-small-$$ pids= group=
 cleanup() {
     for p in $pids; do kill "$p" 2>/dev/null || true; done
     wait
     ip netns del "$ns" 2>/dev/null || true
+    if [[ $group ]]; then rmdir "$group" 2>/dev/null || true; fi
     rm -rf "$work"
 }
 trap cleanup EXIT
@@ -33,7 +35,7 @@ build() { # NAME TAGS
         "$(xz -9c "$work/$1" | wc -c)"
 }
 build whole ""
-build small small
+build small "$(sed -n 's/.*list: "openwrt.yaml", tags: "\([^"]*\)".*/\1/p' "$here/../packaging/build/main.go")"
 rm "$work/whole"
 
 gcc -O2 -o "$work/ctflood" "$here/ctflood.c"
@@ -44,17 +46,36 @@ in_ns sh -c 'ip link set lo up; for s in acct timestamp events; do sysctl -qw ne
 # The configuration of the packages with its collector switched on, and its paths in the scratch folder.
 sed -e '/^#  ipfix:/,/^#$/s/^#//' -e "s|udp://192.0.2.10:4739|udp://127.0.0.1:4739|; s|/tmp/ctlogd|$work|" \
     "$here/../packaging/openwrt/ctlogd.yaml" >"$work/ctlogd.yaml"
-ip netns exec "$ns" "$work/sink" >"$work/records" & pids=$!
-for setting; do
-    ip netns exec "$ns" env GOGC="${setting%,*}" GOMEMLIMIT="${setting#*,}" STATE_DIRECTORY="$work" RUNTIME_DIRECTORY="$work" \
-        "$work/small" run -c "$work/ctlogd.yaml" 2>"$work/log" & pid=$!
+ip netns exec "$ns" "$work/sink" >"$work/records" & sink=$! pids=$!
+# run GOGC,GOMEMLIMIT NAME runs the daemon, in the cgroup if there is one, and prints what it has in memory.
+run() {
+    GOGC=${1%,*} GOMEMLIMIT=${1#*,} STATE_DIRECTORY=$work RUNTIME_DIRECTORY=$work sh -ec '
+        if [ "$1" ]; then echo $$ >"$1/cgroup.procs"; fi
+        exec ip netns exec "$3" "$2/small" run -c "$2/ctlogd.yaml"' sh "$group" "$work" "$ns" 2>"$work/log" & pid=$!
     pids+=" $pid"
     sleep 1
     in_ns "$work/ctflood" churn $((rate * seconds)) "$rate" >/dev/null
     kill -0 "$pid" || { cat "$work/log" >&2; exit 1; }
-    awk -v s="$setting" '{v[$1] = $2} END {printf "GOGC,GOMEMLIMIT=%-10s VmRSS %5.1f MiB: anonymous %4.1f, file %4.1f; peak %5.1f\n",
+    awk -v s="$2" '{v[$1] = $2} END {printf "%-26s VmRSS %5.1f MiB: anonymous %4.1f, file %4.1f; peak %5.1f",
         s, v["VmRSS:"] / 1024, v["RssAnon:"] / 1024, v["RssFile:"] / 1024, v["VmHWM:"] / 1024}' "/proc/$pid/status"
+    # fields 12 and 14, 15: pages that had to be read; CPU time
+    awk -v hz="$(getconf CLK_TCK)" '{sub(/.*\) /, ""); printf "; %d pages read, %.2f s of CPU\n", $10, ($12 + $13) / hz}' "/proc/$pid/stat"
     kill "$pid"
     wait "$pid" || true
-done
-echo "records at the collector: $(awk '{n += $1} END {print n + 0}' "$work/records")"
+}
+for setting; do run "$setting" "$setting"; done
+if [[ -f /sys/fs/cgroup/cgroup.controllers ]]; then
+    group=/sys/fs/cgroup/ctlogd-small-$$ limit=memory.max
+else
+    group=/sys/fs/cgroup/memory/ctlogd-small-$$ limit=memory.limit_in_bytes
+fi
+if mkdir "$group" 2>/dev/null && echo $((mib << 20)) >"$group/$limit"; then
+    sync "$work/small"
+    dd if="$work/small" iflag=nocache count=0 status=none # so that reading it counts for the cgroup
+    run "$1" "$1 in $mib MiB"
+else
+    echo "no memory cgroup can be made here"
+fi
+kill "$sink"
+wait "$sink" || true
+echo "at the collector: $(cat "$work/records"); each of the runs sent $((rate * seconds))"

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -149,6 +150,23 @@ func TestOpenWrt(t *testing.T) {
 				t.Errorf("on %s: %v, %s", of, err, out)
 			}
 		}
+	})
+
+	// The configuration with what is commented out in it.
+	t.Run("examples", func(t *testing.T) {
+		text, err := os.ReadFile(root + "/etc/ctlogd/ctlogd.yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := regexp.MustCompile(`(?m)^#(  .*|$)`).ReplaceAll(text, []byte("$1"))
+		if n := bytes.Count(all, []byte("address:")); n != 2 || bytes.Contains(all, []byte("#  ")) {
+			t.Fatalf("%d addresses in:\n%s", n, all)
+		}
+		file := filepath.Join(t.TempDir(), "ctlogd.yaml")
+		if err := os.WriteFile(file, all, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		command(t, root+"/usr/bin/ctlogd", "check", "--config-only", "-c", file)
 	})
 
 	// Neither output nor block of the configuration that the small build has not is just an unknown key.
