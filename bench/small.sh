@@ -5,12 +5,12 @@
 # stripped and compressed; and its resident memory after SECONDS (default 60) of RATE flows a second (default 100) that go to an
 # IPFIX collector and to a file, with the configuration of the packages. Each GOGC,GOMEMLIMIT is one run; the first is what the
 # packages' init script sets. Anonymous memory is what the router lacks for good; pages of the binary are dropped and read again
-# where memory is short. So the last run, with the first setting, is in a memory cgroup of MIB (default 12), which all of its
+# where memory is short. So the last run, with the first setting, is in a memory cgroup of MIB (default 16), which all of its
 # memory counts for, the kernel's for its sockets as well, and the pages of the binary, which nothing else has in memory.
 #
 # Needs root, gcc, go, iproute2, conntrack and xz.
 set -euo pipefail
-seconds=60 rate=100 mib=12
+seconds=60 rate=100 mib=16
 while getopts s:r:m: o; do
     case $o in s) seconds=$OPTARG ;; r) rate=$OPTARG ;; m) mib=$OPTARG ;; *) exit 2 ;; esac
 done
