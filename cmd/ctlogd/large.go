@@ -34,6 +34,9 @@ import (
 // outputKinds are the kinds of outputs, for those who have none.
 const outputKinds = "jsonl, ipfix, kafka, syslog or archive"
 
+// commandNames are the commands, for those who give none.
+const commandNames = "run, check, status, tap, top, list, whois, verify, ipfix or version"
+
 // LargeConfig are the blocks of the configuration that a small build has not.
 type LargeConfig struct {
 	Whois whois.Config `yaml:"whois"` // for those who ask the archive

@@ -130,7 +130,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 				_, err := fmt.Fprintln(stdout, versionText())
 				return err
 			}
-			return errors.New("no command given; use run, check, status, tap, top, list, whois, verify, ipfix or version")
+			return errors.New("no command given; use " + commandNames)
 		},
 	}
 	// Not cobra's own flag, which would have to be told its text by a template: to link text/template in keeps the linker from

@@ -24,6 +24,8 @@ import (
 
 const outputKinds = "jsonl, ipfix or syslog"
 
+const commandNames = "run, check, status, tap, list, ipfix or version"
+
 // leftOut is what the configuration is told about a key of the other builds.
 const leftOut = "this ctlogd is a small one, built for routers without it; take the key out, or install the one of the packages deb and rpm"
 
