@@ -63,8 +63,15 @@ func runHook(ctx context.Context, u *Upload, f *UploadFile) error {
 }
 
 // HookMain is what the process does that stands between daemon and hook. args are a duration and the command. When
-// the hook fails, it writes one line to stderr that says how. The status is the process's: 0 if the hook's was.
-func HookMain(args []string, stderr io.Writer) (status int) {
+// the hook fails, it writes one line to stderr that says how. The status is the process's: 0 if the hook's was. The end of
+// ctx, SIGTERM or SIGINT ends the hook.
+//
+// The process may not end before its hook, whatever signals come: the kernel sends SIGTERM for each thread of the daemon
+// that ends, and the daemon has sent one before if it ends by itself. So HookMain takes the signals from whoever had them.
+func HookMain(ctx context.Context, args []string, stderr io.Writer) (status int) {
+	signal.Reset(unix.SIGTERM, unix.SIGINT)
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
+	defer stop()
 	if len(args) < 2 {
 		fmt.Fprintln(stderr, "hook TIMEOUT COMMAND...")
 		return 2
@@ -78,8 +85,6 @@ func HookMain(args []string, stderr io.Writer) (status int) {
 	runtime.GOMAXPROCS(1)
 	debug.SetMemoryLimit(hookMemory)
 
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
-	defer stop()
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it was ended after %s", timeout))
 	defer cancel()
 	said := &tail{}

@@ -36,7 +36,11 @@ func TestMain(m *testing.M) {
 		os.Exit(SealMain(os.Args[2:], os.Stdout, os.Stderr))
 	}
 	if len(os.Args) > 2 && os.Args[1] == "hook" {
-		os.Exit(HookMain(os.Args[2:], os.Stderr))
+		os.Exit(HookMain(context.Background(), os.Args[2:], os.Stderr))
+	}
+	if script := os.Getenv(killedHook); script != "" {
+		_ = runHook(context.Background(), &Upload{Command: []string{"/bin/sh", "-c", script}, Timeout: time.Hour}, &UploadFile{})
+		os.Exit(1)
 	}
 	if os.Getenv("ARCHIVE_TEST_DIR") != "" {
 		os.Exit(childMain())
@@ -46,6 +50,9 @@ func TestMain(m *testing.M) {
 
 // killStep names the step at which a process that seals kills itself.
 const killStep = "ARCHIVE_TEST_SEAL_STEP"
+
+// killedHook is the script of a hook whose daemon is killed.
+const killedHook = "ARCHIVE_TEST_KILLED_HOOK"
 
 // Records of these tests are numbered: the number is their mark.
 const (

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -290,5 +291,39 @@ func TestHook(t *testing.T) {
 	time.AfterFunc(100*time.Millisecond, cancel)
 	if err := runHook(ctx, &Upload{Command: []string{"/bin/sh", "-c", "sleep 600"}, Timeout: time.Minute}, file); !errors.Is(err, context.Canceled) {
 		t.Errorf("at the end of the daemon: %v", err)
+	}
+}
+
+// TestHookWithoutDaemon kills the daemon, which can clean nothing up: the hook, its child and the process between are gone.
+func TestHookWithoutDaemon(t *testing.T) {
+	for _, c := range []struct{ name, script string }{
+		{"hears nothing", `trap '' TERM; sleep 600 & echo $! $$ $PPID >"$PIDS"; wait`},
+		{"leaves a child that hears nothing", `(trap '' TERM; exec sleep 600) & echo $! $$ $PPID >"$PIDS"; wait`},
+	} {
+		for i := range 3 {
+			t.Run(fmt.Sprint(c.name, i), func(t *testing.T) {
+				t.Parallel()
+				pids := filepath.Join(t.TempDir(), "pids")
+				daemon := exec.Command("/proc/self/exe")
+				daemon.Env = append(os.Environ(), killedHook+"="+c.script, "PIDS="+pids)
+				if err := daemon.Start(); err != nil {
+					t.Fatal(err)
+				}
+				var all []string
+				until(t, "the hook at work", func() bool {
+					text, _ := os.ReadFile(pids)
+					all = strings.Fields(string(text))
+					return len(all) == 3
+				})
+				_ = daemon.Process.Kill()
+				_ = daemon.Wait()
+				for i, who := range []string{"child", "hook", "watcher"} {
+					until(t, who+" gone", func() bool {
+						_, err := os.Stat("/proc/" + all[i] + "/exe")
+						return err != nil
+					})
+				}
+			})
+		}
 	}
 }

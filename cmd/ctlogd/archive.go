@@ -97,8 +97,8 @@ func newHook(stderr io.Writer) *cobra.Command {
 		Args:               cobra.MinimumNArgs(2),
 		Hidden:             true,
 		DisableFlagParsing: true, // the options are the command's
-		Run: func(_ *cobra.Command, args []string) {
-			os.Exit(archive.HookMain(args, stderr))
+		Run: func(cmd *cobra.Command, args []string) {
+			os.Exit(archive.HookMain(cmd.Context(), args, stderr))
 		},
 	}
 }
