@@ -435,7 +435,7 @@ func (d *decoder) addr(a *Addr, form byte) {
 	case 0:
 	case tuSrc4:
 		if p := d.bytes(4); !d.bad {
-			*a = AddrFrom4([4]byte(p))
+			a.Set4((*[4]byte)(p))
 		}
 	case tuSrc16:
 		copy(a[:], d.bytes(16))
