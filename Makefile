@@ -65,6 +65,7 @@ FOR          = CGO_ENABLED=0 GOARM=7 GOMIPS=softfloat GOMIPS64=softfloat GOARCH
 cross: setup
 	$(GO) run ./packaging/processors $(CROSS) $(SMALL)
 	$(FOR)=mips $(GO) test -exec qemu-mips $(BYTES)
+	$(FOR)=mips $(GO) test -exec qemu-mips -run 'TestValidate$$' ./output/archive
 
 cross-all: cross
 	$(FOR)=arm $(GO) test -exec qemu-arm $(BYTES)

@@ -3,6 +3,7 @@ package archive
 import (
 	"bufio"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -263,6 +264,18 @@ func mapFile(f *os.File, size int64) ([]byte, error) {
 		return nil, fmt.Errorf("a file of %d bytes cannot be mapped", size)
 	}
 	return unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
+}
+
+// ErrBigEndian is the error of a machine whose numbers have their most significant byte first: the library that reads
+// Parquet does not work there, so that no segment could be proven to be readable.
+var ErrBigEndian = errors.New("this processor is big-endian, and segments can be neither written nor read here")
+
+// Works returns ErrBigEndian where there can be no archive.
+func Works() error {
+	if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 {
+		return ErrBigEndian
+	}
+	return nil
 }
 
 // errEmpty is the error of sealing a row log without a record.

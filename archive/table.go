@@ -106,6 +106,9 @@ var errDescription = errors.New("its description is damaged")
 
 // openSegment opens a segment.
 func openSegment(path string) (*table, error) {
+	if err := Works(); err != nil {
+		return nil, err
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err

@@ -126,6 +126,9 @@ var ErrLocked = errors.New("another ctlogd writes it; give each its own archive,
 // Open opens the archive for the host, makes its folder if there is none, and finishes what a crash has left. It may
 // take as long as the disk takes.
 func Open(o Options) (*Writer, error) {
+	if err := Works(); err != nil {
+		return nil, err
+	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -268,18 +271,19 @@ func (w *Writer) Unsynced() bool { return w.o.Sync != SyncAlways }
 // Sync brings to the disk what was written.
 func (w *Writer) Sync() error {
 	w.mu.Lock()
-	l := w.active
-	dirty := w.dirty
-	w.dirty = false
-	w.mu.Unlock()
-	if l == nil || !dirty {
+	if w.active == nil || !w.dirty {
+		w.dirty = false
+		w.mu.Unlock()
 		return nil
 	}
-	if err := l.file.Sync(); err != nil && !errors.Is(err, os.ErrClosed) {
+	path, file := w.active.path, w.active.file // the keeper may take the file from a row log that is full
+	w.dirty = false
+	w.mu.Unlock()
+	if err := file.Sync(); err != nil && !errors.Is(err, os.ErrClosed) {
 		w.mu.Lock()
 		w.dirty = true
 		w.mu.Unlock()
-		return fmt.Errorf("sync %s: %w", l.path, err)
+		return fmt.Errorf("sync %s: %w", path, err)
 	}
 	return nil
 }

@@ -64,6 +64,31 @@ func TestTwoWriters(t *testing.T) {
 	}
 }
 
+// TestCloseDuringSeal: Close ends a seal that runs, and that is no error; the row log is sealed at the next start.
+func TestCloseDuringSeal(t *testing.T) {
+	o := testOptions(t.TempDir())
+	o.Retention, o.Sync = Retention{}, SyncNever
+	begun, seal := make(chan struct{}), o.Seal
+	o.Seal = func(ctx context.Context, _ string) (Sealed, error) {
+		close(begun)
+		<-ctx.Done()
+		return Sealed{}, context.Cause(ctx)
+	}
+	w, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	appendTest(t, w, 0, 60) // one row log is full, and one is written
+	<-begun
+	if err := w.Close(context.Background()); err != nil {
+		t.Errorf("Close: %v", err)
+	}
+	o.Seal = seal
+	w = openTest(t, o)
+	await(t, func() bool { return w.Stats.Seals.Load() == 1 })
+	eachOnce(t, o.Dir, 0, 60)
+}
+
 // TestFullAtEveryStep lets the disk be full at each step, twice, and then have room again: nothing is lost or doubled.
 func TestFullAtEveryStep(t *testing.T) {
 	defer func() { step = func(string) error { return nil } }()

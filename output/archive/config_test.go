@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ctlogd/ctlogd/archive"
 )
 
 func valid() Config {
@@ -15,6 +17,15 @@ func valid() Config {
 }
 
 func TestValidate(t *testing.T) {
+	if archive.Works() != nil {
+		cfg := valid()
+		var got []string
+		cfg.Validate(func(field, msg string) { got = append(got, field+": "+msg) })
+		if len(got) != 1 || !strings.HasPrefix(got[0], "path: this processor is big-endian") {
+			t.Errorf("on a big-endian machine: %q", got)
+		}
+		return
+	}
 	for _, c := range []struct {
 		change func(*Config)
 		want   string
