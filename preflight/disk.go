@@ -82,7 +82,7 @@ func (s *system) result(context.Context) Result {
 		r.Remedy = "lower max_size or keep, or make room: a disk that is full loses records"
 	}
 	if len(s.endless) > 0 {
-		r.Detail += "; without max_size, " + strings.Join(s.endless, ", ") + " grows as long as nobody rotates it"
+		r.Detail += "; without max_size, " + strings.Join(s.endless, ", ") + " may grow to any size"
 	}
 	return r
 }

@@ -537,7 +537,7 @@ func TestDisks(t *testing.T) {
 		}},
 		{"without a bound, and not there yet", []Files{{"outputs.jsonl[0]", filepath.Join(dir, "spool/x/y"), 0, 0, 0}},
 			map[string]uint64{"spool": 100}, []Result{{"disk", Pass, "the file system of " + dir + "/spool has 100 bytes " +
-				"left; without max_size, outputs.jsonl[0] grows as long as nobody rotates it", ""}}},
+				"left; without max_size, outputs.jsonl[0] may grow to any size", ""}}},
 		{"a device", []Files{{"outputs.jsonl[0]", "/dev/null", 0, 0, 0}}, nil, nil},
 		{"not ours to ask", []Files{log}, nil, []Result{{"disk", Warn, "how much room " + logs +
 			" has cannot be told: permission denied", ""}}},

@@ -27,7 +27,8 @@ const (
 	maxLine = 64 << 10 // bytes
 	told    = 5        // broken lines of one reading that are told one by one
 
-	// hopeless is how many lines are broken, and more than are not, in a file that is given up.
+	// hopeless is how many lines are broken, and more than are not, in a file that is given up before its end. One in which
+	// no line is right is given up whatever its size.
 	hopeless = 1000
 
 	chunk = 1 << 16 // edits that are made at once
@@ -180,6 +181,10 @@ func (w *watcher) load(ctx context.Context, f *os.File, is stamp) (*loader, erro
 	if err := w.scan(ctx, f, l); err != nil {
 		w.parser = nil // from the beginning, the next time
 		return nil, err
+	}
+	if l.whole && l.good == 0 && l.broken > 0 {
+		w.parser = nil
+		return nil, fmt.Errorf("%s: %d lines are broken, and none is not", w.path, l.broken)
 	}
 	if l.whole {
 		if err := w.parser.end(); err != nil && !w.appends {

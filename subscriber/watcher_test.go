@@ -203,6 +203,29 @@ func TestISC(t *testing.T) {
 	}
 }
 
+// TestDocumentedCSV reads the example of docs/subscribers.md.
+func TestDocumentedCSV(t *testing.T) {
+	page, err := os.ReadFile("../docs/subscribers.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, found := strings.Cut(string(page), "```csv\n")
+	text, _, closed := strings.Cut(text, "```")
+	if !found || !closed {
+		t.Fatal("docs/subscribers.md has no example")
+	}
+	f := newFile(t, Config{Type: "csv"})
+	f.must(f.at(100, text))
+	f.had("100.64.0.7", 50, "alice")
+	f.had("100.64.0.8", time.Date(2026, 3, 31, 21, 59, 59, 0, time.UTC).Unix(), "bob")
+	f.had("100.64.0.8", time.Date(2026, 3, 31, 22, 0, 0, 0, time.UTC).Unix(), "")
+	f.had("2001:db8:7::1", 50, "alice")
+	f.had("100.64.200.1", 50, "wholesale")
+	if n := f.w.source.Broken.Load(); n != 0 {
+		t.Errorf("%d broken lines: %v", n, f.logs.All())
+	}
+}
+
 // TestBrokenLines wants each named by its place, and the rest of the file read.
 func TestBrokenLines(t *testing.T) {
 	for kind, test := range map[string]struct{ good, bad string }{
@@ -241,6 +264,10 @@ func TestBrokenFiles(t *testing.T) {
 		"device":    func(t *testing.T, path string) { os.Remove(path); os.Symlink("/dev/zero", path) },
 		"garbage": func(t *testing.T, path string) {
 			os.WriteFile(path, []byte(strings.Repeat("\x00\xffgarbage\n", 10_000)), 0o600)
+			os.Chtimes(path, time.Unix(300, 0), time.Unix(300, 0))
+		},
+		"few lines, and each of them broken": func(t *testing.T, path string) {
+			os.WriteFile(path, []byte("prefix,from,until,id,name\n# customers\n\n100.64.0.7;;;a\n"), 0o600)
 			os.Chtimes(path, time.Unix(300, 0), time.Unix(300, 0))
 		},
 		"garbage of 2 GiB without a newline": func(t *testing.T, path string) {

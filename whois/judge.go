@@ -540,7 +540,7 @@ func (a *Answer) decides() string {
 		if slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Subscriber != h.Line }) {
 			return "Several had the address one after the other: a more exact time decides."
 		}
-		return "They have one address in different zones or namespaces: the zone decides."
+		return "They have one address in different zones or namespaces: which of these is meant decides."
 	case !q.Public.Addr.IsValid():
 		if !q.Dst.HasPort {
 			return "Many may talk to one destination: its port narrows it, and the public address and port of the mail decide."

@@ -122,7 +122,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 
 	root := &cobra.Command{
 		Use:           "ctlogd",
-		Short:         "Log every ended flow of a firewall: conntrack events to JSON lines, IPFIX, Kafka and syslog",
+		Short:         "Log every ended flow of a firewall, from conntrack events, to files and collectors",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
