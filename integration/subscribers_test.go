@@ -275,3 +275,96 @@ func TestSubscribersRADIUS(t *testing.T) {
 		t.Error("no forged packet was counted")
 	}
 }
+
+// TestSubscribersLive changes, adds and removes sources by SIGHUP while flows go on, and has the disk of one hang: its old
+// leases stay, with their age, and all else goes on.
+func TestSubscribersLive(t *testing.T) {
+	need(t, "mkfs.ext4", "fsfreeze")
+	dir := t.TempDir()
+	disk, err := lab.NewDisk(filepath.Join(dir, "image"), t.TempDir(), "8M")
+	must(t, err)
+	t.Cleanup(func() { must(t, disk.Close()) })
+	ns, flood := newFloodNS(t) // which sees what is mounted
+	leases := func(path, id string) string {
+		must(t, os.WriteFile(path+".new", []byte("10.0.0.0/8,,,"+id+",\n"), 0o644))
+		must(t, os.Rename(path+".new", path))
+		return path
+	}
+	one, two := leases(filepath.Join(disk.Dir, "one"), "a"), leases(filepath.Join(dir, "two"), "b")
+	out, conf := filepath.Join(dir, "flows.jsonl"), filepath.Join(dir, "ctlogd.yaml")
+	source := func(name, path string) string {
+		return "    - {type: csv, name: " + name + ", path: " + path + "}\n"
+	}
+	use := func(sources ...string) {
+		text := "metrics: {listen: 127.0.0.1:9469}\n"
+		if len(sources) > 0 {
+			text += "enrich:\n  subscribers:\n" + strings.Join(sources, "")
+		}
+		must(t, os.WriteFile(conf, []byte(text+"outputs:\n  jsonl:\n    - path: "+out+"\n"), 0o644))
+	}
+	use(source("one", one))
+	d := &daemon{process: start(t, ns, exec.Command(buildDaemon(t, false), "run", "-c", conf)), file: out}
+	d.awaitMember(t, lab.GroupDestroy)
+	m := &metricsOf{ns: ns}
+	awaitListener(t, ns, "tcp", 9469)
+	awaitLeases(t, m, "one", 1, 1)
+	flows := 0
+	logged := func() (all []string) {
+		text, err := os.ReadFile(out)
+		must(t, err)
+		for line := range strings.Lines(string(text)) {
+			var r struct{ Event, Subscriber string }
+			must(t, json.Unmarshal([]byte(line), &r))
+			if r.Event == "destroy" {
+				all = append(all, r.Subscriber)
+			}
+		}
+		return all
+	}
+	// awaitWho makes flows until one is logged as want's: none is lost on the way.
+	awaitWho := func(want string) {
+		t.Helper()
+		eventually(t, "flows are of "+want, func() bool {
+			must(t, flood.Create(flows, flows+10))
+			must(t, flood.Delete(flows, flows+10))
+			flows += 10
+			eventually(t, "all flows are logged", func() bool { return len(logged()) >= flows })
+			return logged()[flows-1] == want
+		})
+	}
+	reload := func(sources ...string) {
+		t.Helper()
+		use(sources...)
+		must(t, d.Process.Signal(syscall.SIGHUP))
+	}
+	awaitWho("a")
+	reload(source("two", two), source("one", one)) // added, before the other
+	awaitWho("b")
+	reload(source("two", leases(filepath.Join(dir, "three"), "c")), source("one", one)) // changed
+	awaitWho("c")
+	reload(source("one", one)) // removed
+	awaitWho("a")
+
+	must(t, disk.Freeze())
+	changed := make(chan struct{})
+	go func() { // hangs with the disk
+		defer close(changed)
+		_ = os.WriteFile(one, []byte("10.0.0.0/8,,,late,\n"), 0o644)
+	}()
+	awaitWho("a")
+	reload(source("two", two), source("one", one)) // a reload waits for no disk
+	awaitWho("b")
+	reload(source("one", one))
+	awaitWho("a")
+	m.scrape(t)
+	if age, ok := m.values[`ctlogd_subscriber_age_seconds{source="one"}`]; !ok || age < 0 {
+		t.Errorf("the age of what hangs: %v, %v", age, ok)
+	}
+	must(t, disk.Thaw())
+	<-changed
+	awaitWho("late")
+	d.stop(t)
+	if got := len(logged()); got != flows {
+		t.Errorf("%d flows logged, want %d", got, flows)
+	}
+}

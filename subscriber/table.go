@@ -123,7 +123,7 @@ func (g *page) find(p prefix, h uint64) *slot {
 // bart would be the library for the longest prefix. With a lease at each prefix it takes 95 to 145 MiB for a million, all of it
 // objects for the garbage collector. Nearly all there is are single addresses, of which a hash knows where they are. For
 // prefixes each length that occurs is tried, the longest first, because the longest is not enough: it may have been nobody's at
-// the time. go test -bench 'Lookup|Stage' ./subscriber measures both.
+// the time. go test -bench 'Lookup|Stage' -benchtime 1x ./subscriber measures both.
 type table struct {
 	pages   []page // a power of two; the upper bits of the hash say which
 	shift   uint

@@ -335,6 +335,59 @@ func TestBeingWritten(t *testing.T) {
 	}
 }
 
+// midway does something whenever it is asked whether it has ended: in the midst of a file, every 256 lines.
+type midway struct {
+	context.Context
+	do func()
+}
+
+func (m midway) Err() error {
+	m.do()
+	return m.Context.Err()
+}
+
+// TestRenameWhileReading puts another file in the place of one that is being read: all of the one is shown, then all of the other.
+func TestRenameWhileReading(t *testing.T) {
+	for _, kind := range []string{"csv", "kea"} {
+		t.Run(kind, func(t *testing.T) {
+			text := func(id string) string {
+				var b strings.Builder
+				if kind == "kea" {
+					b.WriteString(keaHead)
+				}
+				for i := range 1000 {
+					addr := fmt.Sprintf("100.64.%d.%d", i/250, i%250)
+					if kind == "kea" {
+						fmt.Fprintf(&b, "%s,%s,,900,1000,1,0,0,,0,,0\n", addr, id)
+					} else {
+						fmt.Fprintf(&b, "%s,,,%s,\n", addr, id)
+					}
+				}
+				return b.String()
+			}
+			f := newFile(t, Config{Type: kind})
+			f.must(os.WriteFile(f.path, []byte(text("a")), 0o600))
+			f.must(os.WriteFile(f.path+".new", []byte(text("b")), 0o600))
+			times := func(path string, sec int64) { f.must(os.Chtimes(path, time.Unix(sec, 0), time.Unix(sec, 0))) }
+			times(f.path, 150)
+			times(f.path+".new", 200)
+			f.must(f.w.look(midway{t.Context(), func() { _ = os.Rename(f.path+".new", f.path) }}))
+			if _, err := os.Stat(f.path + ".new"); err == nil {
+				t.Fatal("nothing was renamed")
+			}
+			all := func(id string) {
+				t.Helper()
+				for i := range 1000 {
+					f.had(fmt.Sprintf("100.64.%d.%d", i/250, i%250), 250, id)
+				}
+			}
+			all("a")
+			f.must(f.w.look(context.Background()))
+			all("b")
+		})
+	}
+}
+
 func FuzzParsers(f *testing.F) {
 	f.Add(uint8(0), []byte("100.64.0.7,1970-01-01T00:00:10Z,,\"a\"\"b\",x\n"))
 	f.Add(uint8(1), []byte("1000 02:00:00:00:00:0a 100.64.0.7 a 01:02\nduid 00:01\n0 1 2001:db8::1 * 00:03:00:01:02:00:00:00:00:0d"))
