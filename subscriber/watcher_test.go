@@ -217,8 +217,8 @@ func TestDocumentedCSV(t *testing.T) {
 	f := newFile(t, Config{Type: "csv"})
 	f.must(f.at(100, text))
 	f.had("100.64.0.7", 50, "alice")
-	f.had("100.64.0.8", time.Date(2026, 3, 31, 21, 59, 59, 0, time.UTC).Unix(), "bob")
-	f.had("100.64.0.8", time.Date(2026, 3, 31, 22, 0, 0, 0, time.UTC).Unix(), "")
+	f.had("100.64.0.8", float64(time.Date(2026, 3, 31, 21, 59, 59, 0, time.UTC).Unix()), "bob")
+	f.had("100.64.0.8", float64(time.Date(2026, 3, 31, 22, 0, 0, 0, time.UTC).Unix()), "")
 	f.had("2001:db8:7::1", 50, "alice")
 	f.had("100.64.200.1", 50, "wholesale")
 	if n := f.w.source.Broken.Load(); n != 0 {
