@@ -41,6 +41,10 @@ type Options struct {
 	Retention   Retention
 	Upload      *Upload // nil: nothing is uploaded
 
+	// Unmarked says that nothing else tells what is missing since the last record that is there, as where there is no
+	// state directory: then Open puts a gap of that time on record.
+	Unmarked bool
+
 	// Seal makes a segment of a row log. Nil: Child, a process of this binary.
 	Seal func(ctx context.Context, path string) (Sealed, error)
 
@@ -159,6 +163,10 @@ func Open(o Options) (*Writer, error) {
 	if err := w.recover(); err != nil {
 		w.lock.Close()
 		return nil, err
+	}
+	if err := w.tellAbsence(); err != nil {
+		w.lock.Close()
+		return nil, fmt.Errorf("put the time since the last record on record: %w", err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	w.stop = stop
@@ -311,6 +319,34 @@ func (w *Writer) Close(ctx context.Context) error {
 	return errors.Join(err, w.lock.Close())
 }
 
+// tellAbsence puts a gap on record, of the time since the last record that was there before; nothing in a new archive, or
+// where a mark tells that time.
+func (w *Writer) tellAbsence() error {
+	if !w.o.Unmarked || w.k.last == 0 {
+		return nil
+	}
+	b := flow.NewBatch(1, nil)
+	r := b.Next()
+	now := w.now()
+	r.Event, r.Received = flow.EventGap, now
+	r.Start, r.Stop = min(w.k.last, now), max(w.k.last, now) // the clock may have been set back
+	b.Extra(r).Gap = flow.Gap{Cause: flow.CauseDowntime, Output: w.o.Output}
+	w.o.Log(Warn, "there is no state_directory, so a gap covers all the time since the last record", w.dir, nil,
+		"set state_directory, such as to /var/lib/ctlogd: the gap is as long as ctlogd was away then")
+	_, err := w.Append([]*flow.Record{r})
+	return err
+}
+
+// lastIn returns the time of the latest record of a row log, as far as it can be read; 0 if there is none.
+func lastIn(path string) (last int64) {
+	_ = Each(path, func(_ *Origin, r *flow.Record) error { // what cannot be read is told when the row log is opened
+		t, _ := r.Time()
+		last = max(last, t)
+		return nil
+	})
+	return last
+}
+
 // recover reads the folder of the host, and finishes what a crash has left.
 func (w *Writer) recover() error {
 	w.k = keeper{chain: chain{dir: w.dir}, days: map[string]*day{}}
@@ -335,6 +371,7 @@ func (w *Writer) recover() error {
 				w.k.keyLine = l
 			}
 			if l.Segment != nil {
+				w.k.last = max(w.k.last, int64(l.Last))
 				for _, s := range l.RowLogs {
 					sealed[s], highest = true, max(highest, s)
 				}
@@ -370,6 +407,11 @@ func (w *Writer) recover() error {
 		}
 	}
 	w.sequence = highest + 1
+	if w.o.Unmarked {
+		for _, path := range logs {
+			w.k.last = max(w.k.last, lastIn(path))
+		}
+	}
 	return w.openLogs(logs)
 }
 
@@ -522,6 +564,7 @@ func (w *Writer) openLogs(logs map[uint64]string) error {
 // keeper is what the goroutine that keeps the archive knows. Nothing else touches it after Open.
 type keeper struct {
 	chain  chain
+	last   int64 // time of the latest record that Open has found, as far as it was looked for; 0: there is none
 	days   map[string]*day
 	bytes  int64
 	hashes map[uint64]*rowHash // of row logs, by sequence

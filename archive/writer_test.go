@@ -616,3 +616,63 @@ func TestReserve(t *testing.T) {
 		return errors.Is(err, unix.ENOSPC)
 	})
 }
+
+// TestUnmarked: where no state directory tells how long ctlogd was away, a gap covers the time since the last record, be it
+// in a row log or sealed; a new archive has none, and neither has one whose restart a mark tells of.
+func TestUnmarked(t *testing.T) {
+	o := testOptions(t.TempDir())
+	o.Retention = Retention{}
+	now := testNow
+	o.Now = func() time.Time { return now }
+	gaps := func(records uint64, unmarked bool) []Gap {
+		t.Helper()
+		o.Records, o.Unmarked = records, unmarked
+		w, err := Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		r, err := OpenReader(filepath.Join(o.Dir, HostFolder(o.Host)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		g, err := r.Gaps(context.Background(), r.Hosts[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	if g := gaps(50, true); len(g) != 0 {
+		t.Errorf("a new archive has gaps: %+v", g)
+	}
+	o.Unmarked = false
+	w := openTest(t, o)
+	appendTest(t, w, oldRecords, oldRecords+3)
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	last := Time(numbered(oldRecords + 2).Stop)
+	if g := gaps(50, false); len(g) != 0 {
+		t.Errorf("with a mark: %+v", g)
+	}
+	for i, from := range []Time{last, Time(now.UnixNano())} { // a gap is a record as well
+		if i > 0 {
+			now = now.Add(24 * time.Hour) // the row log of the day before is handed to be sealed
+		}
+		g := gaps(50, true)
+		if len(g) != i+1 {
+			t.Fatalf("start %d: %+v, want %d gaps", i, g, i+1)
+		}
+		k := g[len(g)-1]
+		for j := range g {
+			if *g[j].To > *k.To {
+				k = g[j]
+			}
+		}
+		if *k.From != from || *k.To != Time(now.UnixNano()) || k.Cause != "downtime" || k.Lost != nil || k.Output != o.Output {
+			t.Errorf("start %d: %+v, want downtime from %v to %v", i, k, from, now)
+		}
+	}
+}

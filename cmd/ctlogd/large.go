@@ -136,7 +136,7 @@ func planLarge(cfg *Config, identity format.Options, log *zap.Logger, sockets *o
 			name: c.Name(), path: fmt.Sprintf("outputs.archive[%d]", i), common: c.OutputConfig,
 			config: []any{c.Config, cfg.Host, cfg.Observer}, archive: true,
 			build: func() (deliver.Output, error) {
-				return archive.New(c.Config, cfg.Host, cfg.Observer, log.Named("archive"), tell)
+				return archive.New(c.Config, cfg.Host, cfg.Observer, cfg.StateDirectory == "", log.Named("archive"), tell)
 			},
 		})
 	}

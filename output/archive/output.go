@@ -19,8 +19,9 @@ type Output struct {
 }
 
 // New opens the archive of cfg, and makes it if there is none. tell, if not nil, takes a record of each checkpoint, for the
-// other outputs. It must not wait, and reports whether it has taken the record.
-func New(cfg Config, host, observer string, log *zap.Logger, tell func(*flow.Record) bool) (*Output, error) {
+// other outputs. It must not wait, and reports whether it has taken the record. unmarked says that there is no state
+// directory, whose mark would tell what is missing since the last process.
+func New(cfg Config, host, observer string, unmarked bool, log *zap.Logger, tell func(*flow.Record) bool) (*Output, error) {
 	if log == nil {
 		log = zap.NewNop()
 	}
@@ -35,6 +36,7 @@ func New(cfg Config, host, observer string, log *zap.Logger, tell func(*flow.Rec
 		Compression: cfg.Compression, Sync: cfg.Fsync, Key: cfg.Key,
 		Retention: archive.Retention{MaxAge: cfg.MaxAge, MinAge: cfg.MinAge, MaxSize: int64(cfg.MaxSize), Reserve: int64(cfg.Reserve)},
 		Upload:    upload,
+		Unmarked:  unmarked,
 		Noted: func(n *archive.Note, text string) {
 			if tell != nil && !tell(checkpoint(cfg.Name(), n, text)) {
 				log.Warn("a checkpoint does not go to the other outputs, as the reader is not taking any; the next one does")

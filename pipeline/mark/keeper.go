@@ -83,7 +83,7 @@ func NewKeeper(o Options) *Keeper {
 // Start begins to keep the mark. Finish ends it.
 func (k *Keeper) Start() {
 	if k.o.Dir == "" {
-		k.log.Warn("there is no state_directory: a restart leaves no gap, so what ends meanwhile is missing in silence",
+		k.log.Warn("there is no state_directory: a restart leaves no gap but in archives, so what ends meanwhile is missing in silence",
 			zap.String("remedy", "set state_directory, such as to /var/lib/ctlogd"))
 		close(k.done)
 		return
