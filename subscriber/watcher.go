@@ -57,10 +57,10 @@ type watcher struct {
 	refused stamp // the state that could not be read
 	why     error
 	again   time.Time // when it is tried again though it is the same
-	first   time.Time
-	offset  int64  // in a file that is appended to, where reading goes on
-	before  []byte // what stands before it
-	lines   int    // so many
+	first   time.Time // since when the file is not at rest; zero: it is
+	offset  int64     // in a file that is appended to, where reading goes on
+	before  []byte    // what stands before it
+	lines   int       // so many
 	mark    uint16
 	version int64 // of the table, 0: there is none yet
 	seen    int64 // when the file was last seen in the state that was read
@@ -109,7 +109,12 @@ func stampOf(f *os.File) (s stamp, err error) {
 }
 
 // look reads the file if it has changed, and shows the table if all went well.
-func (w *watcher) look(ctx context.Context) error {
+func (w *watcher) look(ctx context.Context) (err error) {
+	defer func() {
+		if !errors.Is(err, errUnsettled) { // whoever writes to it next has all of patience again
+			w.first = time.Time{}
+		}
+	}()
 	f, err := os.OpenFile(w.path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0) // a FIFO would have it wait
 	if err != nil {
 		return err
@@ -151,7 +156,7 @@ func (w *watcher) look(ctx context.Context) error {
 
 // done shows what a reading has brought.
 func (w *watcher) done(l *loader, is stamp, now time.Time) {
-	w.read, w.first, w.seen = is, time.Time{}, max(is.mtime, 1)
+	w.read, w.seen = is, max(is.mtime, 1)
 	w.version = l.version
 	w.source.Loads.Add(1)
 	w.source.Broken.Add(l.broken)

@@ -388,6 +388,32 @@ func TestRenameWhileReading(t *testing.T) {
 	}
 }
 
+// TestMendedInPlace wants a file that could not be read for long to be waited for when somebody writes to it again.
+func TestMendedInPlace(t *testing.T) {
+	f := newFile(t, Config{Type: "csv"})
+	f.must(f.at(100, "100.64.0.1,,,a,\n100.64.0.2,,,b,\n"))
+	now := time.Unix(1000, 0)
+	f.w.now = func() time.Time { return now }
+	broken := strings.Repeat("\"\n", hopeless)
+	if err := f.at(998, broken); err == nil || errors.Is(err, errUnsettled) {
+		t.Fatalf("error %v of a file that is of no use", err)
+	}
+	now = now.Add(time.Hour)
+	if err := f.at(now.Unix(), "100.64.0.1,,,a,\n"); !errors.Is(err, errUnsettled) {
+		t.Fatalf("error %v of a file of which half is written", err)
+	}
+	if err := os.Remove(f.path); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.w.look(context.Background()); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("error %v of a file that is gone", err)
+	}
+	now = now.Add(time.Hour)
+	if err := f.at(now.Unix(), "100.64.0.1,,,a,\n"); !errors.Is(err, errUnsettled) {
+		t.Fatalf("error %v of a file of which half is written, after it was gone", err)
+	}
+}
+
 func FuzzParsers(f *testing.F) {
 	f.Add(uint8(0), []byte("100.64.0.7,1970-01-01T00:00:10Z,,\"a\"\"b\",x\n"))
 	f.Add(uint8(1), []byte("1000 02:00:00:00:00:0a 100.64.0.7 a 01:02\nduid 00:01\n0 1 2001:db8::1 * 00:03:00:01:02:00:00:00:00:0d"))
