@@ -40,14 +40,15 @@ type listener struct {
 
 	table *table
 	edits []edit
-	nas   map[string]uint16 // the marks of those who keep the sessions
+	nas   map[string]uint16 // the marks of those who keep the sessions; as long-lived as the table, which has the marks
 	pace  pace
 }
 
 // listen takes packets until ctx ends. What keeps it from that is tried again.
 func (s *Source) listen(ctx context.Context) {
+	nas := map[string]uint16{}
 	for ctx.Err() == nil {
-		l, conn, err := s.open(ctx)
+		l, conn, err := s.open(ctx, nas)
 		if err == nil {
 			s.well(time.Now())
 			err = l.run(ctx, conn)
@@ -63,7 +64,7 @@ func (s *Source) listen(ctx context.Context) {
 	}
 }
 
-func (s *Source) open(ctx context.Context) (*listener, *net.UDPConn, error) {
+func (s *Source) open(ctx context.Context, nas map[string]uint16) (*listener, *net.UDPConn, error) {
 	secret, err := os.ReadFile(s.cfg.SecretFile)
 	if err != nil {
 		return nil, nil, err
@@ -71,7 +72,7 @@ func (s *Source) open(ctx context.Context) (*listener, *net.UDPConn, error) {
 	if secret = bytes.TrimRight(secret, "\r\n"); len(secret) == 0 {
 		return nil, nil, fmt.Errorf("%s: an empty secret", s.cfg.SecretFile)
 	}
-	l := &listener{source: s, log: s.log, secret: secret, table: s.table.Load(), nas: map[string]uint16{}}
+	l := &listener{source: s, log: s.log, secret: secret, table: s.table.Load(), nas: nas}
 	for _, c := range s.cfg.Clients {
 		p, err := parsePrefix(c)
 		if err != nil {
@@ -111,6 +112,7 @@ func (l *listener) run(ctx context.Context, conn *net.UDPConn) error {
 				_, _ = conn.WriteToUDPAddrPort(answer, from) // the client asks again
 			}
 		case !errors.Is(err, os.ErrDeadlineExceeded):
+			l.show(now) // it was answered
 			return err
 		}
 		if len(l.edits) >= showAt || now.Sub(shown) >= showEvery {
@@ -197,23 +199,28 @@ func (l *listener) account(p *radius.Packet, from netip.Addr, now time.Time) out
 	mark := l.markOf(p, from)
 	switch kind := rfc2866.AcctStatusType_Get(p); kind {
 	case rfc2866.AcctStatusType_Value_Start, rfc2866.AcctStatusType_Value_InterimUpdate:
-		if len(l.edits)+l.table.leases >= l.source.cfg.Limit {
-			if l.apply(now); l.table.leases >= l.source.cfg.Limit {
-				return full
-			}
-		}
 		goesOn, start := kind == rfc2866.AcctStatusType_Value_InterimUpdate, at
 		if goesOn {
 			start -= min(int64(rfc2866.AcctSessionTime_Get(p)), 1<<31) * 1e9
 		}
 		until := at + l.source.cfg.SessionTimeout.Nanoseconds()
-		return l.each(p, func(x prefix, id string) {
-			if g, s := l.table.latest(x); goesOn && s != nil && s.holds(at) && g.idOf(s) == id && s.mark == mark &&
+		noRoom := false
+		result := l.each(p, func(x prefix, id string) {
+			g, s := l.table.latest(x)
+			if s == nil && !l.room(now) { // a session that is known goes on though the table is full
+				noRoom = true
+				return
+			}
+			if goesOn && s != nil && s.holds(at) && g.idOf(s) == id && s.mark == mark &&
 				until-s.until < l.source.cfg.SessionTimeout.Nanoseconds()/10 {
 				return // what is known is nearly the same, and each edit costs a page
 			}
 			l.edits = append(l.edits, edit{prefix: x, from: max(start, 1), until: until, id: id, mark: mark, early: early.Nanoseconds()})
 		})
+		if noRoom {
+			return full
+		}
+		return result
 	case rfc2866.AcctStatusType_Value_Stop:
 		return l.each(p, func(x prefix, id string) {
 			l.edits = append(l.edits, edit{prefix: x, from: at, until: at, id: id, ends: true})
@@ -223,6 +230,15 @@ func (l *listener) account(p *radius.Packet, from netip.Addr, now time.Time) out
 		return taken
 	}
 	return useless
+}
+
+// room reports whether the table may have a prefix more.
+func (l *listener) room(now time.Time) bool {
+	limit := l.source.cfg.Limit
+	if len(l.edits) > 0 && len(l.edits)+l.table.leases >= limit {
+		l.apply(now) // not every edit is of a new prefix
+	}
+	return len(l.edits)+l.table.leases < limit
 }
 
 // each calls note with each prefix of the packet's session.

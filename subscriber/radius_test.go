@@ -269,3 +269,43 @@ func FuzzRADIUS(f *testing.F) {
 		})
 	})
 }
+
+// TestFullTable wants sessions that are known to go on while the table has no room for others.
+func TestFullTable(t *testing.T) {
+	n := newNAS(t, Config{Limit: 2, SessionTimeout: time.Minute})
+	n.send(1000, true, n.request(start, "alice", "100.64.0.1"))
+	n.send(1000, true, n.request(start, "bob", "100.64.0.2"))
+	n.send(1050, false, n.request(start, "carol", "100.64.0.3"))
+	n.send(1050, true, n.request(interim, "alice", "100.64.0.1"))
+	n.send(1055, true, n.request(start, "dave", "100.64.0.2"))
+	n.had("100.64.0.1", 1100, "alice")
+	n.had("100.64.0.2", 1100, "dave")
+	n.had("100.64.0.3", 1100, "")
+	if full := n.l.source.Stats.Full.Load(); full != 1 {
+		t.Errorf("%d packets were not taken for want of room, want 1", full)
+	}
+}
+
+// TestMarksOutliveTheSocket wants sessions to stay those of their client when the socket was opened again.
+func TestMarksOutliveTheSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(path, secret, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := New(Config{Type: "radius", Listen: "127.0.0.1:0", SecretFile: path, Clients: []string{"192.0.2.0/24"}, History: time.Hour,
+		SessionTimeout: time.Hour, Limit: 10}, zap.NewNop())
+	marks := map[string]uint16{}
+	open := func(name string) *nas {
+		l, conn, err := s.open(context.Background(), marks)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return &nas{t, l, name}
+	}
+	n := open("bng1")
+	n.send(1000, true, n.request(start, "alice", "100.64.0.1"))
+	n = open("bng2")
+	n.send(1100, true, n.request(rfc2866.AcctStatusType_Value_AccountingOn, "", ""))
+	n.had("100.64.0.1", 1200, "alice")
+}
