@@ -100,6 +100,7 @@ type chunk struct {
 const (
 	maxPage   = 64 << 20 // bytes of a page, a dictionary, a footer
 	maxValues = 4 << 20  // of a page, and rows of a group; ours have 65,536 rows, and at most 32 values of each in a list
+	maxGroups = 4096     // of a segment; one takes some KiB here, and a byte in a footer. Ours have 63 at most
 )
 
 var errDescription = errors.New("its description is damaged")
@@ -243,6 +244,10 @@ func (t *table) check() error {
 func (t *table) readGroups(r *thriftReader) {
 	var which []int // by its place in a group, a column's number here; -1: it is not known
 	_, n := r.list()
+	if n > maxGroups {
+		r.fail()
+		return
+	}
 	for range n {
 		g := new(rowGroup)
 		r.fields(func(id int16, kind byte) bool {
@@ -441,6 +446,10 @@ func (t *table) places(g *rowGroup, c int, bounds bool) (places []place, err err
 			return false
 		}
 		_, n := r.list()
+		if int64(n) > g.rows { // each has one at least
+			r.fail()
+			return true
+		}
 		places = make([]place, n)
 		for i := range places {
 			p := &places[i]
@@ -466,7 +475,7 @@ func (t *table) places(g *rowGroup, c int, bounds bool) (places []place, err err
 		if i+1 < len(places) {
 			p.end = places[i+1].row
 		}
-		if p.at < 0 || p.size < 0 || p.at > t.size-int64(p.size) || p.row >= p.end || p.end > g.rows || i == 0 && p.row != 0 {
+		if p.at < 0 || p.size < 0 || p.size > maxPage || p.at > t.size-int64(p.size) || p.row >= p.end || p.end > g.rows || i == 0 && p.row != 0 {
 			return nil, errDescription
 		}
 	}
@@ -798,6 +807,8 @@ func (t *table) pageValues(p *page, g *rowGroup, c int, h *pageHead, b []byte) (
 		for i := range p.ints {
 			p.ints[i] = binary.LittleEndian.Uint64(b[8*i:])
 		}
+	case !deltaOf(b, n):
+		return errPage
 	case e == delta32:
 		ints, err := new(delta.BinaryPackedEncoding).DecodeInt32(nil, b)
 		if err != nil || len(ints) < n {
@@ -816,6 +827,20 @@ func (t *table) pageValues(p *page, g *rowGroup, c int, h *pageHead, b []byte) (
 		}
 	}
 	return nil
+}
+
+// deltaOf reports whether what is packed as differences (Encodings.md, DELTA_BINARY_PACKED) says of itself that it is n values.
+// The library makes room for as many as that says.
+func deltaOf(b []byte, n int) bool {
+	values := uint64(0)
+	for range 3 { // the size of a block, the miniblocks in it, the values
+		v, size := binary.Uvarint(b)
+		if size <= 0 {
+			return false
+		}
+		values, b = v, b[size:]
+	}
+	return values == uint64(n)
 }
 
 // unpackInts fills dst from runs and packed groups of 8 (the hybrid of Encodings.md), and reports whether they are there.
