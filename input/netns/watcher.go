@@ -27,7 +27,7 @@ const (
 	// openWithin is how long the opening of a namespace may take.
 	openWithin = time.Second
 
-	// quietFor is the least time between two warnings of one kind.
+	// quietFor is the least time between two complaints, of whatever kind.
 	quietFor = time.Minute
 )
 
@@ -346,7 +346,8 @@ func (w *Watcher) add(name string, m mount, now time.Time) *Space {
 		return nil
 	}
 	if s.in, err = enter(s.fd); err != nil {
-		w.complain("enter network namespace "+name+": its table is neither read nor guarded, and what is in it when it goes is lost", err)
+		w.opts.Log.Error("a network namespace cannot be entered: its table is neither read nor guarded, and what is in it when it goes is lost",
+			zap.String("netns", name), zap.Error(err))
 	}
 	return s
 }

@@ -94,9 +94,9 @@ func DialUDP(remote netip.AddrPort, sockets *ownflow.Sockets, refused *atomic.Ui
 	if err != nil {
 		return nil, err
 	}
-	family, level, discover, errors := unix.AF_INET, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_RECVERR
+	family, level, discover, queueErrors := unix.AF_INET, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_RECVERR
 	if remote.Addr().Is6() {
-		family, level, discover, errors = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_RECVERR
+		family, level, discover, queueErrors = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_RECVERR
 		s.header = 48
 	}
 	s.fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
@@ -108,7 +108,7 @@ func DialUDP(remote netip.AddrPort, sockets *ownflow.Sockets, refused *atomic.Ui
 	err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(s.fd, level, discover, unix.IP_PMTUDISC_DONT))
 	if err == nil {
 		// Without it the kernel says that it has sent what it throws away because the interface's queue is full (ENOBUFS).
-		err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(s.fd, level, errors, 1))
+		err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(s.fd, level, queueErrors, 1))
 	}
 	if err == nil {
 		err = os.NewSyscallError("connect", unix.Connect(s.fd, to))
