@@ -16,8 +16,9 @@ import (
 	"github.com/ctlogd/ctlogd/flow"
 )
 
-// The library can write Parquet, too. It takes each value of each column as one of its own, which costs three times as
-// much as all the rest of sealing. So what makes pages of values is ours, and what reads them back is the library.
+// The library can write Parquet, too, but it takes each value of each column as one of its own: a row costs 2.3 us and 13
+// allocations, and 0.8 us and none here (go test -run '^$' -bench Write ./archive). So what makes pages of values is ours, and
+// what reads them back is the library.
 
 // encoding is how the values of a column lie in its pages.
 type encoding int
