@@ -53,6 +53,14 @@ func TestLogReload(t *testing.T) {
 	if n := strings.Count(d.stderr.String(), "configuration reloaded"); n != 1 {
 		t.Errorf("%d lines of level info; the first reload was to level error", n)
 	}
+	count := func(text string) int { return strings.Count(d.stderr.String(), text) }
+	for i, also := range []string{"\nlive: {talkers: true}", "\nlive: {talkers: true}", ""} {
+		reload("{level: info, format: json}"+also, "more")
+		eventually(t, "the configuration is taken", func() bool { return count("configuration reloaded") == 2+i })
+	}
+	if n := count(`takes effect at the next start","key":"live.talkers"`); n != 2 {
+		t.Errorf("it is said %d times that a key waits for a start, which it did after 2 of 3 reloads:\n%s", n, d.stderr.String())
+	}
 	d.stop(t)
 }
 

@@ -29,6 +29,7 @@ import (
 // app is the running daemon: the reader, the stages and the outputs' queues.
 type app struct {
 	cfg        *Config
+	began      *Config // what the process has begun with: keys that are fixed stay as they are here
 	log        *zap.Logger
 	own        *ownlog.Log // what log writes to
 	manager    *manager
@@ -152,7 +153,7 @@ func (a *app) settle() {
 // opened by a goroutine of its own, and again as long as that fails.
 func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 	sockets := ownflow.New()
-	a := &app{cfg: cfg, log: log, manager: m, sockets: sockets,
+	a := &app{cfg: cfg, began: cfg, log: log, manager: m, sockets: sockets,
 		state: state{started: time.Now(), delivery: cfg.Input.Conntrack.Delivery}}
 	a.outputs = planOutputs(cfg, log, sockets, a.tell)
 	a.state.reloads.rename(cfg.Host, cfg.Observer)

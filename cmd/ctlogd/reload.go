@@ -85,7 +85,7 @@ func (a *app) reload(ctx context.Context) error {
 
 // adopt has the daemon work as cfg says.
 func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
-	fixed := fixedKeys(a.cfg, cfg)
+	fixed := fixedKeys(a.began, cfg)
 	was := map[string]plannedOutput{}
 	for _, o := range a.outputs {
 		was[o.name] = o
