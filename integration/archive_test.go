@@ -26,7 +26,6 @@ func TestArchive(t *testing.T) {
 	conf, key, pub := filepath.Join(dir, "ctlogd.yaml"), filepath.Join(dir, "archive.key"), filepath.Join(dir, "gw1.pub")
 	public, err := exec.Command(binary, "key", "new", key, "--host", "gw1").Output()
 	must(t, err)
-	public, _, _ = bytes.Cut(public, []byte("\n"))
 	must(t, os.WriteFile(pub, public, 0o600))
 	must(t, os.WriteFile(conf, []byte("host: gw1\nobserver: lab\noutputs: {jsonl: [{path: "+file+"}], archive: [{path: "+store+
 		", segment_records: 5000, key: "+key+"}]}\n"), 0o644))

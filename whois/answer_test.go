@@ -564,3 +564,32 @@ func TestAudit(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestPrivateDestination: who reports from behind a NAT writes a destination that the firewall has never seen. That hides
+// the holder, so the answer is not complete; one who did talk to a private address is found.
+func TestPrivateDestination(t *testing.T) {
+	dir := small(t)
+	for _, c := range []struct {
+		public, dst string
+		want        string
+		complete    bool
+	}{
+		{"203.0.113.5:40000", "10.0.0.5:443", None, false},
+		{"203.0.113.5:40000", "100.64.0.9", None, false},
+		{"203.0.113.5:40000", "127.0.0.1:443", None, false},
+		{"203.0.113.5:40000", "198.51.100.99:443", None, true},
+		{"203.0.113.5:40000", "198.51.100.80:443", Sole, true},
+	} {
+		q := &Question{From: noon, To: noon + second - 1}
+		var err error
+		if q.Public, err = ParseEnd(c.public); err != nil {
+			t.Fatal(err)
+		}
+		if q.Dst, err = ParseEnd(c.dst); err != nil {
+			t.Fatal(err)
+		}
+		if a := answer(t, dir, q); a.Verdict != c.want || a.Complete != c.complete {
+			t.Errorf("%s to %s: %s, complete %t, %v; want %s, %t", c.public, c.dst, a.Verdict, a.Complete, a.Missing, c.want, c.complete)
+		}
+	}
+}

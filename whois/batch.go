@@ -246,8 +246,9 @@ func (b *batch) lines(text []byte) {
 					break
 				}
 			}
-			// A mail's date has a comma; CSV has one right behind the address.
-			if first, _, _ := strings.Cut(s, string(comma)); comma != ' ' && strings.ContainsAny(strings.Trim(first, `"`), " \t") {
+			// A mail's date has a comma; CSV has one right behind the address, or a head.
+			if first, _, _ := strings.Cut(s, string(comma)); comma != ' ' && strings.ContainsAny(strings.Trim(first, `"`), " \t") &&
+				headOf(strings.Split(s, string(comma))) == nil {
 				comma = ' '
 			}
 		}

@@ -32,6 +32,7 @@ func TestParseBatch(t *testing.T) {
 		"mail's date":                       {"203.0.113.5 40000 Thu, 26 Nov 2026 13:03:07 +0100\n", []string{at}},
 		"IPv6":                              {"[2001:db8::5]:40000 2026-11-26T12:03:07Z\n2001:db8::5 40000 2026-11-26T12:03:07Z\n", []string{"[2001:db8::5]:40000 2026-11-26T12:03:07.000000000Z", "[2001:db8::5]:40000 2026-11-26T12:03:07.000000000Z"}},
 		"CSV":                               {"Case,Source IP,Source Port,Timestamp (UTC),Destination IP,Destination Port,Protocol\nT1,203.0.113.5,40000,2026-11-26 12:03:07,198.51.100.80,443,TCP\n", []string{at + " 198.51.100.80:443 tcp T1"}},
+		"CSV, a space in the head's first":  {"Source IP;Source Port;Timestamp;Time Zone;Destination IP\n203.0.113.5;40000;2026-11-26 13:03:07;CET;198.51.100.80\n", []string{at + " 198.51.100.80"}},
 		"CSV, no head":                      {"203.0.113.5,40000,2026-11-26 12:03:07 UTC\r\n", []string{at}},
 		"semicolons":                        {"\xef\xbb\xbfip;port;time;zone\n203.0.113.5;40000;\"2026-11-26 13:03:07\";CET\n", []string{at}},
 		"tabs":                              {"ip\tport\ttime\n203.0.113.5\t40000\t2026-11-26T12:03:07Z\n", []string{at}},

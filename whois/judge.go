@@ -72,10 +72,18 @@ type HostNote struct {
 // Reason is why holders may be missing.
 type Reason struct {
 	Kind     string // the cause of a gap, or removed, missing, unreadable, catalog, begins, still_alive, ...
-	Host     string
+	Host     string // "": the reason lies in the question
 	From, To int64
 	Lost     *uint64
 	Text     string
+}
+
+// String returns the sentence, and which machine it is about.
+func (r Reason) String() string {
+	if r.Host == "" {
+		return r.Text
+	}
+	return r.Host + ": " + r.Text
 }
 
 // Doubts of a holder.
@@ -152,6 +160,10 @@ func judge(q *Question, rows []row, hosts []*facts, now time.Time) *Answer {
 		if !h.Certain() {
 			a.Missing = append(a.Missing, h.doubt())
 		}
+	}
+	if len(a.Holders) == 0 && private(q.Dst.Addr) && q.Public.Addr.IsValid() && !private(q.Public.Addr) {
+		a.Missing = append(a.Missing, Reason{Kind: "private_destination", Text: fmt.Sprintf(
+			"The destination %s is a private address: whoever wrote it may stand behind a NAT of their own, and these records have the public one. Ask without --dst.", q.Dst.Addr)})
 	}
 	a.sameNames()
 	a.Missing = dedupe(a.Missing)

@@ -46,7 +46,7 @@ func (a *Answer) Text(w io.Writer) error {
 	if len(a.Missing) > 0 {
 		b.WriteString("\nWhat may be missing:\n")
 		for _, r := range a.Missing {
-			fmt.Fprintf(&b, "  %s: %s\n", r.Host, r.Text)
+			fmt.Fprintf(&b, "  %s\n", r)
 		}
 	}
 	if len(a.Notes) > 0 {
@@ -354,7 +354,7 @@ func (a *Answer) CSV(w *csv.Writer, one bool) error {
 		text += " " + a.Decides
 	}
 	for _, r := range a.Missing {
-		text += " " + r.Host + ": " + r.Text
+		text += " " + r.String()
 	}
 	for _, n := range a.Notes {
 		text += " " + n

@@ -144,11 +144,11 @@ func (q *Question) warnings() (w []string) {
 	a := q.Public.Addr
 	switch {
 	case !a.IsValid():
-	case a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast():
-		w = append(w, fmt.Sprintf("%s is a private address, which the far side does not see: who had it inside, --src %s tells.", a, a))
 	case shared.Contains(a):
 		w = append(w, fmt.Sprintf("%s is an address between a provider and its customers (RFC 6598), which the far side does not see: "+
 			"who had it inside, --src %s tells.", a, a))
+	case private(a):
+		w = append(w, fmt.Sprintf("%s is a private address, which the far side does not see: who had it inside, --src %s tells.", a, a))
 	case a.IsMulticast() || a.IsUnspecified():
 		w = append(w, fmt.Sprintf("Nobody has the address %s for their own.", a))
 	}
@@ -162,6 +162,11 @@ func (q *Question) warnings() (w []string) {
 }
 
 var shared = netip.MustParsePrefix("100.64.0.0/10")
+
+// private reports whether an address means something within one network alone.
+func private(a netip.Addr) bool {
+	return a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast() || shared.Contains(a)
+}
 
 // span writes the time that is asked for.
 func (q *Question) span() string {

@@ -24,8 +24,8 @@ func newKey(stdout io.Writer) *cobra.Command {
 			"which verifies them. A file that is there is never written over.",
 		Example: "  ctlogd key new /etc/ctlogd/archive.key",
 		Args:    cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			if err := createKey(args[0], host, stdout); err != nil {
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := createKey(args[0], host, stdout, cmd.ErrOrStderr()); err != nil {
 				return &failure{err}
 			}
 			return nil
@@ -38,8 +38,8 @@ func newKey(stdout io.Writer) *cobra.Command {
 		Long: "Put a new private key beside the last one in FILE. A running ctlogd takes it up by itself: the catalog records the " +
 			"change, signed by the old key, and both sign for one checkpoint interval.",
 		Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			if err := rotateKey(args[0], stdout); err != nil {
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := rotateKey(args[0], stdout, cmd.ErrOrStderr()); err != nil {
 				return &failure{err}
 			}
 			return nil
@@ -76,7 +76,9 @@ func newKey(stdout io.Writer) *cobra.Command {
 	return cmd
 }
 
-func createKey(path, host string, stdout io.Writer) (err error) {
+// createKey prints the key alone to stdout, so that "> gw1.pub" makes a file for ctlogd verify --key, and what to do with it to
+// stderr.
+func createKey(path, host string, stdout, stderr io.Writer) (err error) {
 	if host == "" {
 		if host, err = identity.Host(); err != nil {
 			return err
@@ -86,18 +88,25 @@ func createKey(path, host string, stdout io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(stdout, "%s\n\nThis line is the public key, which stands in every checkpoint too. Keep it on another machine: ctlogd verify --key FILE needs it there.\n"+
-		"%s holds the private one. ctlogd's user has to read it: chgrp ctlogd %s && chmod 0640 %s\nThen write under outputs.archive: key: %s\n", public, path, path, path, path)
+	if _, err := fmt.Fprintln(stdout, public); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(stderr, "\nThis line is the public key, which stands in every checkpoint too. Keep it on another machine: ctlogd verify --key FILE needs it there.\n"+
+		"%s holds the private one. ctlogd's user has to read it: chgrp ctlogd %s && chmod 0640 %s\nThen write under outputs.archive: key: %s\n", path, path, path, path)
 	return err
 }
 
-func rotateKey(path string, stdout io.Writer) error {
+// rotateKey prints as createKey does.
+func rotateKey(path string, stdout, stderr io.Writer) error {
 	public, old, err := archive.RotateKey(path)
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(stdout, "%s\n\nThis line is the new public key. Keep it beside the old one, %s: each verifies what the other has signed for.\n"+
-		"A running ctlogd takes the new one up at its next checkpoint; both sign for one interval then, and %s may lose its first line after that.\n", public, old, path)
+	if _, err := fmt.Fprintln(stdout, public); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(stderr, "\nThis line is the new public key. Keep it beside the old one, %s: each verifies what the other has signed for.\n"+
+		"A running ctlogd takes the new one up at its next checkpoint; both sign for one interval then, and %s may lose its first line after that.\n", old, path)
 	return err
 }
 
