@@ -90,7 +90,7 @@ var (
 	helperUnknown   = counter("ctlogd_helper_unknown_total", "Flows that ended with a helper that is not known (helper_unknown).")
 
 	subscriberRecords = counter("ctlogd_subscriber_records_total", "Records that say whose flow it is (named), and among them those whose address had another holder at the end (changed); records of which no source knows it (unknown).", labelResult)
-	subscriberLeases  = gauge("ctlogd_subscriber_leases", "Prefixes and addresses that a source of subscribers says somebody has.", labelSource)
+	subscriberLeases  = gauge("ctlogd_subscriber_leases", "Prefixes and addresses that somebody has, or had within history, by a source of subscribers.", labelSource)
 	subscriberPast    = gauge("ctlogd_subscriber_past", "Holders before the present ones that are remembered for flows that began earlier.", labelSource)
 	subscriberAge     = gauge("ctlogd_subscriber_age_seconds", "How long ago a source's table was last known to be what the source says.", labelSource)
 	subscriberLoads   = counter("ctlogd_subscriber_loads_total", "Times that a source's table was replaced.", labelSource)
