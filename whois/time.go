@@ -11,7 +11,8 @@ import (
 	_ "time/tzdata" // a firewall may have none
 )
 
-// Moment is a time as somebody has written it: all instants that the text may mean. "12:03:07" is any of that second.
+// Moment is a time as somebody has written it: all instants that the text may mean. "12:03:07" is any of that second, and so is
+// "12:03:07.000": programs write it that know no fractions.
 type Moment struct {
 	From, To int64 // ns since 1970, both included
 	Zone     string
@@ -135,7 +136,7 @@ func ParseTime(text string, now time.Time, zone *time.Location) (m Moment, err e
 		at = at.Add(time.Second)
 	}
 	from := at.UnixNano()
-	if fraction != "" {
+	if strings.Trim(fraction, "0") != "" { // many write .000 behind a time of whole seconds
 		n, _ := strconv.ParseInt(fraction, 10, 64)
 		width = time.Duration(math.Pow10(9 - len(fraction)))
 		from += n * int64(width)
@@ -164,6 +165,9 @@ func unix(text, whole, fraction string) (m Moment, err error) {
 		f, _ := strconv.ParseInt(fraction, 10, 64)
 		width = int64(math.Pow10(9 - len(fraction)))
 		from += f * width
+	}
+	if from%1e9 == 0 && from < math.MaxInt64-1e9 { // as where a program has multiplied seconds
+		width = 1e9
 	}
 	return Moment{From: from, To: from + width - 1, Zone: "UTC"}, nil
 }
