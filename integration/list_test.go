@@ -8,10 +8,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"os/exec"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -179,21 +179,34 @@ func TestListMany(t *testing.T) {
 		must(t, err)
 		must(t, ns.Start(cmd))
 		flows, began := 0, time.Now()
+		peak := 0 // in KiB; rusage would begin with what this process has
 		lines := bufio.NewScanner(out)
 		for lines.Scan() {
+			if flows%(n/20) == 0 {
+				peak = max(peak, highWater(cmd.Process.Pid))
+			}
 			if strings.Contains(lines.Text(), "10.") { // no head
 				flows++
 			}
 		}
 		must(t, cmd.Wait())
-		took, usage := time.Since(began), cmd.ProcessState.SysUsage().(*syscall.Rusage)
+		took := time.Since(began)
 		t.Logf("list %s: %d flows, %d lines in %.2f s, %.2f s of CPU, %d MiB", strings.Join(args, " "), n, flows, took.Seconds(),
-			(cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds(), usage.Maxrss>>10)
+			(cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds(), peak>>10)
 		if want := map[bool]int{true: n, false: 10}[len(args) < 2]; flows != want {
 			t.Errorf("list %v: %d lines, want %d", args, flows, want)
 		}
-		if usage.Maxrss > 96<<10 {
-			t.Errorf("list %v took %d MiB", args, usage.Maxrss>>10)
+		if peak > 96<<10 || peak == 0 && len(args) < 2 {
+			t.Errorf("list %v took %d MiB", args, peak>>10)
 		}
 	}
+}
+
+// highWater returns the most that a process has had resident, in KiB; 0 when it has ended.
+func highWater(pid int) (kib int) {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if _, after, ok := strings.Cut(string(text), "VmHWM:"); ok {
+		_, _ = fmt.Sscan(after, &kib)
+	}
+	return kib
 }

@@ -277,7 +277,7 @@ print(json.dumps([p.parse(l.rstrip("\n")) for l in sys.stdin]))
 	if err := json.Unmarshal([]byte(out), &got); err != nil {
 		t.Fatalf("%v in %s", err, out)
 	}
-	// pycef puts labels in place of the keys that they label, and leaves some escapes in values.
+	// pycef puts labels in place of the keys that they label, leaves some escapes in values, and knows no \n.
 	for i := range want {
 		for k, v := range want[i] {
 			label, ok := want[i][k+"Label"]
@@ -289,7 +289,7 @@ print(json.dumps([p.parse(l.rstrip("\n")) for l in sys.stdin]))
 		}
 		for _, m := range []map[string]string{want[i], got[i]} {
 			for k, v := range m {
-				m[k] = strings.ReplaceAll(v, `\`, "")
+				m[k] = strings.NewReplacer("\n", "n", `\`, "").Replace(v)
 			}
 		}
 		if diff := cmp.Diff(want[i], got[i]); diff != "" {
