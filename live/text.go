@@ -110,7 +110,7 @@ func (v *View) namespaces() string {
 	if !n.Heard {
 		return "others are not heard: ctlogd lacks CAP_NET_BROADCAST"
 	}
-	text := fmt.Sprintf("%s with a name, %s without", group(uint64(len(n.Named))), group(uint64(n.Unnamed)))
+	text := fmt.Sprintf("%s by name, %s others with an id", group(uint64(len(n.Named))), group(uint64(n.Unnamed)))
 	if closed := n.Closed(); closed > 0 {
 		text += fmt.Sprintf("; %s cannot be entered", group(uint64(closed)))
 	}

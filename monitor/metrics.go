@@ -208,7 +208,7 @@ var (
 // The other network namespaces, if their events are asked for.
 var (
 	netnsNamed    = gauge("ctlogd_netns_named", "Other network namespaces that have a name and are listened to.")
-	netnsUnnamed  = gauge("ctlogd_netns_unnamed", "Other network namespaces that have an id and no name.")
+	netnsUnnamed  = gauge("ctlogd_netns_unnamed", "Other network namespaces that have an id, and no name or none that is asked for.")
 	netnsClosed   = gauge("ctlogd_netns_closed", "Those of ctlogd_netns_named that could not be entered: their tables are neither read nor guarded.")
 	netnsHeard    = gauge("ctlogd_netns_heard", "1 if events of other network namespaces come; 0: ctlogd lacks the rights.")
 	netnsUnlisted = counter("ctlogd_netns_unlisted_events_total", "Conntrack messages of namespaces that nobody asked for, thrown away.")

@@ -77,7 +77,7 @@ type Reader struct {
 type Namespaces struct {
 	Heard    bool        `json:"heard"`    // false: ctlogd lacks the rights
 	Named    []Namespace `json:"named"`    // those that have a name and are asked for, by name
-	Unnamed  int         `json:"unnamed"`  // those without a name that the kernel may report of
+	Unnamed  int         `json:"unnamed"`  // those that the kernel may report of without a name, or without one that is asked for
 	Unlisted uint64      `json:"unlisted"` // messages of namespaces that nobody asked for
 }
 
