@@ -18,20 +18,17 @@ func segmentOf(t testing.TB, n int) (file []byte, recs []flow.Record) {
 		recs = append(recs, *r)
 	}
 	var w bytes.Buffer
-	for tw, err := newTableWriter(&w, codecOf("zstd-1"), [columnCount]bool{}); ; {
-		if err != nil {
-			t.Fatal(err)
-		}
-		for rest := recs; len(rest) > 0; rest = rest[min(groupRows, len(rest)):] {
-			if err := tw.group(rest[:min(groupRows, len(rest))]); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := tw.close(format.KeyValue{Key: metaOrigin, Value: "{}"}); err != nil {
-			t.Fatal(err)
-		}
-		return w.Bytes(), recs
+	tw, err := newTableWriter(&w, codecOf("zstd-1"), [columnCount]bool{})
+	for rest := recs; len(rest) > 0 && err == nil; rest = rest[min(groupRows, len(rest)):] {
+		err = tw.group(rest[:min(groupRows, len(rest))])
 	}
+	if err == nil {
+		err = tw.close(format.KeyValue{Key: metaOrigin, Value: "{}"})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w.Bytes(), recs
 }
 
 // values makes what the library takes of a column.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -326,4 +327,40 @@ func TestHookWithoutDaemon(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestCloseWhileItHangs wants Close bounded, and the archive to be given back when what hangs has returned.
+func TestCloseWhileItHangs(t *testing.T) {
+	b := newBucket(t)
+	o := b.options(t)
+	hangs, begun := make(chan struct{}), make(chan struct{}, 1)
+	o.Upload.Run = func(context.Context, *UploadFile) error {
+		select {
+		case begun <- struct{}{}:
+		default:
+		}
+		<-hangs
+		return errors.New("it hung")
+	}
+	w, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	appendTest(t, w, 0, 130)
+	<-begun
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := w.Close(over); !errors.Is(err, context.Canceled) {
+		t.Fatalf("error %v of an upload that hangs", err)
+	}
+	if _, err := Open(o); err == nil {
+		t.Fatal("opened while the other one is at work")
+	}
+	close(hangs)
+	o.Upload = nil
+	until(t, "the archive is free", func() bool {
+		w, err := Open(o)
+		return err == nil && w.Close(context.Background()) == nil
+	})
+	runtime.KeepAlive(w) // or the garbage collector would close its files
 }

@@ -297,16 +297,25 @@ func (w *Writer) Sync() error {
 }
 
 // Close brings what was written to the disk and gives everything back. The row log stays, to be gone on with. A seal that
-// runs is ended; it begins anew at the next start. ctx bounds the wait for it.
+// runs is ended; it begins anew at the next start. ctx bounds the wait for it. What hangs until then is waited for all the
+// same, by nobody: the archive can be opened again when it has returned.
 func (w *Writer) Close(ctx context.Context) error {
 	w.stop()
-	for _, ended := range []<-chan struct{}{w.done, w.up.ended()} {
-		select {
-		case <-ended:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+	closed := make(chan error, 1)
+	go func() {
+		<-w.done
+		<-w.up.ended()
+		closed <- w.closeFiles()
+	}()
+	select {
+	case err := <-closed:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
+}
+
+func (w *Writer) closeFiles() error {
 	err := w.Sync()
 	w.mu.Lock()
 	defer w.mu.Unlock()
