@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -51,20 +52,29 @@ func Get(c *http.Client, url string) error {
 	return nil
 }
 
-// Exchange sends one datagram from local (or from any address if that is "") and waits for one answer.
+// Exchange sends a datagram from local (or from any address if that is "") and waits for an answer; over UDP it asks again
+// every two seconds.
 func (n *NS) Exchange(network, local, address string, payload []byte) ([]byte, error) {
 	c, err := n.DialFrom(context.Background(), network, local, address)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(Timeout))
-	if _, err := c.Write(payload); err != nil {
-		return nil, err
+	answer, end := make([]byte, 65536), time.Now().Add(Timeout)
+	for {
+		until := end
+		if strings.HasPrefix(network, "udp") { // the first datagram on a new link may be lost
+			until = time.Now().Add(2 * time.Second)
+		}
+		_ = c.SetDeadline(until)
+		if _, err := c.Write(payload); err != nil {
+			return nil, err
+		}
+		k, err := c.Read(answer)
+		if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(end) || until == end {
+			return answer[:k], err
+		}
 	}
-	answer := make([]byte, 65536)
-	k, err := c.Read(answer)
-	return answer[:k], err
 }
 
 // Answer answers every datagram that c receives, with what reply makes of it, until c is closed.
