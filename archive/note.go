@@ -141,8 +141,8 @@ func ReadNote(msg []byte, public ...string) (n *Note, err error) {
 		if text, n.By, err = openNote(msg, public); err != nil {
 			return nil, err
 		}
-	} else if i := strings.Index(text, "\n\n"); i >= 0 {
-		text = text[:i+1]
+	} else {
+		text = unsigned(text)
 	}
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	if len(lines) < 4 || !strings.HasPrefix(lines[0], noteOrigin) {
@@ -177,6 +177,21 @@ func ReadNote(msg []byte, public ...string) (n *Note, err error) {
 		}
 	}
 	return n, nil
+}
+
+// hashLine is the index of a note's line with the hash, which is empty as long as the catalogs have no line.
+const hashLine = 2
+
+// unsigned returns the text of a note without the blank line behind it, and what follows that.
+func unsigned(msg string) string {
+	start := 0
+	for range hashLine {
+		start += strings.IndexByte(msg[start:], '\n') + 1
+	}
+	if i := strings.Index(msg[start:], "\n\n"); i >= 0 {
+		return msg[:start+i+1]
+	}
+	return msg
 }
 
 // rowHash is the hash of a row log so far: what was hashed once is not read again.

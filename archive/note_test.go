@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -70,6 +71,31 @@ func TestNote(t *testing.T) {
 	for _, bad := range []string{"", "x", "ctlogd archive gw1\n", "ctlogd archive gw1\nx\n\n\n", "ctlogd archive gw1\n1\n*\ntime 2026-01-01T00:00:00Z\n"} {
 		if n, err := ReadNote([]byte(bad)); err == nil {
 			t.Errorf("%q is read as %+v", bad, n)
+		}
+	}
+}
+
+// TestNoteBeforeTheFirstSegment: without a line in the catalogs there is no hash, and the note's third line is empty.
+func TestNoteBeforeTheFirstSegment(t *testing.T) {
+	o := testOptions(t.TempDir())
+	o.Interval = time.Hour
+	w := openTest(t, o)
+	if err := w.note(nil); err != nil {
+		t.Fatal(err)
+	}
+	if v := verifyTest(t, o.Dir, VerifyOptions{}); v.Verdict != Whole || v.Note == nil {
+		t.Error(asJSON(v))
+	}
+	n := Note{Host: "gw1", Rows: []NoteRows{{1, 2, "cd"}}, Time: 5}
+	want := n.text() + "\n"
+	for _, text := range []string{want, "INFO\tcheckpoint: " + strings.ReplaceAll(strings.TrimSpace(want), "\n", `\n`) + "\t{}\n"} {
+		found := FindNotes([]byte(text))
+		if len(found) != 1 || string(found[0]) != want {
+			t.Errorf("%q in %q", found, text)
+			continue
+		}
+		if got, err := ReadNote(found[0]); err != nil || got.Hash != "" || !slices.Equal(got.Rows, n.Rows) || got.Time != n.Time {
+			t.Errorf("%+v, %v", got, err)
 		}
 	}
 }

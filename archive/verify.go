@@ -632,7 +632,7 @@ func oneNote(text []byte) []byte {
 	}
 	var b bytes.Buffer
 	blank := false
-	for s := range strings.SplitSeq(string(text), "\n") {
+	for i, s := range strings.Split(string(text), "\n") {
 		if blank {
 			fields := strings.Fields(s)
 			if len(fields) < 3 || fields[0] != "—" {
@@ -648,7 +648,7 @@ func oneNote(text []byte) []byte {
 			continue
 		}
 		s = strings.TrimSuffix(s, "\r")
-		if blank = s == ""; inLog && strings.ContainsAny(s, "\"\t\\") { // unsigned, in a log: what comes is not its
+		if blank = s == "" && i != hashLine; inLog && strings.ContainsAny(s, "\"\t\\") { // unsigned, in a log: what comes is not its
 			b.WriteString(s[:strings.IndexAny(s, "\"\t\\")] + "\n\n")
 			break
 		}
