@@ -235,7 +235,7 @@ func verdictText(v *archive.Verification, o archive.VerifyOptions, now time.Time
 		if f.Line != 0 {
 			place += fmt.Sprintf(":%d", f.Line)
 		}
-		say("%s", strings.TrimPrefix(f.Verdict+": "+place+": "+f.Text, ": "))
+		say("%s", strings.Join(slices.DeleteFunc([]string{f.Verdict, place, f.Text}, func(s string) bool { return s == "" }), ": "))
 	}
 	span := ""
 	if v.First != nil {

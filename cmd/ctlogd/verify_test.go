@@ -112,7 +112,7 @@ func TestVerify(t *testing.T) {
 			[]string{"no checkpoint that was given is of the host gw1"}},
 		{"another key", []string{without, "--key", filepath.Join(dir, "other.pub")}, verifyTampered, []string{"gw1: forged"}},
 		{"no key, no signature", []string{unsigned}, verifyWhole, []string{"gw3: sealed and whole", "; not signed"}},
-		{"a key, and no signature", []string{unsigned, "--key", pub}, verifyUnproven, []string{"gw3: unproven"}},
+		{"a key, and no signature", []string{unsigned, "--key", pub}, verifyUnproven, []string{"gw3: unproven", "  unproven: there is no checkpoint that a given key has signed"}},
 	} {
 		var stdout, stderr bytes.Buffer
 		if code := run(append([]string{"verify"}, tt.args...), &stdout, &stderr); code != tt.code || stderr.Len() > 0 {
