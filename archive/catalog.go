@@ -23,6 +23,7 @@ const (
 	KindSegment = "segment" // a segment was sealed
 	KindRemoved = "removed" // a segment was removed, and why: a tombstone
 	KindKey     = "key"     // from here on, another key signs the checkpoints
+	KindRules   = "rules"   // from here on, other rules keep flows out of the records
 )
 
 // catalogVersion is of the lines. A line of a later version, or of an unknown kind, counts in the chain and says nothing
@@ -41,6 +42,7 @@ type Line struct {
 	*Segment
 	Removed *Removal   `json:"removed,omitempty"`
 	Key     *KeyChange `json:"key,omitempty"`
+	Rules   *Rules     `json:"rules,omitempty"`
 	Prev    string     `json:"prev"`
 
 	Date   string `json:"-"` // of the folder that it stands in
@@ -55,6 +57,14 @@ type Removal struct {
 	Records int64  `json:"records"`
 	First   Time   `json:"first"`
 	Last    Time   `json:"last"`
+}
+
+// Rules says which flows are kept out of the records: what is not there has left no other trace. Lists of rules are JSON as
+// Options.LeftOut has it. A day's catalog has the rules again if none of its lines has them, for copies of some days.
+type Rules struct {
+	From    Time            `json:"from"`               // since when they may have been in force
+	LeftOut json.RawMessage `json:"left_out,omitempty"` // absent: nothing is kept out any more
+	Before  json.RawMessage `json:"before,omitempty"`   // what was in force until the line was written
 }
 
 // LineError is a line of a catalog that cannot be read.
@@ -108,7 +118,7 @@ func ReadCatalog(dir string) (lines []Line, whole int64, err error) {
 			l.Kind = ""
 		}
 		if l.Kind == KindSegment && (l.Segment == nil || !segmentName(l.File)) || l.Kind == KindRemoved && l.Removed == nil ||
-			l.Kind == KindKey && l.Key == nil {
+			l.Kind == KindKey && l.Key == nil || l.Kind == KindRules && l.Rules == nil {
 			errs = append(errs, &LineError{path, n, errors.New("is no line of a catalog")})
 			continue
 		}

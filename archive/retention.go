@@ -24,6 +24,7 @@ func (w *Writer) retain() {
 	r := &w.o.Retention
 	now := Time(w.now())
 	w.payOwed()
+	w.keepRules()
 	for {
 		date, s, ok := w.k.oldest()
 		if !ok || r.MaxAge == 0 || now-s.last <= Time(r.MaxAge) {

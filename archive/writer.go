@@ -1,7 +1,9 @@
 package archive
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -44,6 +46,10 @@ type Options struct {
 	// Unmarked says that nothing else tells what is missing since the last record that is there, as where there is no
 	// state directory: then Open puts a gap of that time on record.
 	Unmarked bool
+
+	// LeftOut are the rules that keep flows out of what is appended, as compact JSON; empty if nothing is. Each change of them
+	// is put on record in the catalog. Who judges by them is another.
+	LeftOut json.RawMessage
 
 	// Seal makes a segment of a row log. Nil: Child, a process of this binary.
 	Seal func(ctx context.Context, path string) (Sealed, error)
@@ -164,6 +170,7 @@ func Open(o Options) (*Writer, error) {
 		w.lock.Close()
 		return nil, err
 	}
+	w.keepRules()
 	if err := w.tellAbsence(); err != nil {
 		w.lock.Close()
 		return nil, fmt.Errorf("put the time since the last record on record: %w", err)
@@ -346,6 +353,38 @@ func (w *Writer) tellAbsence() error {
 	return err
 }
 
+// keepRules puts on record that other rules keep flows out than before. If it cannot, it tries again with each look for what
+// is to be removed: a full disk does not keep the archive closed.
+func (w *Writer) keepRules() {
+	before := w.k.leftOut()
+	if bytes.Equal(before, w.o.LeftOut) {
+		return
+	}
+	now := Time(w.now())
+	r := &Rules{From: now, LeftOut: w.o.LeftOut, Before: before}
+	if w.k.last != 0 { // what has ended since may have met the rules already
+		r.From = min(Time(w.k.last), now)
+	}
+	if err := w.appendRules(now.date(), r); err != nil {
+		w.Stats.KeepErrors.Add(1)
+		w.o.Log(Error, "the catalog cannot say yet which flows the filter keeps out: until it does, whois may take answers about them for complete",
+			w.dir, err, "see that the disk has room and is writable")
+	}
+}
+
+func (w *Writer) appendRules(date string, r *Rules) error {
+	if err := makeDir(filepath.Join(w.dir, "date="+date)); err != nil {
+		return err
+	}
+	line := Line{Kind: KindRules, At: Time(w.now()), Rules: r}
+	if err := w.k.chain.append(date, line); err != nil {
+		return err
+	}
+	line.Date = date
+	w.k.rules = &line
+	return nil
+}
+
 // lastIn returns the time of the latest record of a row log, as far as it can be read; 0 if there is none.
 func lastIn(path string) (last int64) {
 	_ = Each(path, func(_ *Origin, r *flow.Record) error { // what cannot be read is told when the row log is opened
@@ -378,6 +417,9 @@ func (w *Writer) recover() error {
 			}
 			if l.Key != nil && (w.k.keyLine == nil || l.N > w.k.keyLine.N) {
 				w.k.keyLine = l
+			}
+			if l.Rules != nil && (w.k.rules == nil || l.N > w.k.rules.N) {
+				w.k.rules = l
 			}
 			if l.Segment != nil {
 				w.k.last = max(w.k.last, int64(l.Last))
@@ -416,7 +458,7 @@ func (w *Writer) recover() error {
 		}
 	}
 	w.sequence = highest + 1
-	if w.o.Unmarked {
+	if w.o.Unmarked || !bytes.Equal(w.k.leftOut(), w.o.LeftOut) {
 		for _, path := range logs {
 			w.k.last = max(w.k.last, lastIn(path))
 		}
@@ -581,6 +623,15 @@ type keeper struct {
 	owed []tombstone // that a full disk had no room for
 
 	keyLine *Line // the catalog's last word on who signs; nil: it has none
+	rules   *Line // and on what is kept out
+}
+
+// leftOut returns the rules that are on record.
+func (k *keeper) leftOut() json.RawMessage {
+	if k.rules == nil {
+		return nil
+	}
+	return k.rules.Rules.LeftOut
 }
 
 // day is what a date's folder holds.
@@ -763,6 +814,11 @@ func (w *Writer) seal(ctx context.Context, l *rowLog) error {
 	}
 	if err := step("keep.sealed"); err != nil {
 		return err
+	}
+	if r := w.k.rules; len(w.k.leftOut()) > 0 && r.Date != s.Date {
+		if err := w.appendRules(s.Date, &Rules{From: r.Rules.From, LeftOut: r.Rules.LeftOut}); err != nil {
+			return err
+		}
 	}
 	if err := w.k.chain.append(s.Date, Line{Kind: KindSegment, At: Time(w.now()), Segment: &s.Segment}); err != nil {
 		return err

@@ -329,6 +329,7 @@ func (h *archiveHost) facts(q *Question) *facts {
 		f.problems = append(f.problems, Reason{Kind: "missing", Host: h.Name, Text: fmt.Sprintf(
 			"In %s, %s, and nothing says that a rule has removed what they name: a copy was made while ctlogd wrote, or not of all. Copy again, and ask again.", h.Dir, hole)})
 	}
+	f.leftOut = spans(h.Lines)
 	f.bound(h.checks, q)
 	for _, l := range h.Removed(q.From, q.To) {
 		if f.after == nil || int64(l.Removed.First) <= f.until {

@@ -635,7 +635,13 @@ func (f *facts) missing(q *Question) (all []Reason) {
 			all = append(all, Reason{Kind: "dropped", Host: f.host, Text: fmt.Sprintf("%s is left out of these records (fields.drop), and the question needs it.", key)})
 		}
 	}
-	if f.filter != "" {
+	told := false
+	for i := range f.leftOut {
+		if s := &f.leftOut[i]; s.hide(f, q) {
+			all, told = append(all, s.reason(f.host)), told || s.to == inForce
+		}
+	}
+	if f.filter != "" && !told {
 		all = append(all, Reason{Kind: "filtered", Host: f.host, Text: fmt.Sprintf("The configuration keeps some flows out of these records (%s), and one of them may be meant.", f.filter)})
 	}
 	if f.over {

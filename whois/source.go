@@ -50,6 +50,7 @@ type facts struct {
 	problems []Reason
 	dropped  []string // keys that are left out
 	filter   string   // key of rules that leave flows out
+	leftOut  []span   // the rules that have done so, by the catalog
 	live     bool     // the table was read
 	liveErr  error    // why that is no witness
 	scanned  bool     // files were read from their beginning to their end

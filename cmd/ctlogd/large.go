@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"github.com/ctlogd/ctlogd/output/kafka"
 	"github.com/ctlogd/ctlogd/ownflow"
 	"github.com/ctlogd/ctlogd/pipeline/deliver"
+	"github.com/ctlogd/ctlogd/pipeline/filter"
 	"github.com/ctlogd/ctlogd/pipeline/spool"
 	"github.com/ctlogd/ctlogd/preflight"
 	"github.com/ctlogd/ctlogd/unit"
@@ -132,14 +134,28 @@ func planLarge(cfg *Config, identity format.Options, log *zap.Logger, sockets *o
 		})
 	}
 	for i, c := range cfg.Outputs.Archive {
+		leftOut := cfg.leftOut(c.Filter)
 		add(plannedOutput{
 			name: c.Name(), path: fmt.Sprintf("outputs.archive[%d]", i), common: c.OutputConfig,
-			config: []any{c.Config, cfg.Host, cfg.Observer}, archive: true,
+			config: []any{c.Config, cfg.Host, cfg.Observer, leftOut}, archive: true,
 			build: func() (deliver.Output, error) {
-				return archive.New(c.Config, cfg.Host, cfg.Observer, cfg.StateDirectory == "", log.Named("archive"), tell)
+				rules, err := filter.Encode(leftOut...)
+				if err != nil {
+					return nil, err
+				}
+				return archive.New(c.Config, cfg.Host, cfg.Observer, cfg.StateDirectory == "", rules, log.Named("archive"), tell)
 			},
 		})
 	}
+}
+
+// leftOut returns the rules that keep flows out of an output, whose own ones are given. That events has no destroy is one.
+func (c *Config) leftOut(own filter.Config) []filter.Config {
+	lists := []filter.Config{c.Filter, own}
+	if end := flow.EventNames[flow.EventDestroy]; !slices.Contains(c.Input.Conntrack.Events, end) {
+		lists = append(lists, filter.Config{{Action: "drop", Match: filter.Match{Event: filter.List[string]{end}}}})
+	}
+	return lists
 }
 
 // checkpoints returns how often the table is read for archives, 0 if there are none.

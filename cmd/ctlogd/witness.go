@@ -58,6 +58,9 @@ func (w *witness) filter(path string, q *whois.Question) string {
 	if w.cfg.Filter.Hides(q.Proto, q.HasProto) {
 		return "filter"
 	}
+	if !slices.Contains(w.cfg.Input.Conntrack.Events, flow.EventNames[flow.EventDestroy]) {
+		return "input.conntrack.events"
+	}
 	name := w.output(path)
 	for i := range w.cfg.Outputs.Archive {
 		if o := &w.cfg.Outputs.Archive[i]; o.Name() == name && o.Filter.Hides(q.Proto, q.HasProto) {

@@ -26,7 +26,7 @@ func TestCheckpoint(t *testing.T) {
 	}
 	c.Checkpoint = time.Millisecond
 	told := make(chan *flow.Record, 1)
-	o, err := New(c, "gw1", "obs", false, nil, func(r *flow.Record) bool {
+	o, err := New(c, "gw1", "obs", false, nil, nil, func(r *flow.Record) bool {
 		select {
 		case told <- r:
 			return true

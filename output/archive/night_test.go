@@ -30,7 +30,7 @@ func TestNight(t *testing.T) {
 	var cfg Config
 	cfg.Defaults()
 	cfg.Path, cfg.SegmentRecords = t.TempDir(), segment
-	o, err := New(cfg, "gw1", "obs", false, nil, nil)
+	o, err := New(cfg, "gw1", "obs", false, nil, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"context"
+	"encoding/json"
 	"strings"
 	"time"
 
@@ -20,8 +21,9 @@ type Output struct {
 
 // New opens the archive of cfg, and makes it if there is none. tell, if not nil, takes a record of each checkpoint, for the
 // other outputs. It must not wait, and reports whether it has taken the record. unmarked says that there is no state
-// directory, whose mark would tell what is missing since the last process.
-func New(cfg Config, host, observer string, unmarked bool, log *zap.Logger, tell func(*flow.Record) bool) (*Output, error) {
+// directory, whose mark would tell what is missing since the last process. leftOut are the rules that keep flows out of what is
+// written (filter.Encode).
+func New(cfg Config, host, observer string, unmarked bool, leftOut json.RawMessage, log *zap.Logger, tell func(*flow.Record) bool) (*Output, error) {
 	if log == nil {
 		log = zap.NewNop()
 	}
@@ -37,6 +39,7 @@ func New(cfg Config, host, observer string, unmarked bool, log *zap.Logger, tell
 		Retention: archive.Retention{MaxAge: cfg.MaxAge, MinAge: cfg.MinAge, MaxSize: int64(cfg.MaxSize), Reserve: int64(cfg.Reserve)},
 		Upload:    upload,
 		Unmarked:  unmarked,
+		LeftOut:   leftOut,
 		Noted: func(n *archive.Note, text string) {
 			if tell != nil && !tell(checkpoint(cfg.Name(), n, text)) {
 				log.Warn("a checkpoint does not go to the other outputs, as the reader is not taking any; the next one does")
