@@ -44,7 +44,7 @@ type Options struct {
 	Upload      *Upload // nil: nothing is uploaded
 
 	// Unmarked says that nothing else tells what is missing since the last record that is there, as where there is no
-	// state directory: then Open puts a gap of that time on record.
+	// mark of the last process: then Open puts a gap of that time on record.
 	Unmarked bool
 
 	// LeftOut are the rules that keep flows out of what is appended, as compact JSON; empty if nothing is. Each change of them
@@ -347,8 +347,8 @@ func (w *Writer) tellAbsence() error {
 	r.Event, r.Received = flow.EventGap, now
 	r.Start, r.Stop = min(w.k.last, now), max(w.k.last, now) // the clock may have been set back
 	b.Extra(r).Gap = flow.Gap{Cause: flow.CauseDowntime, Output: w.o.Output}
-	w.o.Log(Warn, "there is no state_directory, so a gap covers all the time since the last record", w.dir, nil,
-		"set state_directory, such as to /var/lib/ctlogd: the gap is as long as ctlogd was away then")
+	w.o.Log(Warn, "no mark of the last process was found, so a gap covers all the time since the last record", w.dir, nil,
+		"set state_directory, such as to /var/lib/ctlogd, and keep what is in it: the gap is as long as ctlogd was away then")
 	_, err := w.Append([]*flow.Record{r})
 	return err
 }

@@ -3,6 +3,7 @@ package archive
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -674,5 +675,69 @@ func TestUnmarked(t *testing.T) {
 		if *k.From != from || *k.To != Time(now.UnixNano()) || k.Cause != "downtime" || k.Lost != nil || k.Output != o.Output {
 			t.Errorf("start %d: %+v, want downtime from %v to %v", i, k, from, now)
 		}
+	}
+}
+
+// TestRules: each change of the rules that keep flows out is on record, since the last record before it, and the catalog of
+// each day has what is in force. A full disk keeps no archive closed.
+func TestRules(t *testing.T) {
+	defer func() { step = func(string) error { return nil } }()
+	o := testOptions(t.TempDir())
+	o.Retention = Retention{}
+	now := testNow
+	o.Now = func() time.Time { return now }
+	drop := json.RawMessage(`[[{"action":"drop"}]]`)
+	rules := func(leftOut json.RawMessage, from, to int) (all []Line) {
+		t.Helper()
+		o.LeftOut = leftOut
+		w := openTest(t, o)
+		appendTest(t, w, from, to)
+		await(t, func() bool { return w.Stats.Waiting.Load() < int64(o.Records) })
+		if err := w.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		r, err := OpenReader(o.Dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range r.Hosts[0].Lines {
+			if l.Kind == KindRules {
+				all = append(all, l)
+			}
+		}
+		return all
+	}
+	if all := rules(nil, 0, 3); len(all) != 0 {
+		t.Errorf("without rules: %+v", all)
+	}
+	step = func(at string) error {
+		if at == "catalog.append" {
+			return unix.ENOSPC
+		}
+		return nil
+	}
+	if all := rules(drop, 3, 4); len(all) != 0 {
+		t.Errorf("on a full disk: %+v", all)
+	}
+	step = func(string) error { return nil }
+	last := Time(numbered(3).Stop)
+	for range 2 { // the second time nothing has changed
+		all := rules(drop, 4, 4)
+		if len(all) != 1 || all[0].Rules.From != last || all[0].At != Time(now.UnixNano()) || !bytes.Equal(all[0].Rules.LeftOut, drop) || all[0].Rules.Before != nil {
+			t.Fatalf("with rules: %+v", all)
+		}
+	}
+	now = now.Add(24 * time.Hour)
+	all := rules(drop, 4, 4+int(o.Records)) // another day has a segment
+	if len(all) < 2 || all[len(all)-1].Date != Time(now.UnixNano()).date() || all[len(all)-1].Rules.From != last || !bytes.Equal(all[len(all)-1].Rules.LeftOut, drop) {
+		t.Fatalf("on another day: %+v", all)
+	}
+	n := len(all)
+	all = rules(nil, 4, 4)
+	if r := all[len(all)-1].Rules; len(all) != n+1 || len(r.LeftOut) != 0 || !bytes.Equal(r.Before, drop) {
+		t.Errorf("without rules again: %+v", all)
+	}
+	if v := verifyTest(t, o.Dir, VerifyOptions{}); v.Verdict != Whole {
+		t.Error(asJSON(v))
 	}
 }

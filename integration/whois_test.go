@@ -177,6 +177,37 @@ func TestWhois(t *testing.T) {
 		}
 		return false
 	})
+	// A filter that was in force, and is gone, has kept flows out.
+	reload(string(with) + "filter: [{action: drop}]\n")
+	filtered := time.Now().UTC().Format(time.RFC3339Nano)
+	must(t, flood.Create(4, 5))
+	must(t, flood.Delete(4, 5))
+	reload(string(with))
+	missing := func(what, kind, at string, args ...string) {
+		t.Helper()
+		eventually(t, what, func() bool {
+			a, code := run(ns.Start, append([]string{mine, "--at", at}, args...)...)
+			for _, m := range a.Missing {
+				if m.Kind == kind && code == 5 {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	missing("what a filter has kept out is told", "filtered", filtered)
+	must(t, os.RemoveAll(twin))
+	must(t, os.CopyFS(twin, os.DirFS(store)))
+	missing("a copy tells it as well", "filtered", filtered, "--archive", twin)
+	again.stop(t)
+
+	// The mark is lost: what came meanwhile is a gap all the same.
+	must(t, os.Remove(filepath.Join(dir, "mark.json")))
+	lost := time.Now().UTC().Format(time.RFC3339Nano)
+	must(t, flood.Create(5, 6))
+	must(t, flood.Delete(5, 6))
+	again = start(t, ns, exec.Command(binary, "run", "-c", conf))
+	missing("a start without a mark is a gap", "downtime", lost)
 	again.stop(t)
 
 	text, err := os.ReadFile(audit)

@@ -92,6 +92,12 @@ func TestJudge(t *testing.T) {
 	whole := func(gaps ...archive.Gap) *facts {
 		return &facts{host: "gw1", begins: noon - 10*hour, ends: noon + 5*hour, before: checked(noon - hour), after: checked(noon + 2*hour), until: noon + 2*hour + second, gaps: gaps}
 	}
+	udp := `[[{"action":"drop","match":{"proto":["udp"]}}]]`
+	filteredBy := func(from, to int64, rules string) *facts {
+		f := whole()
+		f.leftOut = []span{{from, to, []byte(rules)}}
+		return f
+	}
 	a := func() *flow.Record {
 		return snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-minute, noon+minute)
 	}
@@ -170,6 +176,13 @@ func TestJudge(t *testing.T) {
 			f.removed = []archive.Line{{Removed: &archive.Removal{File: "x", Why: "max_age", First: archive.Time(noon), Last: archive.Time(noon + hour), Records: 7}}}
 			return f
 		}(), verdict: None, exit: 5, missing: "removed"},
+		"filtered then":         {facts: filteredBy(noon-minute, noon+minute, udp), verdict: None, exit: 5, missing: "filtered"},
+		"filtered, long over":   {facts: filteredBy(noon-hour, noon-1, udp), verdict: None, exit: 3},
+		"filtered, ended later": {facts: filteredBy(noon+minute, inForce, udp), verdict: None, exit: 5, missing: "filtered"},
+		"filtered, seen before": {facts: filteredBy(noon+3*hour, inForce, udp), verdict: None, exit: 3},
+		"filtered, another":     {facts: filteredBy(noon-minute, noon+minute, udp), change: func(q *Question) { q.Proto, q.HasProto = flow.TCP, true }, verdict: None, exit: 3},
+		"filtered, in other words": {facts: filteredBy(noon-minute, noon+minute, `[[{"action":"drop","match":{"colour":["red"]}}]]`), change: func(q *Question) { q.Proto, q.HasProto = flow.TCP, true },
+			verdict: None, exit: 5, missing: "filtered"},
 		"ports left out": {facts: func() *facts { f := whole(); f.dropped = []string{"nat_src_port"}; return f }(), verdict: None, exit: 5, missing: "dropped"},
 		"destinations left out": {rows: func() []row {
 			rows := asRows(a(), b())
@@ -591,5 +604,26 @@ func TestPrivateDestination(t *testing.T) {
 		if a := answer(t, dir, q); a.Verdict != c.want || a.Complete != c.complete {
 			t.Errorf("%s to %s: %s, complete %t, %v; want %s, %t", c.public, c.dst, a.Verdict, a.Complete, a.Missing, c.want, c.complete)
 		}
+	}
+}
+
+// TestSpans: what catalogs say of rules makes spans; a copy of the last days knows by the day's own lines.
+func TestSpans(t *testing.T) {
+	line := func(at, from int64, leftOut, before string) archive.Line {
+		return archive.Line{Kind: archive.KindRules, At: archive.Time(at), Rules: &archive.Rules{From: archive.Time(from), LeftOut: []byte(leftOut), Before: []byte(before)}}
+	}
+	lines := []archive.Line{{Kind: archive.KindSegment}, line(10, 8, "A", ""), line(20, 8, "A", ""), line(30, 28, "B", "A"), line(40, 40, "", "B"), line(50, 49, "A", "")}
+	whole := []span{{8, 30, []byte("A")}, {28, 40, []byte("B")}, {49, inForce, []byte("A")}}
+	for skip, want := range [][]span{whole, whole, whole,
+		{{-1 << 62, 30, []byte("A")}, {28, 40, []byte("B")}, {49, inForce, []byte("A")}},
+		{{-1 << 62, 40, []byte("B")}, {49, inForce, []byte("A")}},
+		{{49, inForce, []byte("A")}},
+	} {
+		if d := cmp.Diff(want, spans(lines[skip:]), cmp.AllowUnexported(span{})); d != "" {
+			t.Errorf("without the first %d lines (-want +got):\n%s", skip, d)
+		}
+	}
+	if got := spans(nil); got != nil {
+		t.Errorf("of no lines: %v", got)
 	}
 }

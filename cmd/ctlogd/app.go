@@ -155,7 +155,7 @@ func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 	sockets := ownflow.New()
 	a := &app{cfg: cfg, began: cfg, log: log, manager: m, sockets: sockets,
 		state: state{started: time.Now(), delivery: cfg.Input.Conntrack.Delivery}}
-	a.outputs = planOutputs(cfg, log, sockets, a.tell)
+	a.outputs = planOutputs(cfg, log, sockets, a.tell, a.begin)
 	a.state.reloads.rename(cfg.Host, cfg.Observer)
 	var queues []*deliver.Queue
 	for i := range a.outputs {
@@ -190,6 +190,15 @@ func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 
 // tell has a record that an output has made go to the other ones. Queues call it, which are started after the reader was made.
 func (a *app) tell(r *flow.Record) bool { return a.reader.Tell(r) }
+
+// begin builds an output that can tell what it has missed by what it has. The queues' goroutines call it.
+func (a *app) begin(name string, build func(unmarked bool) (deliver.Output, error)) (deliver.Output, error) {
+	out, err := build(!a.keeper.Marked(name))
+	if err == nil {
+		a.keeper.Began(name)
+	}
+	return out, err
+}
 
 // keepUnrecorded puts into the mark what the guard has thrown away after the reader had ended.
 func (a *app) keepUnrecorded() {

@@ -117,7 +117,7 @@ func (c *LargeOutputs) validate(block func(path string) func(field, msg string),
 
 // planLarge calls add for each of these outputs.
 func planLarge(cfg *Config, identity format.Options, log *zap.Logger, sockets *ownflow.Sockets, tell func(*flow.Record) bool,
-	add func(plannedOutput)) {
+	begin beginning, add func(plannedOutput)) {
 	for i, c := range cfg.Outputs.Kafka {
 		add(plannedOutput{
 			name: c.Name(), path: fmt.Sprintf("outputs.kafka[%d]", i), common: c.OutputConfig,
@@ -143,7 +143,9 @@ func planLarge(cfg *Config, identity format.Options, log *zap.Logger, sockets *o
 				if err != nil {
 					return nil, err
 				}
-				return archive.New(c.Config, cfg.Host, cfg.Observer, cfg.StateDirectory == "", rules, log.Named("archive"), tell)
+				return begin(c.Name(), func(unmarked bool) (deliver.Output, error) {
+					return archive.New(c.Config, cfg.Host, cfg.Observer, unmarked, rules, log.Named("archive"), tell)
+				})
 			},
 		})
 	}

@@ -53,9 +53,12 @@ type plannedOutput struct {
 	archive bool // takes what the table is read for at each checkpoint
 }
 
+// beginning builds an output, which build is told about whether no mark tells what it has missed.
+type beginning func(name string, build func(unmarked bool) (deliver.Output, error)) (deliver.Output, error)
+
 // planOutputs returns all outputs of the configuration, which tell sockets of their own, and tell of records for the other
 // outputs. It touches nothing.
-func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets, tell func(*flow.Record) bool) (outputs []plannedOutput) {
+func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets, tell func(*flow.Record) bool, begin beginning) (outputs []plannedOutput) {
 	hideNew := cfg.newOnDemand()
 	add := func(o plannedOutput, needsNew bool) {
 		o.filter = o.common.Filter
@@ -84,7 +87,7 @@ func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets, tell fu
 			build: func() (deliver.Output, error) { return ipfix.New(c.Config, ipfix.Options{Log: log, Sockets: sockets}) },
 		}, c.NeedsNew())
 	}
-	planLarge(cfg, identity, log, sockets, tell, func(o plannedOutput) { add(o, false) })
+	planLarge(cfg, identity, log, sockets, tell, begin, func(o plannedOutput) { add(o, false) })
 	for i, c := range cfg.Outputs.Syslog {
 		add(plannedOutput{
 			name: c.Name(), path: fmt.Sprintf("outputs.syslog[%d]", i), common: c.OutputConfig,

@@ -27,7 +27,7 @@ func plan(t *testing.T, text, file string) (*Config, []plannedOutput) {
 		t.Fatal(err)
 	}
 	cfg.Host, cfg.Observer = "gw1", "o"
-	return cfg, planOutputs(cfg, zap.NewNop(), nil, nil)
+	return cfg, planOutputs(cfg, zap.NewNop(), nil, nil, nil)
 }
 
 // The name under which an output is planned is that of the output that is built.

@@ -90,7 +90,7 @@ func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
 	for _, o := range a.outputs {
 		was[o.name] = o
 	}
-	outputs := planOutputs(cfg, a.log, a.sockets, a.tell)
+	outputs := planOutputs(cfg, a.log, a.sockets, a.tell, a.begin)
 	var queues, added []*deliver.Queue
 	var replaced []plannedOutput
 	running := map[string]*deliver.Queue{}

@@ -49,7 +49,7 @@ type LargeOutputs struct{}
 
 func (*LargeOutputs) validate(func(path string) func(field, msg string), claims) {}
 
-func planLarge(*Config, format.Options, *zap.Logger, *ownflow.Sockets, func(*flow.Record) bool, func(plannedOutput)) {
+func planLarge(*Config, format.Options, *zap.Logger, *ownflow.Sockets, func(*flow.Record) bool, beginning, func(plannedOutput)) {
 }
 
 func (*LargeOutputs) checkpoints() time.Duration { return 0 }

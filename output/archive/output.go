@@ -20,8 +20,8 @@ type Output struct {
 }
 
 // New opens the archive of cfg, and makes it if there is none. tell, if not nil, takes a record of each checkpoint, for the
-// other outputs. It must not wait, and reports whether it has taken the record. unmarked says that there is no state
-// directory, whose mark would tell what is missing since the last process. leftOut are the rules that keep flows out of what is
+// other outputs. It must not wait, and reports whether it has taken the record. unmarked says that no mark tells
+// what is missing since the last process. leftOut are the rules that keep flows out of what is
 // written (filter.Encode).
 func New(cfg Config, host, observer string, unmarked bool, leftOut json.RawMessage, log *zap.Logger, tell func(*flow.Record) bool) (*Output, error) {
 	if log == nil {

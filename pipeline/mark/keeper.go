@@ -25,6 +25,9 @@ const (
 	// finishWithin bounds the last mark.
 	finishWithin = 2 * time.Second
 
+	// loadWithin bounds how long Marked waits for the disk.
+	loadWithin = 2 * time.Second
+
 	lockName = "lock"
 )
 
@@ -51,10 +54,12 @@ type Keeper struct {
 	log    *zap.Logger
 	quit   chan struct{}
 	done   chan struct{}
+	loaded chan struct{} // closed when the last process's mark has been looked for
 
 	mu       sync.Mutex
 	retiring []retiree    // those that a reload has taken out and that have not ended yet
 	orphans  []OutputMark // outputs that are no longer configured
+	marked   map[string]bool
 	failure  error        // why the directory cannot be used now; nil if it can
 	since    time.Time    // when failure began, or ended
 
@@ -77,7 +82,8 @@ func NewKeeper(o Options) *Keeper {
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
-	return &Keeper{o: o, bootID: BootID(), log: o.Log, quit: make(chan struct{}), done: make(chan struct{})}
+	return &Keeper{o: o, bootID: BootID(), log: o.Log, quit: make(chan struct{}), done: make(chan struct{}),
+		loaded: make(chan struct{}), marked: map[string]bool{}}
 }
 
 // Start begins to keep the mark. Finish ends it.
@@ -85,10 +91,37 @@ func (k *Keeper) Start() {
 	if k.o.Dir == "" {
 		k.log.Warn("there is no state_directory: a restart leaves no gap but in archives, so what ends meanwhile is missing in silence",
 			zap.String("remedy", "set state_directory, such as to /var/lib/ctlogd"))
+		close(k.loaded)
 		close(k.done)
 		return
 	}
 	go k.run()
+}
+
+// Marked reports whether a mark tells what the output of that name has missed since it was written to last. If not, such as
+// after a start that has found no mark, only what the output itself has says that; once it has, it calls Began. Marked waits
+// a moment for the disk. While that hangs, no mark tells anything.
+func (k *Keeper) Marked(name string) bool {
+	k.mu.Lock()
+	marked := k.marked[name]
+	k.mu.Unlock()
+	if marked {
+		return true
+	}
+	select {
+	case <-k.loaded:
+	case <-time.After(loadWithin):
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.marked[name]
+}
+
+// Began notes that what the output has missed until now is on record. From here on the marks of this process tell it.
+func (k *Keeper) Began(name string) {
+	k.mu.Lock()
+	k.marked[name] = true
+	k.mu.Unlock()
 }
 
 // Finish writes the mark of a process that ends in order: the queues are closed. socket is what it leaves to the next one,
@@ -200,6 +233,7 @@ func (k *Keeper) restore() error {
 		return err
 	}
 	k.restored = true
+	defer close(k.loaded)
 	if err != nil {
 		k.log.Error("the last process's mark is of no use; the gap begins at its file's time", zap.Error(err))
 	}
@@ -208,6 +242,9 @@ func (k *Keeper) restore() error {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	for _, o := range append(slices.Clone(m.Outputs), m.Gone...) {
+		k.marked[o.Name] = true
+	}
 	var names []string
 	for _, q := range k.o.Queues() {
 		names = append(names, q.Name())

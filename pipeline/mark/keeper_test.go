@@ -209,3 +209,36 @@ func TestDirectoryHangs(t *testing.T) {
 	w.Close()
 	<-p.done
 }
+
+// TestMarked: an output that no mark tells of has to tell itself what it has missed: without a mark, without a directory, and
+// where the mark does not know it. Once it has told, the marks do.
+func TestMarked(t *testing.T) {
+	dir := t.TempDir()
+	p := run(dir, "a")
+	if p.Marked("a") {
+		t.Error("marked at the first start")
+	}
+	p.Began("a")
+	if !p.Marked("a") {
+		t.Error("not marked after it has begun")
+	}
+	p.Finish(nil)
+	p = run(dir, "a", "b")
+	if !p.Marked("a") || p.Marked("b") {
+		t.Errorf("at the second start: %v, %v; the mark knows a alone", p.Marked("a"), p.Marked("b"))
+	}
+	p.Finish(nil)
+	if err := os.Remove(filepath.Join(dir, fileName)); err != nil {
+		t.Fatal(err)
+	}
+	p = run(dir, "a")
+	if p.Marked("a") {
+		t.Error("marked, and the mark is lost")
+	}
+	p.Finish(nil)
+	none := run("", "a")
+	if none.Marked("a") {
+		t.Error("marked without a directory")
+	}
+	none.Finish(nil)
+}
