@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -70,6 +71,7 @@ func AppendCheckpoint(dst []byte, o *Origin, r *flow.Record) []byte {
 //	kQ8o...=
 //	rows 43 1048576 8b1a...=
 //	time 2026-11-27T12:00:00.000000000Z
+//	output archive:/var/log/ctlogd/archive
 //	key gw1+0337a0ae+AdQ...=
 //
 //	— gw1 Az3grl...=
@@ -88,8 +90,10 @@ type Note struct {
 	Hash  string // SHA-256 of the last line in hex; "" if there is none
 	Rows  []NoteRows
 	Time  Time
-	Keys  []string // public, of those who are said to have signed
-	By    []string // public, of those whose signatures were verified
+	// Output is the name of the output, escaped as a URL's path is: one ctlogd may have several archives. "" in older notes.
+	Output string
+	Keys   []string // public, of those who are said to have signed
+	By     []string // public, of those whose signatures were verified
 }
 
 // NoteRows is what a note says of a row log that was not sealed.
@@ -110,6 +114,9 @@ func (n *Note) text() string {
 		fmt.Fprintf(&b, "rows %d %d %s\n", r.Sequence, r.Bytes, toBase64(r.SHA256))
 	}
 	fmt.Fprintf(&b, "time %s\n", n.Time)
+	if n.Output != "" {
+		fmt.Fprintf(&b, "output %s\n", n.Output)
+	}
 	for _, k := range n.Keys {
 		fmt.Fprintf(&b, "key %s\n", k)
 	}
@@ -171,6 +178,8 @@ func ReadNote(msg []byte, public ...string) (n *Note, err error) {
 			if err := n.Time.UnmarshalText([]byte(f[1])); err != nil {
 				return nil, errNote
 			}
+		case len(f) == 2 && f[0] == "output":
+			n.Output = f[1]
 		case len(f) == 2 && f[0] == "key":
 			n.Keys = append(n.Keys, f[1])
 		default: // a later version says more
@@ -232,7 +241,8 @@ func (w *Writer) note(logs []*rowLog) error {
 	if err != nil {
 		w.o.Log(Error, "checkpoints are not signed", w.o.Key, err, "make a key with ctlogd key new, readable by this user")
 	}
-	n := Note{Host: w.o.Host, Lines: w.k.chain.n, Hash: w.k.chain.hash, Time: Time(w.now())}
+	n := Note{Host: w.o.Host, Lines: w.k.chain.n, Hash: w.k.chain.hash, Time: Time(w.now()),
+		Output: (&url.URL{Path: w.o.Output}).EscapedPath()}
 	var by []note.Signer
 	for _, k := range signers {
 		n.Keys, by = append(n.Keys, k.Public), append(by, k)

@@ -87,6 +87,7 @@ type Verification struct {
 	Aside    []string    `json:"aside"`             // files that ctlogd has put aside as damaged or foreign
 	Note     *Seen       `json:"note,omitempty"`    // the one in the folder
 	Witness  *Seen       `json:"witness,omitempty"` // the newest of those that were witnessed elsewhere
+	Others   []string    `json:"others,omitempty"`  // archives of the same host that given checkpoints are of; these were not compared
 }
 
 // VerifyOptions are what a verification may rely on.
@@ -453,6 +454,7 @@ func unsealed(path string) (u Unsealed, damaged uint64, err error) {
 func (v *verifier) notes(msg []byte, err error) {
 	verified := false
 	own := uint64(0) // lines that the note in the folder covers
+	output := ""     // whose archive this is, as the note in the folder says
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if v.keyed() {
@@ -464,13 +466,20 @@ func (v *verifier) notes(msg []byte, err error) {
 		if n := v.open(noteName, msg); n != nil {
 			v.v.Note = &Seen{noteName, n.Time, n.Lines, n.By}
 			verified = len(n.By) > 0
-			own = n.Lines
+			own, output = n.Lines, n.Output
 			v.compare(noteName, n, n.Lines)
 		}
 	}
 	found := false
 	for _, w := range v.o.Notes {
-		if plain, err := ReadNote(w.Text); err != nil || plain.Host != v.h.Name {
+		plain, err := ReadNote(w.Text)
+		if err != nil || plain.Host != v.h.Name {
+			continue
+		}
+		if v.another(plain, output) {
+			if !slices.Contains(v.v.Others, plain.Output) {
+				v.v.Others = append(v.v.Others, plain.Output)
+			}
 			continue
 		}
 		found = true
@@ -486,11 +495,23 @@ func (v *verifier) notes(msg []byte, err error) {
 	}
 	switch {
 	case len(v.v.Findings) > 0:
+	case v.o.Witness && !found && len(v.v.Others) > 0:
+		v.find(Unproven, "", 0, "no checkpoint that was given is of this archive: they are of %s, and this is %s", strings.Join(v.v.Others, ", "), output)
 	case v.o.Witness && !found:
 		v.find(Unproven, "", 0, "no checkpoint that was given is of the host %s", v.h.Name)
 	case len(v.o.Keys) > 0 && !verified:
 		v.find(Unproven, "", 0, "there is no checkpoint that a given key has signed; is key set under outputs.archive, and the first checkpoint over?")
 	}
+}
+
+// another reports whether a note is of another archive of the same ctlogd than this one, which output writes. One that has
+// seen this chain is not, as where the archive was moved; neither is one that does not tell.
+func (v *verifier) another(n *Note, output string) bool {
+	if n.Output == "" || output == "" || n.Output == output {
+		return false
+	}
+	l := v.byN[n.Lines-1] // of no lines: none
+	return l == nil || l.Hash != n.Hash
 }
 
 // keyed reports whether the catalog says that checkpoints are signed.

@@ -555,3 +555,36 @@ func TestVerifyWhileWriting(t *testing.T) {
 		t.Error("retention has removed nothing meanwhile")
 	}
 }
+
+// TestTwoArchivesOfOneHost: the checkpoints of another archive of the same ctlogd accuse nobody and prove nothing; those of an
+// archive that was moved are its own, and so are those of one that was begun anew in its place.
+func TestTwoArchivesOfOneHost(t *testing.T) {
+	made := func(output string) (Options, string, Witness) {
+		o, public := signedArchive(t, func(o *Options) { o.Output = output })
+		w := lastNote(t, o.Dir)
+		return o, public, w
+	}
+	a, key, noteA := made("archive:/a b=\"c\"")
+	b, keyB, noteB := made("archive:/b")
+	keys := []string{key, keyB}
+	if text := string(noteA.Text); !strings.Contains(text, "\noutput archive:/a%20b=%22c%22\n") {
+		t.Errorf("the note is\n%s", text)
+	}
+	for _, o := range []Options{a, b} {
+		if v := verifyTest(t, o.Dir, VerifyOptions{Keys: keys, Witness: true, Notes: []Witness{noteA, noteB}}); v.Verdict != Whole || len(v.Others) != 1 || v.Witness == nil {
+			t.Error(asJSON(v))
+		}
+	}
+	if v := verifyTest(t, a.Dir, VerifyOptions{Keys: keys, Witness: true, Notes: []Witness{noteB}}); v.Verdict != Unproven || !strings.Contains(v.Findings[0].Text, "they are of archive:/b") {
+		t.Error(asJSON(v))
+	}
+	a.Output = "archive:/moved"
+	goOn(t, a, 165, 170)
+	if v := verifyTest(t, a.Dir, VerifyOptions{Keys: keys, Witness: true, Notes: []Witness{noteA}}); v.Verdict != Whole || len(v.Others) != 0 {
+		t.Error(asJSON(v))
+	}
+	anew, keyNew, _ := made("archive:/b")
+	if v := verifyTest(t, anew.Dir, VerifyOptions{Keys: append(keys, keyNew), Witness: true, Notes: []Witness{noteB}}); v.Verdict != Rewritten {
+		t.Error(asJSON(v))
+	}
+}

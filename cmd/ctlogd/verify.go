@@ -271,6 +271,9 @@ func verdictText(v *archive.Verification, o archive.VerifyOptions, now time.Time
 	if v.Note != nil {
 		seen("checkpoint in the folder", v.Note)
 	}
+	if len(v.Others) > 0 {
+		say("checkpoints of another archive of this host were given, and left out: of %s", strings.Join(v.Others, ", "))
+	}
 	switch {
 	case v.Witness != nil:
 		seen("newest checkpoint witnessed elsewhere", v.Witness)
