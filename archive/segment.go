@@ -97,7 +97,17 @@ type Facts struct {
 	RowLogs     []uint64     `json:"row_logs"`          // that the segment replaces
 	Gaps        []Gap        `json:"gaps,omitempty"`
 	Checkpoints []Checkpoint `json:"checkpoints,omitempty"`
+	Unsynced    *Times       `json:"unsynchronized,omitempty"` // of rows from when the clock was not synchronised; nil: there are none, or the segment is older than this key
 }
+
+// Times are the least and the greatest of several.
+type Times struct {
+	First Time `json:"first"`
+	Last  Time `json:"last"`
+}
+
+// Add takes one more into account.
+func (s *Times) Add(t Time) { s.First, s.Last = min(s.First, t), max(s.Last, t) }
 
 // add takes a row into account and reports whether it belongs to the long ones.
 func (f *Facts) add(r *flow.Record, interval int64) (long bool) {
@@ -123,6 +133,12 @@ func (f *Facts) add(r *flow.Record, interval int64) (long bool) {
 	f.Records++
 	f.First, f.Last = min(f.First, Time(t)), max(f.Last, Time(t))
 	f.Stepped = f.Stepped || r.Has&flow.Stepped != 0
+	if r.Has&flow.Unsynchronized != 0 {
+		if f.Unsynced == nil {
+			f.Unsynced = &Times{Time(t), Time(t)}
+		}
+		f.Unsynced.Add(Time(t))
+	}
 	if long {
 		f.Long.add(start, t, known)
 	} else {

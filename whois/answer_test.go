@@ -20,6 +20,7 @@ import (
 
 	"github.com/ctlogd/ctlogd/archive"
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/output/format"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -98,6 +99,11 @@ func TestJudge(t *testing.T) {
 		f.leftOut = []span{{from, to, []byte(rules)}}
 		return f
 	}
+	unsynced := func(from, to int64) *facts {
+		f := whole()
+		f.unsynced = []archive.Times{{First: archive.Time(from), Last: archive.Time(to)}}
+		return f
+	}
 	a := func() *flow.Record {
 		return snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-minute, noon+minute)
 	}
@@ -156,21 +162,27 @@ func TestJudge(t *testing.T) {
 		"the clock was set":           {rows: asRows(with(a(), flow.Stepped)), facts: whole(), verdict: Sole, exit: 5, missing: "clock_stepped"},
 		"set, of another time":        {rows: asRows(with(snat("10.1.1.1:1", "9.9.9.9:9", 40000, noon-hour, noon-hour+1), flow.Stepped)), facts: whole(), verdict: None, exit: 5, missing: "clock_stepped"},
 		"unsynchronised":              {rows: asRows(with(a(), flow.Unsynchronized)), facts: whole(), verdict: Sole, exit: 5, missing: "clock_unsynchronized"},
-		"a gap then":                  {rows: asRows(a()), facts: whole(gapAt("overrun", noon-minute, noon+minute)), verdict: Sole, exit: 5, missing: "overrun"},
-		"a gap that lost nothing":     {rows: asRows(a()), facts: whole(none), verdict: Sole},
-		"a gap before":                {rows: asRows(a()), facts: whole(gapAt("downtime", noon-minute, noon-1)), verdict: Sole},
-		"a gap later":                 {facts: whole(gapAt("reboot", noon+hour, noon+hour+1)), verdict: None, exit: 5, missing: "reboot"},
-		"a gap behind the witness":    {facts: whole(gapAt("reboot", noon+3*hour, noon+4*hour)), verdict: None, exit: 3},
-		"a gap without an end":        {facts: whole(gapAt("crash", noon-minute, 0)), verdict: None, exit: 3}, // its record came before noon
-		"untracked, seen since":       {facts: whole(gapAt("untracked", noon-3*hour, noon-3*hour)), verdict: None, exit: 3},
-		"untracked, not seen since":   {facts: whole(gapAt("untracked", noon-hour-minute, 0)), verdict: None, exit: 5, missing: "untracked"},
-		"untracked, later":            {facts: whole(gapAt("untracked", noon+minute, 0)), verdict: None, exit: 3},
-		"no witness":                  {rows: asRows(a()), facts: &facts{host: "gw1", begins: noon - hour, ends: noon + hour}, verdict: Sole, exit: 5, missing: "still_alive"},
-		"the table is the witness":    {rows: asRows(a()), facts: &facts{host: "gw1", begins: noon - hour, ends: noon + hour, live: true}, verdict: Sole},
-		"the table cannot be read":    {facts: &facts{host: "gw1", begins: noon - hour, ends: noon + hour, liveErr: os.ErrPermission}, verdict: None, exit: 5, missing: "still_alive"},
-		"begins later":                {facts: &facts{host: "gw1", begins: noon + 1, ends: noon + hour, after: checked(noon + 2*hour), until: noon + 2*hour + second}, verdict: None, exit: 5, missing: "begins"},
-		"ends before":                 {facts: &facts{host: "gw1", begins: noon - hour, ends: noon - 1}, verdict: None, exit: 5, missing: "ends"},
-		"empty":                       {facts: &facts{host: "gw1"}, verdict: None, exit: 5, missing: "empty"},
+		"nobody, unsynchronised":      {facts: unsynced(noon-minute, noon+minute), verdict: None, exit: 5, missing: "clock_unsynchronized"},
+		"nobody, when it ended":       {facts: unsynced(noon+hour, noon+hour), verdict: None, exit: 5, missing: "clock_unsynchronized"},
+		"synchronised by then":        {facts: unsynced(noon-hour, noon-1), verdict: None, exit: 3},
+		"behind the witness":          {facts: unsynced(noon+3*hour, noon+4*hour), verdict: None, exit: 3},
+		"unsynchronised to the end": {facts: &facts{host: "gw1", begins: noon - hour, ends: noon - minute, live: true,
+			unsynced: []archive.Times{{First: archive.Time(noon - hour), Last: archive.Time(noon - minute)}}}, verdict: None, exit: 5, missing: "clock_unsynchronized"},
+		"a gap then":                {rows: asRows(a()), facts: whole(gapAt("overrun", noon-minute, noon+minute)), verdict: Sole, exit: 5, missing: "overrun"},
+		"a gap that lost nothing":   {rows: asRows(a()), facts: whole(none), verdict: Sole},
+		"a gap before":              {rows: asRows(a()), facts: whole(gapAt("downtime", noon-minute, noon-1)), verdict: Sole},
+		"a gap later":               {facts: whole(gapAt("reboot", noon+hour, noon+hour+1)), verdict: None, exit: 5, missing: "reboot"},
+		"a gap behind the witness":  {facts: whole(gapAt("reboot", noon+3*hour, noon+4*hour)), verdict: None, exit: 3},
+		"a gap without an end":      {facts: whole(gapAt("crash", noon-minute, 0)), verdict: None, exit: 3}, // its record came before noon
+		"untracked, seen since":     {facts: whole(gapAt("untracked", noon-3*hour, noon-3*hour)), verdict: None, exit: 3},
+		"untracked, not seen since": {facts: whole(gapAt("untracked", noon-hour-minute, 0)), verdict: None, exit: 5, missing: "untracked"},
+		"untracked, later":          {facts: whole(gapAt("untracked", noon+minute, 0)), verdict: None, exit: 3},
+		"no witness":                {rows: asRows(a()), facts: &facts{host: "gw1", begins: noon - hour, ends: noon + hour}, verdict: Sole, exit: 5, missing: "still_alive"},
+		"the table is the witness":  {rows: asRows(a()), facts: &facts{host: "gw1", begins: noon - hour, ends: noon + hour, live: true}, verdict: Sole},
+		"the table cannot be read":  {facts: &facts{host: "gw1", begins: noon - hour, ends: noon + hour, liveErr: os.ErrPermission}, verdict: None, exit: 5, missing: "still_alive"},
+		"begins later":              {facts: &facts{host: "gw1", begins: noon + 1, ends: noon + hour, after: checked(noon + 2*hour), until: noon + 2*hour + second}, verdict: None, exit: 5, missing: "begins"},
+		"ends before":               {facts: &facts{host: "gw1", begins: noon - hour, ends: noon - 1}, verdict: None, exit: 5, missing: "ends"},
+		"empty":                     {facts: &facts{host: "gw1"}, verdict: None, exit: 5, missing: "empty"},
 		"removed": {facts: func() *facts {
 			f := whole()
 			f.removed = []archive.Line{{Removed: &archive.Removal{File: "x", Why: "max_age", First: archive.Time(noon), Last: archive.Time(noon + hour), Records: 7}}}
@@ -625,5 +637,69 @@ func TestSpans(t *testing.T) {
 	}
 	if got := spans(nil); got != nil {
 		t.Errorf("of no lines: %v", got)
+	}
+}
+
+// TestClockOfNobody: where nobody is found, the records around tell that the clock was not synchronised: of other flows, or of
+// checkpoints alone; sealed, in a row log, or in lines.
+func TestClockOfNobody(t *testing.T) {
+	done := func(at int64, has flow.Has) *flow.Record {
+		return &flow.Record{Event: flow.EventOpen, Has: has, Start: at, Stop: at + second, Received: at + second, Timeout: 3600, Extra: &flow.Extra{Checkpoint: flow.CheckpointWhole}}
+	}
+	other := func(at int64, has flow.Has) *flow.Record {
+		return with(snat("10.1.1.1:1", "9.9.9.9:9", 1, at-second, at), has)
+	}
+	for name, recs := range map[string]func(flow.Has) []*flow.Record{
+		"flows": func(has flow.Has) []*flow.Record {
+			return []*flow.Record{other(noon-hour, 0), other(noon+hour, has), done(noon+2*hour, 0)}
+		},
+		"checkpoints": func(has flow.Has) []*flow.Record {
+			return []*flow.Record{done(noon-hour, has), done(noon, has), done(noon+2*hour, has)}
+		},
+	} {
+		for _, has := range []flow.Has{0, flow.Unsynchronized} {
+			want := map[flow.Has]int{0: ExitNone, flow.Unsynchronized: ExitIncomplete}[has]
+			for where, records := range map[string]uint64{"sealed": 3, "row log": 4} {
+				dir := t.TempDir()
+				a, err := archive.Open(archive.Options{Dir: dir, Host: "gw1", Observer: "obs", Interval: time.Hour, Records: records, Sync: archive.SyncNever,
+					Now: func() time.Time { return time.Unix(0, noon) },
+					Seal: func(_ context.Context, path string) (s archive.Sealed, err error) {
+						s.Segment, s.Date, err = archive.Seal(path)
+						return s, err
+					}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := a.Append(recs(has)); err != nil {
+					t.Fatal(err)
+				}
+				for deadline := time.Now().Add(time.Minute); records == 3 && a.Stats.Seals.Load() == 0; time.Sleep(time.Millisecond) {
+					if time.Now().After(deadline) {
+						t.Fatal("not sealed")
+					}
+				}
+				if err := a.Close(context.Background()); err != nil {
+					t.Fatal(err)
+				}
+				if got := answer(t, dir, point(noon)); got.Verdict != None || got.Exit() != want {
+					t.Errorf("%s, %s, flags %x: %s, exit status %d, want %d: %v", name, where, has, got.Verdict, got.Exit(), want, got.Missing)
+				}
+			}
+			enc, err := format.New("flat", format.Options{Host: "gw1", Observer: "obs"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var text []byte
+			for _, r := range recs(has) {
+				text = append(enc.Append(text, r), '\n')
+			}
+			file := filepath.Join(t.TempDir(), "flows.jsonl")
+			if err := os.WriteFile(file, text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got := answer(t, file, point(noon)); got.Verdict != None || got.Exit() != want {
+				t.Errorf("%s, lines, flags %x: %s, exit status %d, want %d: %v\n%s", name, has, got.Verdict, got.Exit(), want, got.Missing, text)
+			}
+		}
 	}
 }

@@ -28,7 +28,8 @@ type archiveHost struct {
 	logs     kept            // rows of row logs, and of the table
 	gaps     []archive.Gap
 	checks   []check // of the catalogs and the row logs, in their order
-	ends     int64   // of the row logs
+	unsynced doubtful
+	ends     int64 // of the row logs
 	begins   int64
 	problems []Reason
 	dropped  []string
@@ -123,7 +124,7 @@ func isDir(path string, e fs.DirEntry) bool {
 func (a *Archive) Prepare(ctx context.Context, questions []*Question) error {
 	want := wanted(questions)
 	for _, h := range a.hosts {
-		h.logs, h.gaps, h.problems = kept{}, nil, nil
+		h.logs, h.gaps, h.problems, h.unsynced = kept{}, nil, nil, doubtful{}
 		h.ends, h.begins, h.live, h.liveErr = 0, 0, false, nil
 		if a.live(h) && a.table.Read != nil && slices.ContainsFunc(questions, func(q *Question) bool { _, ok := h.Witness(q.To); return !ok }) {
 			h.liveErr = a.table.read(ctx, filepath.Dir(h.Dir), func(r *flow.Record, id string) {
@@ -146,6 +147,9 @@ func (a *Archive) Prepare(ctx context.Context, questions []*Question) error {
 				h.gaps = append(h.gaps, l.Gaps...)
 				h.note(int64(l.First))
 				h.note(int64(l.Last))
+				if l.Unsynced != nil {
+					h.unsynced.all = append(h.unsynced.all, *l.Unsynced)
+				}
 			}
 		}
 	}
@@ -184,6 +188,7 @@ func (h *archiveHost) readLogs(ctx context.Context, want func(*flow.Record) bool
 	q := archive.Query{Where: func(r *flow.Record) bool {
 		t, _ := r.Time()
 		h.note(t)
+		h.unsynced.add(t, r.Has&flow.Unsynchronized != 0)
 		if r.Event == flow.EventGap {
 			h.gaps = append(h.gaps, archive.GapOf(r))
 			return false
@@ -329,7 +334,7 @@ func (h *archiveHost) facts(q *Question) *facts {
 		f.problems = append(f.problems, Reason{Kind: "missing", Host: h.Name, Text: fmt.Sprintf(
 			"In %s, %s, and nothing says that a rule has removed what they name: a copy was made while ctlogd wrote, or not of all. Copy again, and ask again.", h.Dir, hole)})
 	}
-	f.leftOut = spans(h.Lines)
+	f.leftOut, f.unsynced = spans(h.Lines), h.unsynced.all
 	f.bound(h.checks, q)
 	for _, l := range h.Removed(q.From, q.To) {
 		if f.after == nil || int64(l.Removed.First) <= f.until {

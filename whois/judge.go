@@ -152,7 +152,7 @@ func judge(q *Question, rows []row, hosts []*facts, now time.Time) *Answer {
 			a.Missing = append(a.Missing, Reason{Kind: ClockStepped, Host: f.host, Text: fmt.Sprintf(
 				"The clock of the machine was set while %s, so their times may be of another moment; --within widens the question.", plural(n, "flow of it was", "flows of it were")+" alive")})
 		}
-		if unsynced[f.host] {
+		if unsynced[f.host] || f.doubtsClock(q) {
 			a.Missing = append(a.Missing, Reason{Kind: "clock_unsynchronized", Host: f.host, Text: "The clock of the machine was not synchronised: the times on record may be wrong by any amount."})
 		}
 	}
@@ -648,6 +648,18 @@ func (f *facts) missing(q *Question) (all []Reason) {
 		all = append(all, Reason{Kind: "limit", Host: f.host, Text: fmt.Sprintf("There are more than %d records; ask for a shorter time, or for a port.", Limit)})
 	}
 	return all
+}
+
+// doubtsClock reports whether the clock was not synchronised at some time of those whose records would have a holder: from the
+// time asked for to the checkpoint that has all of it. What the last record says holds on.
+func (f *facts) doubtsClock(q *Question) bool {
+	for _, t := range f.unsynced {
+		last := int64(t.Last)
+		if (last >= q.From || last >= f.ends) && (f.after == nil || int64(t.First) <= f.until) {
+			return true
+		}
+	}
+	return false
 }
 
 // needs reports whether the question cannot be answered without a key of the records.

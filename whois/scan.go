@@ -47,6 +47,7 @@ type lineHost struct {
 	problems []Reason
 	live     bool
 	liveErr  error
+	unsynced doubtful
 }
 
 // OpenLines returns a source of files, which may be compressed with gzip or zstd.
@@ -439,6 +440,9 @@ func field(text []byte, key string) string {
 	return string(rest[1 : 1+i])
 }
 
+// unsyncedMark is what a line has that was written while the clock was not synchronised.
+var unsyncedMark = []byte(`"clock":["unsynchronized"`)
+
 // line takes a line into account. good is false if it is none of ours.
 func (s *Lines) line(text []byte, path string, n int64, h *lineHost, addrs map[string]bool, whole bool, want func(*flow.Record) bool) (good bool, of *lineHost) {
 	at, event := field(text, `"time"`), field(text, `"event"`)
@@ -460,6 +464,13 @@ func (s *Lines) line(text []byte, path string, n int64, h *lineHost, addrs map[s
 		h.first = at
 	}
 	h.last = max(h.last, at)
+	if unsynced := bytes.Contains(text, unsyncedMark); unsynced || h.unsynced.now {
+		t, err := nanos(at)
+		if err != nil {
+			return false, h
+		}
+		h.unsynced.add(t, unsynced)
+	}
 	about := event == "gap" || event == "checkpoint" || whole
 	for rest := text; !about; {
 		i := bytes.Index(rest, []byte(`_ip"`))
@@ -512,7 +523,7 @@ func (s *Lines) line(text []byte, path string, n int64, h *lineHost, addrs map[s
 // Collect returns the rows that a question may be about.
 func (s *Lines) Collect(_ context.Context, q *Question) (rows []row, all []*facts, err error) {
 	for _, h := range s.hosts {
-		f := &facts{host: h.name, gaps: h.gaps, problems: h.problems, live: h.live, liveErr: h.liveErr, scanned: true, over: h.rows.over}
+		f := &facts{host: h.name, gaps: h.gaps, problems: h.problems, live: h.live, liveErr: h.liveErr, scanned: true, over: h.rows.over, unsynced: h.unsynced.all}
 		f.begins, _ = nanos(h.first)
 		f.ends, _ = nanos(h.last)
 		if s.written != "" && h.name == s.table.Host {

@@ -48,15 +48,16 @@ type facts struct {
 	until    int64               // what is on record by then has no later time
 	removed  []archive.Line
 	problems []Reason
-	dropped  []string // keys that are left out
-	filter   string   // key of rules that leave flows out
-	leftOut  []span   // the rules that have done so, by the catalog
-	live     bool     // the table was read
-	liveErr  error    // why that is no witness
-	scanned  bool     // files were read from their beginning to their end
-	over     bool     // there are more rows than an answer may have
-	folder   string   // of the host in an archive
-	lines    int      // of its catalogs
+	dropped  []string        // keys that are left out
+	filter   string          // key of rules that leave flows out
+	leftOut  []span          // the rules that have done so, by the catalog
+	unsynced []archive.Times // while the clock was not synchronised, by what is on record of any flow, or of a checkpoint
+	live     bool            // the table was read
+	liveErr  error           // why that is no witness
+	scanned  bool            // files were read from their beginning to their end
+	over     bool            // there are more rows than an answer may have
+	folder   string          // of the host in an archive
+	lines    int             // of its catalogs
 	archive  *archive.Host
 	looked   []archive.File // that may have held what was asked for
 }
@@ -258,6 +259,22 @@ func (f *facts) bound(checks []check, q *Question) {
 		}
 		return
 	}
+}
+
+// doubtful keeps the times of records, as they come, that were written while the clock was not synchronised.
+type doubtful struct {
+	all []archive.Times
+	now bool // the last record was one
+}
+
+func (d *doubtful) add(t int64, unsynced bool) {
+	switch at := archive.Time(t); {
+	case unsynced && d.now:
+		d.all[len(d.all)-1].Add(at)
+	case unsynced:
+		d.all = append(d.all, archive.Times{First: at, Last: at})
+	}
+	d.now = unsynced
 }
 
 // idOf returns the flow's identity in hex.

@@ -60,8 +60,8 @@ type Keeper struct {
 	retiring []retiree    // those that a reload has taken out and that have not ended yet
 	orphans  []OutputMark // outputs that are no longer configured
 	marked   map[string]bool
-	failure  error        // why the directory cannot be used now; nil if it can
-	since    time.Time    // when failure began, or ended
+	failure  error     // why the directory cannot be used now; nil if it can
+	since    time.Time // when failure began, or ended
 
 	socket *Socket // what is left to the next process; set before quit is closed
 
