@@ -3,6 +3,7 @@ package mark
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,11 +58,11 @@ type Keeper struct {
 	loaded chan struct{} // closed when the last process's mark has been looked for
 
 	mu       sync.Mutex
-	retiring []retiree    // those that a reload has taken out and that have not ended yet
-	orphans  []OutputMark // outputs that are no longer configured
-	marked   map[string]bool
-	failure  error     // why the directory cannot be used now; nil if it can
-	since    time.Time // when failure began, or ended
+	retiring []retiree       // those that a reload has taken out and that have not ended yet
+	orphans  []OutputMark    // outputs that are no longer configured
+	marked   map[string]bool // by the name of an output; see Marked
+	failure  error           // why the directory cannot be used now; nil if it can
+	since    time.Time       // when failure began, or ended
 
 	socket *Socket // what is left to the next process; set before quit is closed
 
@@ -114,6 +115,7 @@ func (k *Keeper) Marked(name string) bool {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.marked[name] = k.marked[name] // one that was asked for stands in the mark as unmarked until it has begun
 	return k.marked[name]
 }
 
@@ -243,7 +245,7 @@ func (k *Keeper) restore() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, o := range append(slices.Clone(m.Outputs), m.Gone...) {
-		k.marked[o.Name] = true
+		k.marked[o.Name] = !o.Unmarked
 	}
 	var names []string
 	for _, q := range k.o.Queues() {
@@ -330,7 +332,7 @@ func (k *Keeper) reunite() {
 func (k *Keeper) mark(clean bool) Mark {
 	read := k.o.ReadUntil() // before the queues are looked at
 	k.mu.Lock()
-	queues, retiring, orphans := slices.Clone(k.o.Queues()), slices.Clone(k.retiring), slices.Clone(k.orphans)
+	queues, retiring, orphans, marked := slices.Clone(k.o.Queues()), slices.Clone(k.retiring), slices.Clone(k.orphans), maps.Clone(k.marked)
 	k.mu.Unlock()
 	fed := len(queues)
 	for _, r := range retiring {
@@ -339,6 +341,10 @@ func (k *Keeper) mark(clean bool) Mark {
 	m := New(queues, k.bootID, read, clean)
 	for i, r := range retiring {
 		m.Outputs[fed+i].Absent = r.since
+	}
+	for i := range m.Outputs {
+		known, asked := marked[m.Outputs[i].Name]
+		m.Outputs[i].Unmarked = asked && !known
 	}
 	m.Gone = orphans
 	return m

@@ -236,6 +236,10 @@ func TestMarked(t *testing.T) {
 		t.Error("marked, and the mark is lost")
 	}
 	p.Finish(nil)
+	if p = run(dir, "a"); p.Marked("a") {
+		t.Error("marked, and the process before has not told what it missed")
+	}
+	p.Finish(nil)
 	none := run("", "a")
 	if none.Marked("a") {
 		t.Error("marked without a directory")

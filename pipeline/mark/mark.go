@@ -66,6 +66,9 @@ type OutputMark struct {
 
 	// Gaps are those that the output has not taken yet.
 	Gaps []deliver.Gap `json:"gaps,omitempty"`
+
+	// Unmarked says that the output has still to tell itself what it had missed when the process began.
+	Unmarked bool `json:"unmarked,omitempty"`
 }
 
 // maxGone bounds the outputs that are remembered when they are gone.
