@@ -115,8 +115,9 @@ func (k *Keeper) Marked(name string) bool {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.marked[name] = k.marked[name] // one that was asked for stands in the mark as unmarked until it has begun
-	return k.marked[name]
+	marked = k.marked[name]
+	k.marked[name] = marked // one that was asked for stands in the mark as unmarked until it has begun
+	return marked
 }
 
 // Began notes that what the output has missed until now is on record. From here on the marks of this process tell it.
