@@ -20,7 +20,9 @@ func TestHides(t *testing.T) {
 		{"[{action: drop, match: {proto: udp, dst_port: 53}}]", true, false, true, false},
 		{"[{action: drop, match: {dst_port: 53}, not: {proto: [tcp, udp]}}]", true, false, false, true},
 		{"[{action: drop, match: {event: [new, update]}}]", false, false, false, false},
-		{"[{action: drop, not: {event: destroy}}]", false, false, false, false},
+		{"[{action: drop, not: {event: [destroy, open]}}]", false, false, false, false},
+		{"[{action: drop, not: {event: destroy}}]", true, true, true, true}, // checkpoints see nobody then
+		{"[{action: drop, match: {event: open, proto: udp}}]", true, false, true, false},
 		{"[{action: drop, match: {event: [destroy, open]}, not: {min_packets: 1}}]", false, false, false, false},
 		{"[{action: drop, not: {min_packets: 2}}]", true, true, true, true},
 		{"[{action: accept, match: {proto: tcp}}, {action: drop}]", true, true, true, true},
