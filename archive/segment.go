@@ -97,7 +97,7 @@ type Facts struct {
 	RowLogs     []uint64     `json:"row_logs"`          // that the segment replaces
 	Gaps        []Gap        `json:"gaps,omitempty"`
 	Checkpoints []Checkpoint `json:"checkpoints,omitempty"`
-	Unsynced    *Times       `json:"unsynchronized,omitempty"` // of rows from when the clock was not synchronised; nil: there are none, or the segment is older than this key
+	Unsynced    *Times       `json:"unsynchronized,omitempty"` // of rows that say that the clock was not synchronised
 }
 
 // Times are the least and the greatest of several.
