@@ -27,7 +27,8 @@ func plan(t *testing.T, text, file string) (*Config, []plannedOutput) {
 		t.Fatal(err)
 	}
 	cfg.Host, cfg.Observer = "gw1", "o"
-	return cfg, planOutputs(cfg, zap.NewNop(), nil, nil, nil)
+	begin := func(_ string, build func(bool) (deliver.Output, error)) (deliver.Output, error) { return build(false) }
+	return cfg, planOutputs(cfg, zap.NewNop(), nil, nil, begin)
 }
 
 // The name under which an output is planned is that of the output that is built.
