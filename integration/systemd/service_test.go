@@ -222,8 +222,8 @@ func TestRestarts(t *testing.T) {
 	n := c.wait(t)
 	l := m.settle(t, n)
 	t.Logf("%d restarts, %d flows: %d missing, %d twice, %d gaps", restarts, n, len(l.missing), l.again, len(l.gaps))
-	if len(l.missing)+len(l.gaps) > 0 {
-		t.Errorf("%d flows are missing (%v, ...), and there are %d gaps", len(l.missing), l.first(), len(l.gaps))
+	if len(l.missing) > 0 { // as for gaps, see TestPackage
+		t.Errorf("%d flows are missing (%v, ...)", len(l.missing), l.first())
 	}
 }
 
