@@ -636,6 +636,10 @@ func TestSpans(t *testing.T) {
 			t.Errorf("without the first %d lines (-want +got):\n%s", skip, d)
 		}
 	}
+	back := []archive.Line{line(10, 8, "A", ""), line(5, 5, "", "A")}
+	if d := cmp.Diff([]span{{5, 8, []byte("A")}}, spans(back), cmp.AllowUnexported(span{})); d != "" {
+		t.Errorf("of a clock that was set back (-want +got):\n%s", d)
+	}
 	if got := spans(nil); got != nil {
 		t.Errorf("of no lines: %v", got)
 	}

@@ -29,7 +29,8 @@ func spans(lines []archive.Line) (all []span) {
 			if string(all[last].rules) == string(r.LeftOut) {
 				continue
 			}
-			all[last].to = at
+			s := &all[last] // the clock may have been set back
+			s.from, s.to = min(s.from, at), max(s.from, at)
 		} else if len(all) == 0 && len(r.Before) > 0 { // the line that said so is in no copy
 			all = append(all, span{-1 << 62, at, r.Before})
 		}
