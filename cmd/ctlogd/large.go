@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -134,18 +135,20 @@ func planLarge(cfg *Config, identity format.Options, log *zap.Logger, sockets *o
 		})
 	}
 	for i, c := range cfg.Outputs.Archive {
-		leftOut := cfg.leftOut(c.Filter)
+		leftOut, built := cfg.leftOut(c.Filter), new(atomic.Bool)
 		add(plannedOutput{
 			name: c.Name(), path: fmt.Sprintf("outputs.archive[%d]", i), common: c.OutputConfig,
-			config: []any{c.Config, cfg.Host, cfg.Observer, leftOut}, archive: true,
+			config: []any{c.Config, cfg.Host, cfg.Observer, leftOut}, archive: true, built: built,
 			build: func() (deliver.Output, error) {
 				rules, err := filter.Encode(leftOut...)
 				if err != nil {
 					return nil, err
 				}
-				return begin(c.Name(), func(unmarked bool) (deliver.Output, error) {
+				out, err := begin(c.Name(), func(unmarked bool) (deliver.Output, error) {
 					return archive.New(c.Config, cfg.Host, cfg.Observer, unmarked, rules, log.Named("archive"), tell)
 				})
+				built.Store(built.Load() || err == nil)
+				return out, err
 			},
 		})
 	}

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"go.uber.org/zap"
 
@@ -50,7 +52,28 @@ type plannedOutput struct {
 
 	build func() (deliver.Output, error)
 
-	archive bool // takes what the table is read for at each checkpoint
+	archive bool         // takes what the table is read for at each checkpoint
+	built   *atomic.Bool // of an archive: build has succeeded
+}
+
+// follow has the output put on record what was would have: one that was in force, and never opened, kept flows out as well.
+func (o *plannedOutput) follow(was plannedOutput) {
+	if !o.archive || was.built.Load() {
+		return
+	}
+	build := o.build
+	o.build = func() (deliver.Output, error) {
+		if !was.built.Load() {
+			out, err := was.build()
+			if err != nil {
+				return nil, err
+			}
+			if err := out.Close(context.Background()); err != nil {
+				return nil, err
+			}
+		}
+		return build()
+	}
 }
 
 // beginning builds an output, which build is told about whether no mark tells what it has missed.

@@ -248,3 +248,44 @@ func marshal(v any) []byte {
 	b, _ := json.Marshal(v)
 	return b
 }
+
+// A filter that came and went while the archive could not be opened is on record when it can.
+func TestArchiveFollows(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "not/there")
+	text := "outputs: {archive: [{path: FILE}]}\n"
+	_, first := plan(t, text, dir)
+	_, filtered := plan(t, text+"filter: [{action: drop}]\n", dir)
+	_, last := plan(t, text, dir)
+	filtered[0].follow(first[0])
+	last[0].follow(filtered[0])
+	if _, err := last[0].build(); err == nil {
+		t.Fatal("an archive is opened in no folder")
+	}
+	if err := os.Mkdir(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time the ones before are on record
+		out, err := last[0].build()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := out.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	catalogs, err := filepath.Glob(dir + "/host=gw1/date=*/catalog.jsonl")
+	if err != nil || len(catalogs) == 0 {
+		t.Fatal(catalogs, err)
+	}
+	var lines []byte
+	for _, c := range catalogs {
+		more, err := os.ReadFile(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines = append(lines, more...)
+	}
+	if bytes.Count(lines, []byte(`"kind":"rules"`)) != 2 || !bytes.Contains(lines, []byte(`"left_out":[[{"action":"drop"}]]`)) || !bytes.Contains(lines, []byte(`"before":[[{"action":"drop"}]]`)) {
+		t.Errorf("the catalog is\n%s", lines)
+	}
+}

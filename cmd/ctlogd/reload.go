@@ -97,14 +97,18 @@ func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
 	for _, q := range a.pipeline.Queues() {
 		running[q.Name()] = q
 	}
-	for _, o := range outputs {
+	for i := range outputs {
+		o := &outputs[i]
 		q := running[o.name]
 		if q == nil {
 			q = o.queue(a.log)
 			added = append(added, q)
 		} else {
-			if !reflect.DeepEqual(was[o.name].config, o.config) {
-				replaced = append(replaced, o)
+			if reflect.DeepEqual(was[o.name].config, o.config) {
+				o.build, o.built = was[o.name].build, was[o.name].built // which runs
+			} else {
+				o.follow(was[o.name])
+				replaced = append(replaced, *o)
 			}
 			if !reflect.DeepEqual(was[o.name].common.Spool, o.common.Spool) {
 				a.log.Warn("reload: a changed spool takes effect at the next start", zap.String("output", o.name))
