@@ -97,7 +97,7 @@ func TestJudge(t *testing.T) {
 	udp := `[[{"action":"drop","match":{"proto":["udp"]}}]]`
 	filteredBy := func(from, to int64, rules string) *facts {
 		f := whole()
-		f.leftOut = []span{{from, to, []byte(rules)}}
+		f.leftOut = []span{{from: from, to: to, rules: []byte(rules)}}
 		return f
 	}
 	unsynced := func(from, to int64) *facts {
@@ -626,18 +626,18 @@ func TestSpans(t *testing.T) {
 		return archive.Line{Kind: archive.KindRules, At: archive.Time(at), Rules: &archive.Rules{From: archive.Time(from), LeftOut: []byte(leftOut), Before: []byte(before)}}
 	}
 	lines := []archive.Line{{Kind: archive.KindSegment}, line(10, 8, "A", ""), line(20, 8, "A", ""), line(30, 28, "B", "A"), line(40, 40, "", "B"), line(50, 49, "A", "")}
-	whole := []span{{8, 30, []byte("A")}, {28, 40, []byte("B")}, {49, inForce, []byte("A")}}
+	whole := []span{{from: 8, to: 30, rules: []byte("A")}, {from: 28, to: 40, rules: []byte("B")}, {from: 49, to: inForce, rules: []byte("A")}}
 	for skip, want := range [][]span{whole, whole, whole,
-		{{-1 << 62, 30, []byte("A")}, {28, 40, []byte("B")}, {49, inForce, []byte("A")}},
-		{{-1 << 62, 40, []byte("B")}, {49, inForce, []byte("A")}},
-		{{49, inForce, []byte("A")}},
+		{{from: -1 << 62, to: 30, rules: []byte("A")}, {from: 28, to: 40, rules: []byte("B")}, {from: 49, to: inForce, rules: []byte("A")}},
+		{{from: -1 << 62, to: 40, rules: []byte("B")}, {from: 49, to: inForce, rules: []byte("A")}},
+		{{from: 49, to: inForce, rules: []byte("A")}},
 	} {
 		if d := cmp.Diff(want, spans(lines[skip:]), cmp.AllowUnexported(span{})); d != "" {
 			t.Errorf("without the first %d lines (-want +got):\n%s", skip, d)
 		}
 	}
 	back := []archive.Line{line(10, 8, "A", ""), line(5, 5, "", "A")}
-	if d := cmp.Diff([]span{{5, 8, []byte("A")}}, spans(back), cmp.AllowUnexported(span{})); d != "" {
+	if d := cmp.Diff([]span{{from: 5, to: 8, rules: []byte("A")}}, spans(back), cmp.AllowUnexported(span{})); d != "" {
 		t.Errorf("of a clock that was set back (-want +got):\n%s", d)
 	}
 	if got := spans(nil); got != nil {

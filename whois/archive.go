@@ -29,6 +29,7 @@ type archiveHost struct {
 	gaps     []archive.Gap
 	checks   []check // of the catalogs and the row logs, in their order
 	unsynced doubtful
+	leftOut  []span
 	ends     int64 // of the row logs
 	begins   int64
 	problems []Reason
@@ -138,6 +139,7 @@ func (a *Archive) Prepare(ctx context.Context, questions []*Question) error {
 				return fmt.Errorf("read the archive: %w", err)
 			}
 		}
+		h.leftOut = spans(h.Lines)
 		latest := h.sealedChecks()
 		if err := h.readLogs(ctx, want, latest); err != nil {
 			return err
@@ -334,7 +336,7 @@ func (h *archiveHost) facts(q *Question) *facts {
 		f.problems = append(f.problems, Reason{Kind: "missing", Host: h.Name, Text: fmt.Sprintf(
 			"In %s, %s, and nothing says that a rule has removed what they name: a copy was made while ctlogd wrote, or not of all. Copy again, and ask again.", h.Dir, hole)})
 	}
-	f.leftOut, f.unsynced = spans(h.Lines), h.unsynced.all
+	f.leftOut, f.unsynced = h.leftOut, h.unsynced.all
 	f.bound(h.checks, q)
 	for _, l := range h.Removed(q.From, q.To) {
 		if f.after == nil || int64(l.Removed.First) <= f.until {

@@ -3,6 +3,7 @@ package whois
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/ctlogd/ctlogd/archive"
 	"github.com/ctlogd/ctlogd/pipeline/filter"
@@ -12,6 +13,10 @@ import (
 type span struct {
 	from, to int64 // to: inForce if they do so still
 	rules    json.RawMessage
+
+	read  bool            // what follows is known
+	lists []filter.Config // the rules
+	odd   bool            // they cannot be read
 }
 
 const inForce = 1 << 62
@@ -32,12 +37,12 @@ func spans(lines []archive.Line) (all []span) {
 			s := &all[last] // the clock may have been set back
 			s.from, s.to = min(s.from, at), max(s.from, at)
 		} else if len(all) == 0 && len(r.Before) > 0 { // the line that said so is in no copy
-			all = append(all, span{-1 << 62, at, r.Before})
+			all = append(all, span{from: -1 << 62, to: at, rules: r.Before})
 		}
 		last = -1
 		if len(r.LeftOut) > 0 {
 			last = len(all)
-			all = append(all, span{int64(r.From), inForce, r.LeftOut})
+			all = append(all, span{from: int64(r.From), to: inForce, rules: r.LeftOut})
 		}
 	}
 	return all
@@ -49,16 +54,11 @@ func (s *span) hide(f *facts, q *Question) bool {
 	if s.to < q.From || f.after != nil && s.from > f.until {
 		return false
 	}
-	lists, err := filter.ParseLists(s.rules)
-	if err != nil {
-		return true
+	if !s.read { // once for many questions
+		lists, err := filter.ParseLists(s.rules)
+		s.read, s.lists, s.odd = true, lists, err != nil
 	}
-	for _, c := range lists {
-		if c.Hides(q.Proto, q.HasProto) {
-			return true
-		}
-	}
-	return false
+	return s.odd || slices.ContainsFunc(s.lists, func(c filter.Config) bool { return c.Hides(q.Proto, q.HasProto) })
 }
 
 func (s *span) reason(host string) Reason {
