@@ -65,11 +65,13 @@ func (s *span) reason(host string) Reason {
 	r := Reason{Kind: "filtered", Host: host}
 	when := ""
 	if s.from > 0 {
-		r.From, when = s.from, " from "+short(s.from)+" on"
+		r.From, when = s.from, " from "+short(s.from)
 	}
 	if s.to != inForce {
 		r.To = s.to
 		when += " until " + short(s.to)
+	} else {
+		when += " on"
 	}
 	r.Text = fmt.Sprintf("A filter kept some flows out of these records%s, and one of them may be meant.", when)
 	return r
