@@ -115,8 +115,9 @@ func fullPipe(t *testing.T) (path string) {
 	return pipePath(w)
 }
 
-// Nobody reads standard error, and what the own log holds in memory is full as well, while ended flows fill the table: the
-// guard sheds them nevertheless, says what is missing to the record, and the reader reads the rest.
+// Nobody reads standard error, and what the own log holds in memory is full as well, while ended flows fill the table: it has
+// room again nevertheless, and each flow is on record or in a gap of the guard. Which of the two depends on whether the guard
+// or the reader gets the little CPU time that there is; TestGuardStarvedOfCPU has the guard alone.
 func TestGuardWithAFullLog(t *testing.T) {
 	need(t)
 	ns, f := newFloodNS(t)
@@ -155,7 +156,7 @@ func TestGuardWithAFullLog(t *testing.T) {
 	t.Cleanup(release)
 	must(t, f.Create(0, n))
 	must(t, f.Delete(0, n))
-	eventually(t, "the guard has shed", func() bool { return entries("count") <= entries("max")/100 })
+	eventually(t, "the table has room again", func() bool { return entries("count") <= entries("max")/100 })
 	must(t, feed())
 	var got string
 	defer func() { t.Log(got) }()
@@ -171,11 +172,9 @@ func TestGuardWithAFullLog(t *testing.T) {
 			}
 		}
 		got = fmt.Sprintf("of %d flows %d are on record, %d in gaps", n, flows, lost)
-		return flows+lost == n && lost > 0
+		return flows+lost == n
 	})
-	if metric("ctlogd_guard_sheds_total") == 0 {
-		t.Error("nothing was shed")
-	}
+	t.Logf("%v times shed", metric("ctlogd_guard_sheds_total"))
 	d.stop(t)
 }
 
