@@ -2,6 +2,7 @@ package subscriber
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -80,11 +81,7 @@ func (s *Source) open(ctx context.Context, nas map[string]uint16) (*listener, *n
 		}
 		l.allow = append(l.allow, p)
 	}
-	at := s.cfg.Listen
-	if at == "" {
-		at = DefaultListen
-	}
-	conn, err := new(net.ListenConfig).ListenPacket(ctx, "udp", at)
+	conn, err := new(net.ListenConfig).ListenPacket(ctx, "udp", cmp.Or(s.cfg.Listen, DefaultListen))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -134,9 +131,12 @@ func (l *listener) show(now time.Time) {
 }
 
 func (l *listener) apply(now time.Time) {
-	l.table = l.table.with(l.edits, now.Add(-l.source.cfg.History).UnixNano(), l.pace.rest)
+	l.table = l.table.with(l.edits, l.horizon(now), l.pace.rest)
 	l.edits = l.edits[:0]
 }
+
+// horizon is the end of what is remembered.
+func (l *listener) horizon(now time.Time) int64 { return now.Add(-l.source.cfg.History).UnixNano() }
 
 // packet takes a packet and returns the answer, nil if it is not answered: then the client sends it again, or to another
 // server.
@@ -304,20 +304,8 @@ func (l *listener) restarted(mark uint16, at int64, now time.Time) {
 	if mark == 0 {
 		return
 	}
-	ended := 0
-	for again := true; again; {
-		again = false
-		l.table.each(func(_ *page, s *slot) {
-			if s.mark != mark || !s.holds(at) {
-				return
-			}
-			if again = again || len(l.edits) == chunk; !again {
-				l.edits = append(l.edits, edit{prefix: s.key(), from: at})
-			}
-		})
-		ended += len(l.edits)
-		l.apply(now)
-	}
+	var ended int
+	l.table, ended = l.table.without(at, func(s *slot) bool { return s.mark == mark && s.holds(at) }, l.horizon(now), l.pace.rest)
 	l.log.Info("a RADIUS client has no more sessions", zap.Int("ended", ended))
 	l.source.show(l.table, now.UnixNano())
 }

@@ -267,6 +267,32 @@ func (t *table) each(visit func(g *page, s *slot)) {
 	}
 }
 
+// chunk is how many edits are made at once.
+const chunk = 1 << 16
+
+// without returns the table in which those latest intervals that over is true of have ended at a time, and how many these are.
+func (t *table) without(at int64, over func(*slot) bool, horizon int64, rest func()) (now *table, ended int) {
+	now = t
+	var edits []edit
+	flush := func() {
+		now = now.with(edits, horizon, rest)
+		ended += len(edits)
+		edits = edits[:0]
+	}
+	t.each(func(_ *page, s *slot) { // of the table as it was: each comes once
+		if !over(s) {
+			return
+		}
+		if edits = append(edits, edit{prefix: s.key(), from: at}); len(edits) == chunk {
+			flush()
+		}
+	})
+	if len(edits) > 0 {
+		flush()
+	}
+	return now, ended
+}
+
 // span is an interval of a page that is being written.
 type span struct {
 	prefix

@@ -30,8 +30,6 @@ const (
 	// hopeless is how many lines are broken, and more than are not, in a file that is given up before its end. One in which
 	// no line is right is given up whatever its size.
 	hopeless = 1000
-
-	chunk = 1 << 16 // edits that are made at once
 )
 
 // stamp is what identifies a state of a file.
@@ -373,17 +371,8 @@ func (l *loader) flush() {
 // finish ends what the file does not speak of any more, if it was read as a whole.
 func (l *loader) finish() error {
 	l.flush()
-	for again := l.whole; again; {
-		again = false
-		l.table.each(func(_ *page, s *slot) {
-			if s.mark == l.mark || s.until <= l.version {
-				return
-			}
-			if again = again || len(l.edits) == chunk; !again {
-				l.edits = append(l.edits, edit{prefix: s.key(), from: l.version})
-			}
-		})
-		l.flush()
+	if l.whole {
+		l.table, _ = l.table.without(l.version, func(s *slot) bool { return s.mark != l.mark && s.until > l.version }, l.horizon, l.rest)
 	}
 	if l.table.leases > l.source.cfg.Limit {
 		return errFull(l.source.cfg.Limit)
