@@ -61,7 +61,6 @@ func (c *Config) label() string {
 
 // Validate reports what is wrong with the entry.
 func (c *Config) Validate(report func(field, msg string)) {
-	file := false
 	switch {
 	case c.Type == "":
 		report("type", "missing; write one of "+strings.Join(Types, ", "))
@@ -69,8 +68,6 @@ func (c *Config) Validate(report func(field, msg string)) {
 	case !slices.Contains(Types, c.Type):
 		report("type", fmt.Sprintf("unknown type %q; use one of %s", c.Type, strings.Join(Types, ", ")))
 		return
-	case c.Type != "radius":
-		file = true
 	}
 	if strings.ContainsFunc(c.Name, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '@' }) || len(c.Name) > 64 {
 		report("name", "write a word of at most 64 bytes, without spaces and @: it stands in records")
@@ -87,7 +84,7 @@ func (c *Config) Validate(report func(field, msg string)) {
 	foreign("secret_file", c.SecretFile != "", "radius")
 	foreign("clients", len(c.Clients) > 0, "radius")
 	foreign("session_timeout", c.SessionTimeout != DefaultSessionTimeout, "radius")
-	if file {
+	if c.Type != "radius" {
 		switch {
 		case c.Path == "":
 			report("path", "missing; write the file that the leases stand in")
