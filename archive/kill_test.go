@@ -156,6 +156,7 @@ func counts(t *testing.T, dir string) (n [testRecords]int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer r.Close()
 	for _, h := range r.Hosts {
 		for _, p := range h.Problems {
 			t.Error(p)

@@ -112,9 +112,18 @@ func TestWhois(t *testing.T) {
 	if a.Verdict != "sole" || a.Holders[0].FlowID != alive.FlowID || a.Holders[0].Alive {
 		t.Errorf("of the flow that has ended: %+v, and it was %+v", a, alive)
 	}
-	if a, code := ask(end, "--at", before.UTC().Format(time.RFC3339Nano)); a.Verdict != "none" || code != 3 && len(a.Missing) == 0 {
-		t.Errorf("of the time before it: %+v, exit status %d", a, code)
+	nobody := func(what string, args ...string) {
+		t.Helper()
+		a, code := ask(args...)
+		want := 3
+		if len(a.Missing) > 0 { // the clock's doubt, as ask sees to
+			want = 5
+		}
+		if a.Verdict != "none" || code != want {
+			t.Errorf("%s: %+v, exit status %d, want %d", what, a, code, want)
+		}
 	}
+	nobody("of the time before it", end, "--at", before.UTC().Format(time.RFC3339Nano))
 
 	// A flow that has ended is in no table. Where the daemon of this table does not run, or writes something else, its record
 	// may be missing: that is told, and never "none, complete".
@@ -129,9 +138,7 @@ func TestWhois(t *testing.T) {
 		t.Errorf("%s: exit status %d, %+v; want %q", what, code, a, want)
 	}
 	mine := fmt.Sprintf("%s:%d", flow.IP, flow.Port)
-	if a, code := ask("192.0.2.1:7", "--at", "now"); a.Verdict != "none" || code != 3 && len(a.Missing) == 0 {
-		t.Errorf("what nobody has, while the daemon runs: exit status %d, %+v", code, a)
-	}
+	nobody("what nobody has, while the daemon runs", "192.0.2.1:7", "--at", "now")
 	doubt("of another namespace's table", "another network namespace", (*exec.Cmd).Start)
 	twin := filepath.Join(dir, "copy")
 	must(t, os.CopyFS(twin, os.DirFS(store)))
