@@ -4,15 +4,8 @@ package integration
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
-	"math/big"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -26,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/ctlogd/ctlogd/integration/lab"
+	"github.com/ctlogd/ctlogd/output/certfile/certtest"
 )
 
 // facts are what every format tells of a flow, in the words of the flat one.
@@ -266,45 +260,19 @@ func (r *rsyslogd) begin(t *testing.T) {
 	}
 }
 
-// tlsFiles makes an authority and certificates for 127.0.0.1: ca.pem, server.pem and client.pem with their keys, and
-// stranger.pem of another authority.
+// tlsFiles makes an authority and certificates: ca.pem, server.pem, for 127.0.0.1, and client.pem with their keys.
 func tlsFiles(t *testing.T, dir string) {
 	t.Helper()
-	write := func(name, kind string, der []byte) {
-		must(t, os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o644))
+	write := func(name string, text []byte) {
+		must(t, os.WriteFile(filepath.Join(dir, name), text, 0o644))
 	}
-	authority := func(name string) (*x509.Certificate, *ecdsa.PrivateKey) {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		must(t, err)
-		template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, SubjectKeyId: []byte(name)}
-		template.Subject.CommonName = name
-		der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-		must(t, err)
-		cert, err := x509.ParseCertificate(der)
-		must(t, err)
-		return cert, key
+	ca := certtest.New(t)
+	write("ca.pem", ca.PEM)
+	for _, name := range []string{"server", "client"} {
+		cert, key := ca.Issue(t, name, time.Hour)
+		write(name+".pem", cert)
+		write(name+"-key.pem", key)
 	}
-	issue := func(name string, ca *x509.Certificate, caKey *ecdsa.PrivateKey) {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		must(t, err)
-		template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour),
-			NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature,
-			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
-		template.Subject.CommonName = name
-		der, err := x509.CreateCertificate(rand.Reader, template, ca, &key.PublicKey, caKey)
-		must(t, err)
-		private, err := x509.MarshalPKCS8PrivateKey(key)
-		must(t, err)
-		write(name+".pem", "CERTIFICATE", der)
-		write(name+"-key.pem", "PRIVATE KEY", private)
-	}
-	ca, key := authority("lab")
-	write("ca.pem", "CERTIFICATE", ca.Raw)
-	issue("server", ca, key)
-	issue("client", ca, key)
-	other, otherKey := authority("strangers")
-	issue("stranger", other, otherKey)
 }
 
 // sdMessage takes what rsyslogd wrote apart: the flow id of the structured data, and the message.

@@ -2,15 +2,9 @@ package preflight
 
 import (
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/binary"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,6 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/output/certfile/certtest"
 )
 
 // fake is a kernel with these answers.
@@ -555,17 +551,10 @@ func TestDisks(t *testing.T) {
 }
 
 func TestCertificates(t *testing.T) {
-	public, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	authority := certtest.New(t)
 	cert := func(name string, from, to time.Time) string {
-		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(1),
-			Subject: pkix.Name{CommonName: name}, NotBefore: from, NotAfter: to}, &x509.Certificate{}, public, private)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+		text, _ := authority.IssueFor(t, name, from, to)
+		return string(text)
 	}
 	old := today.AddDate(-1, 0, 0)
 	good := cert("good", old, today.Add(soon))

@@ -2,11 +2,6 @@ package main
 
 import (
 	"bytes"
-	"crypto/ed25519"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
-	"math/big"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -20,6 +15,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/ctlogd/ctlogd/config"
+	"github.com/ctlogd/ctlogd/output/certfile/certtest"
 	"github.com/ctlogd/ctlogd/pipeline/deliver"
 	"github.com/ctlogd/ctlogd/pipeline/spool"
 )
@@ -63,7 +59,7 @@ func TestExampleLoads(t *testing.T) {
 func withFiles(t *testing.T, text []byte) []byte {
 	t.Helper()
 	dir := t.TempDir()
-	cert, key := newCertificate(t)
+	cert, key := certtest.New(t).Issue(t, "client", time.Hour)
 	for name, content := range map[string][]byte{
 		"ca.pem": cert, "client.pem": cert, "client-key.pem": key, "kafka-password": []byte("secret\n"),
 	} {
@@ -99,26 +95,6 @@ func TestDocsOfOutputs(t *testing.T) {
 			}
 		}
 	}
-}
-
-// newCertificate returns a certificate and its key, as PEM.
-func newCertificate(t *testing.T) (cert, key []byte) {
-	t.Helper()
-	public, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
 }
 
 // The example is the defaults, but for what has none; the outputs that are commented out are as well.

@@ -1,51 +1,34 @@
 package certfile
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
-	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ctlogd/ctlogd/output/certfile/certtest"
 )
 
 func TestLoad(t *testing.T) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "x"},
-		NotAfter: time.Now().Add(time.Hour)}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cert, key := certtest.New(t).Issue(t, "x", time.Hour)
 	dir := t.TempDir()
-	write := func(name string, b *pem.Block) string {
+	write := func(name string, text []byte) string {
 		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, pem.EncodeToMemory(b), 0o600); err != nil {
+		if err := os.WriteFile(path, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		return path
 	}
-	certFile := write("cert", &pem.Block{Type: "CERTIFICATE", Bytes: cert})
-	for name, b := range map[string]*pem.Block{
-		"plain": {Type: "PRIVATE KEY", Bytes: der},
-		"pkcs8": {Type: "ENCRYPTED PRIVATE KEY", Bytes: []byte("a cipher text")},
-		"old": {Type: "EC PRIVATE KEY", Headers: map[string]string{"Proc-Type": "4,ENCRYPTED", "DEK-Info": "AES-256-CBC,00"},
-			Bytes: []byte("a cipher text")},
+	certFile := write("cert", cert)
+	for name, text := range map[string][]byte{
+		"plain": key,
+		"pkcs8": pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: []byte("a cipher text")}),
+		"old": pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY",
+			Headers: map[string]string{"Proc-Type": "4,ENCRYPTED", "DEK-Info": "AES-256-CBC,00"}, Bytes: []byte("a cipher text")}),
 	} {
-		file := write(name, b)
+		file := write(name, text)
 		_, err := Load(certFile, file)
 		want := "the key in " + file + " is encrypted, and nobody is there to give its passphrase; write it without one: " +
 			"openssl pkey -in " + file + " -out NEW, readable for ctlogd alone"

@@ -131,15 +131,8 @@ func (s *secure) received(t *testing.T, size uint64) {
 // credentials are what tests of TLS need, as files.
 func credentials(t *testing.T, a *certtest.Authority) TLS {
 	t.Helper()
-	dir := t.TempDir()
-	cert, key := a.Issue(t, "client", time.Hour)
-	c := TLS{CA: filepath.Join(dir, "ca.pem"), Cert: filepath.Join(dir, "client.pem"), Key: filepath.Join(dir, "key.pem")}
-	for name, data := range map[string][]byte{c.CA: a.PEM, c.Cert: cert, c.Key: key} {
-		if err := os.WriteFile(name, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return c
+	_, cert, key := a.Pair(t, "client", time.Hour)
+	return TLS{CA: certtest.Write(t, "ca.pem", a.PEM), Cert: cert, Key: key}
 }
 
 // TestOpenSSL: each side knows the other, and ipfixDump reads what openssl has received.

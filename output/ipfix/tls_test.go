@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -15,31 +14,12 @@ import (
 
 func TestTLS(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	save := func(name string, data []byte) string {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
 	ours, others := certtest.New(t), certtest.New(t)
-	ca, otherCA := save("ca.pem", ours.PEM), save("other-ca.pem", others.PEM)
-	client := func(a *certtest.Authority, name string) (cert, key string) {
-		c, k := a.Issue(t, "client", time.Hour)
-		return save(name+".pem", c), save(name+"-key.pem", k)
-	}
-	cert, key := client(ours, "client")
-	strange, strangeKey := client(others, "strange")
-	server := func(a *certtest.Authority, validFor time.Duration) tls.Certificate {
-		c, k := a.Issue(t, "server", validFor)
-		pair, err := tls.X509KeyPair(c, k)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return pair
-	}
-	good, expired := server(ours, time.Hour), server(ours, -time.Hour)
+	ca, otherCA := certtest.Write(t, "ca.pem", ours.PEM), certtest.Write(t, "other-ca.pem", others.PEM)
+	_, cert, key := ours.Pair(t, "client", time.Hour)
+	_, strange, strangeKey := others.Pair(t, "client", time.Hour)
+	good, _, _ := ours.Pair(t, "server", time.Hour)
+	expired, _, _ := ours.Pair(t, "server", -time.Hour)
 	pool := ours.Pool()
 
 	tests := []struct {
@@ -109,15 +89,8 @@ func TestTLS(t *testing.T) {
 // TestTLSFilesReadAnew: certificates are renewed while the daemon runs.
 func TestTLSFilesReadAnew(t *testing.T) {
 	a := certtest.New(t)
-	ca := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(ca, certtest.New(t).PEM, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	certPEM, keyPEM := a.Issue(t, "server", time.Hour)
-	pair, err := tls.X509KeyPair(certPEM, keyPEM)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := certtest.Write(t, "ca.pem", certtest.New(t).PEM)
+	pair, _, _ := a.Pair(t, "server", time.Hour)
 	l := listenTCP(t, "127.0.0.1:0")
 	c := newReceived(t)
 	c.serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{pair}}))
@@ -135,18 +108,11 @@ func TestTLSFilesReadAnew(t *testing.T) {
 // Reach tells until when the collector's certificate holds, of several the one that ends first.
 func TestReachCertificate(t *testing.T) {
 	a := certtest.New(t)
-	ca := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(ca, a.PEM, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	ca := certtest.Write(t, "ca.pem", a.PEM)
 	var addresses []string
 	var first time.Time
 	for _, validFor := range []time.Duration{2 * time.Hour, time.Hour} {
-		certPEM, keyPEM := a.Issue(t, "server", validFor)
-		pair, err := tls.X509KeyPair(certPEM, keyPEM)
-		if err != nil {
-			t.Fatal(err)
-		}
+		pair, _, _ := a.Pair(t, "server", validFor)
 		first = pair.Leaf.NotAfter
 		l := listenTCP(t, "127.0.0.1:0")
 		newReceived(t).serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{pair}}))

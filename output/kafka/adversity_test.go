@@ -2,15 +2,8 @@ package kafka
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -25,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/output/certfile/certtest"
 )
 
 // serve answers each connection with do until the test ends, and returns its address.
@@ -50,31 +44,12 @@ func serve(t *testing.T, do func(net.Conn)) string {
 	return l.Addr().String()
 }
 
-// certificate returns a certificate of its own authority for 127.0.0.1, and the file of that.
-func certificate(t *testing.T, until time.Time) (tls.Certificate, string) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "broker"},
-		NotBefore: until.Add(-48 * time.Hour), NotAfter: until, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		IsCA: true, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, path
-}
-
 // TestNoBroker: whatever is at the address instead of a Kafka broker, Write says what is wrong, in time, and goes on.
 func TestNoBroker(t *testing.T) {
-	expired, ca := certificate(t, time.Now().Add(-24*time.Hour))
-	valid, validCA := certificate(t, time.Now().Add(24*time.Hour))
+	authority := certtest.New(t)
+	ca := certtest.Write(t, "ca.pem", authority.PEM)
+	expired, _, _ := authority.Pair(t, "server", -time.Hour)
+	valid, _, _ := authority.Pair(t, "server", 24*time.Hour)
 	silent := func(c net.Conn) { _, _ = c.Read(make([]byte, 1)); time.Sleep(time.Second) }
 	says := func(answer string) func(net.Conn) {
 		return func(c net.Conn) {
@@ -96,7 +71,7 @@ func TestNoBroker(t *testing.T) {
 		{"says nothing to TLS", serve(t, silent), &TLS{}, ClassTimeout, "deadline exceeded"},
 		{"hangs up", serve(t, func(net.Conn) {}), nil, ClassConnection, ""},
 		{"a web server", serve(t, web), nil, ClassConnection, errNoKafka.Error()},
-		{"a web server over TLS", serve(t, overTLS(valid, web)), &TLS{CA: validCA}, ClassConnection, errNoKafka.Error()},
+		{"a web server over TLS", serve(t, overTLS(valid, web)), &TLS{CA: ca}, ClassConnection, errNoKafka.Error()},
 		{"ssh", serve(t, says("SSH-2.0-OpenSSH_9.2\r\n")), nil, ClassConnection, errNoKafka.Error()},
 		{"TLS", serve(t, says("\x15\x03\x03\x00\x02\x02\x46")), nil, ClassConnection, errTLS.Error()},
 		{"expired", serve(t, overTLS(expired, web)), &TLS{CA: ca}, ClassTLS, "certificate has expired or is not yet valid"},
@@ -305,8 +280,9 @@ func TestPasswordReadAnew(t *testing.T) {
 
 // TestFilesReadAnew: certificates that are renewed in their files are used by the next connection.
 func TestFilesReadAnew(t *testing.T) {
-	pair, ca := certificate(t, time.Now().Add(24*time.Hour))
-	_, other := certificate(t, time.Now().Add(24*time.Hour))
+	authority := certtest.New(t)
+	pair, _, _ := authority.Pair(t, "server", 24*time.Hour)
+	ca, other := certtest.Write(t, "ca.pem", authority.PEM), certtest.Write(t, "ca.pem", certtest.New(t).PEM)
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "flows"),
 		kfake.TLS(&tls.Config{Certificates: []tls.Certificate{pair}}))
 	if err != nil {

@@ -1,13 +1,8 @@
 package kafka
 
 import (
-	"crypto/ed25519"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -19,6 +14,8 @@ import (
 	kafka "github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/ctlogd/ctlogd/output/certfile/certtest"
 )
 
 func TestCheckAndReach(t *testing.T) {
@@ -77,28 +74,16 @@ func TestCheckAndReach(t *testing.T) {
 
 // Reach tells until when the broker's certificate holds.
 func TestReachCertificate(t *testing.T) {
-	public, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	expires := time.Now().Add(time.Hour).Truncate(time.Second)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: expires, IPAddresses: []net.IP{{127, 0, 0, 1}}}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	pair := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private}
+	authority := certtest.New(t)
+	pair, _, _ := authority.Pair(t, "server", time.Hour)
+	expires := pair.Leaf.NotAfter
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "flows"),
 		kfake.TLS(&tls.Config{Certificates: []tls.Certificate{pair}}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(cluster.Close)
-	got, err := Config{Brokers: cluster.ListenAddrs(), Topic: "flows", TLS: &TLS{CA: ca}}.Reach(t.Context())
+	got, err := Config{Brokers: cluster.ListenAddrs(), Topic: "flows", TLS: &TLS{CA: certtest.Write(t, "ca.pem", authority.PEM)}}.Reach(t.Context())
 	if err != nil || !got.Equal(expires) {
 		t.Errorf("got %v, %v, want %v", got, err, expires)
 	}

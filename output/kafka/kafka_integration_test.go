@@ -501,7 +501,7 @@ func TestSecurity(t *testing.T) {
 		{"wrong CA", c.SASL[0], &TLS{CA: c.Other}, ClassTLS,
 			"tls: failed to verify certificate: x509: certificate signed by unknown authority" + tlsHint},
 		{"wrong server name", c.SASL[0], &TLS{CA: c.CA, ServerName: "kafka.example.net"}, ClassTLS,
-			"tls: failed to verify certificate: x509: certificate is valid for localhost, not kafka.example.net" + tlsHint},
+			"tls: failed to verify certificate: x509: certificate is valid for localhost, collector.example, not kafka.example.net" + tlsHint},
 		{"no client certificate", c.MTLS[0], ca, ClassTLS, "remote error: tls: bad certificate" + tlsHint},
 		{"TLS to a plain port", c.Addrs[0], ca, ClassConnection,
 			"the broker closed the connection (EOF); does the port speak TLS?"},
