@@ -17,9 +17,9 @@ import (
 // at which of them it listens. The methods of a nil *Peer are for a receiver that is reached otherwise: it has one target.
 type Peer struct {
 	Host, Port string
-	Resolve    Resolver
-	Sockets    *ownflow.Sockets // is told of the peer's sockets; may be nil
-	Refused    *atomic.Uint64   // counts refusals
+	Resolve    func(ctx context.Context, network, host string) ([]netip.Addr, error) // as net.Resolver.LookupNetIP
+	Sockets    *ownflow.Sockets                                                      // is told of the peer's sockets; may be nil
+	Refused    *atomic.Uint64                                                        // counts refusals
 
 	absent   bool             // at none of its targets, when they were last tried
 	targets  []netip.AddrPort // the one to try next in front
@@ -32,9 +32,6 @@ type Peer struct {
 
 // absentRetry is how old an address of a receiver may be that is at none of its addresses.
 const absentRetry = time.Second
-
-// Resolver returns the addresses of a name, as net.Resolver.LookupNetIP does.
-type Resolver func(ctx context.Context, network, host string) ([]netip.Addr, error)
 
 // Named reports whether the peer's host is a name, whose addresses may change.
 func (p *Peer) Named() bool {

@@ -19,10 +19,7 @@ func (e *Exporter) newCollector(a address) *collector {
 	c := &collector{address: a}
 	if c.datagrams() {
 		c.peer = &datagram.Peer{
-			Host: a.Host, Port: a.Port, Sockets: e.sockets, Refused: &e.counts.refused,
-			Resolve: func(ctx context.Context, network, host string) ([]netip.Addr, error) {
-				return e.resolve(ctx, network, host)
-			},
+			Host: a.Host, Port: a.Port, Resolve: e.sockets.Resolver().LookupNetIP, Sockets: e.sockets, Refused: &e.counts.refused,
 		}
 	}
 	return c

@@ -12,7 +12,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ctlogd/ctlogd/flow"
-	"github.com/ctlogd/ctlogd/output/datagram"
 	"github.com/ctlogd/ctlogd/ownflow"
 )
 
@@ -27,9 +26,7 @@ type Exporter struct {
 	process   uint32           // exportingProcessId
 	sockets   *ownflow.Sockets // is told of the exporter's sockets; may be nil
 
-	// Replaced in tests.
-	dial    func(ctx context.Context, c *collector) (transport, error)
-	resolve datagram.Resolver
+	dial func(ctx context.Context, c *collector) (transport, error) // replaced in tests
 
 	reopen atomic.Bool // names are to be looked up again
 
@@ -113,7 +110,7 @@ func New(c Config, opts Options) (*Exporter, error) {
 	for _, a := range c.addresses() {
 		e.collectors = append(e.collectors, e.newCollector(a))
 	}
-	e.dial, e.resolve = e.dialCollector, e.sockets.Resolver().LookupNetIP
+	e.dial = e.dialCollector
 	e.open = make([]*message, len(e.templates.all))
 	return e, nil
 }

@@ -136,7 +136,7 @@ func TestNames(t *testing.T) {
 	for _, list := range [][]string{{"::1", "127.0.0.1"}, {"127.0.0.1", "::1"}, {"127.0.0.2", "::1", "127.0.0.1"}} {
 		before := len(c.peek().flows())
 		e := newExporter(t, Config{Address: "udp://collector.example:" + port})
-		e.resolve = func(_ context.Context, _, host string) (ips []netip.Addr, err error) {
+		e.collectors[0].peer.Resolve = func(_ context.Context, _, host string) (ips []netip.Addr, err error) {
 			if host != "collector.example" {
 				return nil, fmt.Errorf("asked for %q", host)
 			}
@@ -169,7 +169,7 @@ func TestNameMoves(t *testing.T) {
 		fails := false
 		was, is := len(old.peek().flows()), len(moved.peek().flows())
 		e := newExporter(t, Config{Address: "udp://collector.example:" + port, TemplateInterval: interval})
-		e.resolve = func(context.Context, string, string) ([]netip.Addr, error) {
+		e.collectors[0].peer.Resolve = func(context.Context, string, string) ([]netip.Addr, error) {
 			e.held <- struct{}{} // looked up without the lock, which Write needs
 			defer e.unlock()
 			if fails {
@@ -234,7 +234,7 @@ func TestNameMovesAway(t *testing.T) {
 	_, port, _ := net.SplitHostPort(conn.LocalAddr().String())
 	e := newExporter(t, Config{Address: "udp://collector.example:" + port, TemplateInterval: time.Hour})
 	var moved atomic.Bool
-	e.resolve = func(context.Context, string, string) ([]netip.Addr, error) {
+	e.collectors[0].peer.Resolve = func(context.Context, string, string) ([]netip.Addr, error) {
 		if moved.Load() {
 			return []netip.Addr{netip.MustParseAddr(second)}, nil
 		}
@@ -257,7 +257,7 @@ func TestReasons(t *testing.T) {
 	_, port, _ := net.SplitHostPort(nobody(t))
 	e := newExporter(t, Config{Address: "udp://collector.example:" + port, Failover: []string{"udp://" + nobody(t)}})
 	first, second := unused(), unused()
-	e.resolve = func(context.Context, string, string) ([]netip.Addr, error) {
+	e.collectors[0].peer.Resolve = func(context.Context, string, string) ([]netip.Addr, error) {
 		return []netip.Addr{netip.MustParseAddr(first), netip.MustParseAddr(second)}, nil
 	}
 	_, err := e.Write(t.Context(), numbered(1, 1))
