@@ -84,3 +84,13 @@ func (t *TLS) Config(host string) (*tls.Config, error) {
 	c.Certificates = []tls.Certificate{pair}
 	return c, nil
 }
+
+// Expiry returns when the first of certs expires, or before if that is sooner. The zero time stands for none.
+func Expiry(before time.Time, certs []*x509.Certificate) time.Time {
+	for _, c := range certs {
+		if before.IsZero() || c.NotAfter.Before(before) {
+			before = c.NotAfter
+		}
+	}
+	return before
+}

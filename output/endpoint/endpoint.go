@@ -1,13 +1,15 @@
-// Package endpoint reads the addresses that outputs send to, with errors that say what to write.
+// Package endpoint reads the addresses that outputs send to, with errors that say what to write, and tries each of several.
 package endpoint
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Address is where an output sends: SCHEME://HOST:PORT, HOST being a name or an IP address.
@@ -90,6 +92,24 @@ func (a Address) checkHost(help string) error {
 		return fmt.Errorf("a host name has 253 characters at most, and this one has %d", len(a.Host))
 	}
 	return nil
+}
+
+// Each calls f with each address of list, for d at most. The error has a reason for each that failed, on one line: role, which
+// says what is there, address and reason; remedy is its end.
+func Each[A fmt.Stringer](ctx context.Context, list []A, role string, d time.Duration, remedy string,
+	f func(context.Context, A) error) error {
+	var wrong []string
+	for _, a := range list {
+		timed, cancel := context.WithTimeout(ctx, d)
+		if err := f(timed, a); err != nil {
+			wrong = append(wrong, fmt.Sprintf("%s %s: %v", role, a, err))
+		}
+		cancel()
+	}
+	if wrong == nil {
+		return nil
+	}
+	return errors.New(strings.Join(wrong, ", ") + "; " + remedy)
 }
 
 // notInNames reports whether no host name has r. Underscores are not allowed and are found all the same.

@@ -2,11 +2,11 @@ package ipfix
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net"
-	"strings"
 	"time"
+
+	"github.com/ctlogd/ctlogd/output/certfile"
+	"github.com/ctlogd/ctlogd/output/endpoint"
 )
 
 // Check tells whether the collectors' names resolve, which no collector has to be up for. The error says how to put
@@ -34,29 +34,14 @@ func (c *Config) Reach(ctx context.Context) (expires time.Time, err error) {
 			return err
 		}
 		if s, ok := session.(*tcp); ok {
-			for _, cert := range s.Chain() {
-				if expires.IsZero() || cert.NotAfter.Before(expires) {
-					expires = cert.NotAfter
-				}
-			}
+			expires = certfile.Expiry(expires, s.Chain())
 		}
 		return session.close()
 	})
 	return expires, err
 }
 
-// each calls f with each collector, within the dial timeout, and puts the errors on one line.
+// each calls f with each collector, within the dial timeout.
 func (c *Config) each(ctx context.Context, remedy string, f func(context.Context, address) error) error {
-	var wrong []string
-	for _, a := range c.addresses() {
-		timed, cancel := context.WithTimeout(ctx, c.dialTimeout())
-		if err := f(timed, a); err != nil {
-			wrong = append(wrong, fmt.Sprintf("collector %s: %v", a, err))
-		}
-		cancel()
-	}
-	if wrong == nil {
-		return nil
-	}
-	return errors.New(strings.Join(wrong, ", ") + "; " + remedy)
+	return endpoint.Each(ctx, c.addresses(), "collector", c.dialTimeout(), remedy, f)
 }

@@ -15,6 +15,8 @@ import (
 
 	kafka "github.com/segmentio/kafka-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/output/certfile"
 )
 
 // Check tells whether the brokers' names resolve, which no broker has to be up for, and whether the dead-letter file
@@ -67,11 +69,7 @@ func (c Config) Reach(ctx context.Context) (expires time.Time, err error) {
 	w.conns.verify = func(state tls.ConnectionState) error {
 		mu.Lock()
 		defer mu.Unlock()
-		for _, cert := range state.PeerCertificates {
-			if expires.IsZero() || cert.NotAfter.Before(expires) {
-				expires = cert.NotAfter
-			}
-		}
+		expires = certfile.Expiry(expires, state.PeerCertificates)
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.ConnectTimeout*time.Duration(len(c.Brokers)+1))

@@ -7,10 +7,12 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/output/certfile"
+	"github.com/ctlogd/ctlogd/output/endpoint"
 )
 
 // Check tells whether the receivers' names resolve, which no receiver has to be up for, and whether unix sockets can be
@@ -49,29 +51,14 @@ func (c Config) Reach(ctx context.Context) (expires time.Time, err error) {
 		defer session.close()
 		defer r.peer.Close()
 		if s, ok := session.(*tcp); ok {
-			for _, cert := range s.Chain() {
-				if expires.IsZero() || cert.NotAfter.Before(expires) {
-					expires = cert.NotAfter
-				}
-			}
+			expires = certfile.Expiry(expires, s.Chain())
 		}
 		return nil
 	})
 	return expires, err
 }
 
-// each calls f with each receiver, within the dial timeout, and puts the errors on one line.
+// each calls f with each receiver, within the dial timeout.
 func (c *Config) each(ctx context.Context, remedy string, f func(context.Context, address) error) error {
-	var wrong []string
-	for _, a := range c.addresses() {
-		timed, cancel := context.WithTimeout(ctx, c.DialTimeout)
-		if err := f(timed, a); err != nil {
-			wrong = append(wrong, fmt.Sprintf("receiver %s: %v", a, err))
-		}
-		cancel()
-	}
-	if wrong == nil {
-		return nil
-	}
-	return errors.New(strings.Join(wrong, ", ") + "; " + remedy)
+	return endpoint.Each(ctx, c.addresses(), "receiver", c.DialTimeout, remedy, f)
 }
