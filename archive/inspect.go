@@ -10,11 +10,7 @@ import (
 
 // inspect reads a whole segment, and returns what its catalog line has to say.
 func inspect(path string) (seg Segment, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = damagedError(p)
-		}
-	}()
+	defer damaged(&err)
 	t, err := openSegment(path)
 	if err != nil {
 		return seg, err

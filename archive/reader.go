@@ -596,11 +596,7 @@ func OriginOf(path string) (o Origin, err error) {
 		o, _, err = readRowLogHeader(f)
 		return o, err
 	}
-	defer func() {
-		if p := recover(); p != nil {
-			err = damagedError(p)
-		}
-	}()
+	defer damaged(&err)
 	t, err := openSegment(path)
 	if err != nil {
 		return o, err

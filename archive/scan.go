@@ -14,11 +14,7 @@ import (
 
 // scanSegment calls do with the rows of a segment that are asked for.
 func (r *Reader) scanSegment(f File, q *Query, do func(Row) bool) (err error) {
-	defer func() {
-		if p := recover(); p != nil { // foreign bytes, and a library that may not have met them
-			err = damagedError(p)
-		}
-	}()
+	defer damaged(&err)
 	t, err := r.tables.open(f.Path)
 	if err != nil {
 		return err
@@ -51,11 +47,14 @@ func (r *Reader) scanSegment(f File, q *Query, do func(Row) bool) (err error) {
 	return nil
 }
 
-type damagedErr struct{ what any }
+// damaged makes a panic of the function that defers it an error: the bytes are foreign, and a library may not have met them.
+func damaged(err *error) {
+	if recover() != nil {
+		*err = errDamaged
+	}
+}
 
-func damagedError(p any) error { return &damagedErr{p} }
-
-func (e *damagedErr) Error() string { return "is damaged" }
+var errDamaged = errors.New("is damaged")
 
 // textIn reports whether a column of a row group may hold a text, by its statistics.
 func (g *rowGroup) textIn(c int, text []byte) bool {
@@ -483,11 +482,7 @@ func union(a, b []int64) []int64 {
 // Each calls do with every record of a segment or a row log, in the order of the file. o says where they come from. It
 // is what "ctlogd cat" prints. The record is valid until do returns.
 func Each(path string, do func(o *Origin, r *flow.Record) error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = damagedError(p)
-		}
-	}()
+	defer damaged(&err)
 	f, err := os.Open(path)
 	if err != nil {
 		return err
