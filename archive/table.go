@@ -160,7 +160,7 @@ func openTable(f io.ReaderAt, size int64) (*table, error) {
 	t := &table{f: f, size: size}
 	origin := []byte(nil)
 	r := thriftReader{b: footer}
-	r.fields(func(id int16, kind byte) bool {
+	r.fields(func(id int16, kind byte) {
 		switch {
 		case id == 3 && kind == thriftI64:
 			t.rows = r.int()
@@ -176,10 +176,7 @@ func openTable(f io.ReaderAt, size int64) (*table, error) {
 					t.facts = value
 				}
 			}
-		default:
-			return false
 		}
-		return true
 	})
 	if r.bad {
 		return nil, errDescription
@@ -197,16 +194,13 @@ var errNoSegment = errors.New("is no segment of an archive")
 
 // pair reads a structure of two strings.
 func (r *thriftReader) pair() (key, value []byte) {
-	r.fields(func(id int16, kind byte) bool {
+	r.fields(func(id int16, kind byte) {
 		switch {
 		case id == 1 && kind == thriftBinary:
 			key = r.bytes()
 		case id == 2 && kind == thriftBinary:
 			value = r.bytes()
-		default:
-			return false
 		}
-		return true
 	})
 	return key, value
 }
@@ -250,7 +244,7 @@ func (t *table) readGroups(r *thriftReader) {
 	}
 	for range n {
 		g := new(rowGroup)
-		r.fields(func(id int16, kind byte) bool {
+		r.fields(func(id int16, kind byte) {
 			switch {
 			case id == 1 && kind == thriftList:
 				_, n := r.list()
@@ -272,10 +266,7 @@ func (t *table) readGroups(r *thriftReader) {
 				}
 			case id == 3 && kind == thriftI64:
 				g.rows = r.int()
-			default:
-				return false
 			}
-			return true
 		})
 		if r.bad {
 			return
@@ -296,7 +287,7 @@ func columnAt(path []string) int {
 
 // chunk reads the description of a column of a row group; its path only if it is asked for.
 func (r *thriftReader) chunk(c *chunk, path *[]string) {
-	r.fields(func(id int16, kind byte) bool {
+	r.fields(func(id int16, kind byte) {
 		switch {
 		case id == 3 && kind == thriftStruct:
 			r.chunkData(c, path)
@@ -310,15 +301,12 @@ func (r *thriftReader) chunk(c *chunk, path *[]string) {
 			c.columnEnd = c.columnIndex
 		case id == 7:
 			c.columnEnd += r.int()
-		default:
-			return false
 		}
-		return true
 	})
 }
 
 func (r *thriftReader) chunkData(c *chunk, path *[]string) {
-	r.fields(func(id int16, kind byte) bool {
+	r.fields(func(id int16, kind byte) {
 		switch {
 		case id == 1:
 			c.kind = format.Type(r.int())
@@ -336,7 +324,7 @@ func (r *thriftReader) chunkData(c *chunk, path *[]string) {
 		case id == 11:
 			c.dictionary = r.int()
 		case id == 12 && kind == thriftStruct:
-			r.fields(func(id int16, kind byte) bool {
+			r.fields(func(id int16, kind byte) {
 				switch id {
 				case 3:
 					c.nulls = r.int()
@@ -344,19 +332,13 @@ func (r *thriftReader) chunkData(c *chunk, path *[]string) {
 					c.greatest = r.bytes()
 				case 6:
 					c.least = r.bytes()
-				default:
-					return false
 				}
-				return true
 			})
 		case id == 14:
 			c.filter = r.int()
 		case id == 15:
 			c.filterSize = r.int()
-		default:
-			return false
 		}
-		return true
 	})
 }
 
@@ -441,19 +423,19 @@ func (t *table) places(g *rowGroup, c int, bounds bool) (places []place, err err
 		return nil, err
 	}
 	r := thriftReader{b: b}
-	r.fields(func(id int16, kind byte) bool {
+	r.fields(func(id int16, kind byte) {
 		if id != 1 || kind != thriftList {
-			return false
+			return
 		}
 		_, n := r.list()
 		if int64(n) > g.rows { // each has one at least
 			r.fail()
-			return true
+			return
 		}
 		places = make([]place, n)
 		for i := range places {
 			p := &places[i]
-			r.fields(func(id int16, kind byte) bool {
+			r.fields(func(id int16, kind byte) {
 				switch id {
 				case 1:
 					p.at = r.int()
@@ -461,13 +443,9 @@ func (t *table) places(g *rowGroup, c int, bounds bool) (places []place, err err
 					p.size = int32(r.int())
 				case 3:
 					p.row = r.int()
-				default:
-					return false
 				}
-				return true
 			})
 		}
-		return true
 	})
 	for i := range places {
 		p := &places[i]
@@ -490,9 +468,9 @@ func (t *table) places(g *rowGroup, c int, bounds bool) (places []place, err err
 	}
 	e := encodingOf(&columns[c])
 	r = thriftReader{b: b}
-	r.fields(func(id int16, kind byte) bool {
+	r.fields(func(id int16, kind byte) {
 		if kind != thriftList || id != 2 && id != 3 && id != 5 {
-			return false
+			return
 		}
 		_, n := r.list()
 		if n != len(places) {
@@ -509,7 +487,6 @@ func (t *table) places(g *rowGroup, c int, bounds bool) (places []place, err err
 				p.nulls = r.int()
 			}
 		}
-		return true
 	})
 	if r.bad {
 		return nil, errDescription
@@ -563,7 +540,7 @@ type pageHead struct {
 func readHead(b []byte) (h pageHead, rest []byte, err error) {
 	h.kind, h.compressed = -1, true
 	r := thriftReader{b: b}
-	r.fields(func(id int16, kind byte) bool {
+	r.fields(func(id int16, kind byte) {
 		switch id {
 		case 1:
 			h.kind = format.PageType(r.int())
@@ -572,19 +549,16 @@ func readHead(b []byte) (h pageHead, rest []byte, err error) {
 		case 3:
 			h.packed = r.int()
 		case 7:
-			r.fields(func(id int16, kind byte) bool {
+			r.fields(func(id int16, kind byte) {
 				switch id {
 				case 1:
 					h.values = r.int()
 				case 2:
 					h.encoding = format.Encoding(r.int())
-				default:
-					return false
 				}
-				return true
 			})
 		case 8:
-			r.fields(func(id int16, kind byte) bool {
+			r.fields(func(id int16, kind byte) {
 				switch id {
 				case 1:
 					h.values = r.int()
@@ -598,15 +572,9 @@ func readHead(b []byte) (h pageHead, rest []byte, err error) {
 					h.reps = r.int()
 				case 7:
 					h.compressed = kind == thriftTrue
-				default:
-					return false
 				}
-				return true
 			})
-		default:
-			return false
 		}
-		return true
 	})
 	if r.bad || h.kind != format.DictionaryPage && h.kind != format.DataPageV2 || h.packed < 0 || h.packed > int64(len(r.b)-r.at) ||
 		h.unpacked < 0 || h.unpacked > maxPage || h.values < 0 || h.values > maxValues || h.nulls < 0 || h.nulls > h.values ||

@@ -86,8 +86,8 @@ func (t *thriftReader) list() (kind byte, n int) {
 	return head & 15, int(count)
 }
 
-// fields calls do with each field of a structure. do reads the field, or returns false: then it is skipped.
-func (t *thriftReader) fields(do func(id int16, kind byte) bool) {
+// fields calls do with each field of a structure. do reads the field; one of which it reads nothing is skipped.
+func (t *thriftReader) fields(do func(id int16, kind byte)) {
 	for id := int16(0); ; {
 		head := t.byte()
 		if head == 0 || t.bad {
@@ -98,7 +98,8 @@ func (t *thriftReader) fields(do func(id int16, kind byte) bool) {
 		} else {
 			id = int16(t.int())
 		}
-		if !do(id, head&15) {
+		at := t.at
+		if do(id, head&15); t.at == at {
 			t.skip(head&15, 0)
 		}
 	}
