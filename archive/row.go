@@ -15,28 +15,13 @@ type row struct {
 	listed [columnCount]bool
 }
 
+// What a column without a value has is 0, and no text.
 func (w *row) has(c int) bool    { return w.v[c].there }
 func (w *row) text(c int) string { return string(w.v[c].text) }
-func (w *row) u16(c int) uint16 {
-	if !w.v[c].there {
-		return 0
-	}
-	return uint16(w.v[c].n)
-}
-
-func (w *row) u64(c int) uint64 {
-	if !w.v[c].there {
-		return 0
-	}
-	return w.v[c].n
-}
-
-func (w *row) ns(c int) int64 {
-	if !w.v[c].there {
-		return 0
-	}
-	return int64(w.v[c].n)
-}
+func (w *row) u16(c int) uint16  { return uint16(w.v[c].n) }
+func (w *row) u32(c int) uint32  { return uint32(w.v[c].n) }
+func (w *row) u64(c int) uint64  { return w.v[c].n }
+func (w *row) ns(c int) int64    { return int64(w.v[c].n) }
 
 // index returns which of list the text of column c is, 0 if none.
 func (w *row) index(c int, list []string) int {
@@ -66,9 +51,9 @@ func (w *row) record(b *flow.Batch) *flow.Record {
 	r := b.Next()
 	r.Event = flow.Event(w.index(cEvent, flow.EventNames[:]))
 	if w.text(cEvent) == checkpointEvent {
-		r.Event, r.Start, r.Stop, r.Received, r.Timeout = flow.EventOpen, w.ns(cFrom), w.ns(cTo), w.ns(cTime), uint32(w.ns32(cTimeoutS))
+		r.Event, r.Start, r.Stop, r.Received, r.Timeout = flow.EventOpen, w.ns(cFrom), w.ns(cTo), w.ns(cTime), w.u32(cTimeoutS)
 		x := b.Extra(r)
-		if x.Checkpoint = flow.CheckpointPartial; w.has(cWhole) && w.v[cWhole].n != 0 {
+		if x.Checkpoint = flow.CheckpointPartial; w.u32(cWhole) != 0 {
 			x.Checkpoint = flow.CheckpointWhole
 		}
 		return r
@@ -76,7 +61,7 @@ func (w *row) record(b *flow.Batch) *flow.Record {
 	if w.has(cNetns) || w.has(cNSID) {
 		id := int32(-1)
 		if w.has(cNSID) {
-			id = w.ns32(cNSID)
+			id = int32(w.u32(cNSID))
 		}
 		n := flow.HoldNetns(id, w.text(cNetns))
 		b.SetNetns(r, n)
@@ -206,11 +191,11 @@ func (w *row) rest(b *flow.Batch, r *flow.Record) {
 	}
 	if w.has(cMark) {
 		r.Has |= flow.HasMark
-		r.Mark = uint32(w.v[cMark].n)
+		r.Mark = w.u32(cMark)
 	}
 	if w.has(cTimeoutS) {
 		r.Has |= flow.HasTimeout
-		r.Timeout = uint32(w.v[cTimeoutS].n)
+		r.Timeout = w.u32(cTimeoutS)
 	}
 	w.endReason(r)
 	if w.has(cHelper) {
@@ -238,15 +223,8 @@ func (w *row) rest(b *flow.Batch, r *flow.Record) {
 	}
 	if w.has(cClass) || w.listed[cFlags] {
 		x := b.Extra(r)
-		x.Class, x.Flags = uint32(w.ns32(cClass)), w.bits[cFlags]
+		x.Class, x.Flags = w.u32(cClass), w.bits[cFlags]
 	}
-}
-
-func (w *row) ns32(c int) int32 {
-	if !w.v[c].there {
-		return 0
-	}
-	return int32(w.v[c].n)
 }
 
 // endReason gives the record what its end reason is derived from, where the columns have not told it yet.
