@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"hash/maphash"
 	"math/bits"
+	"net/netip"
 	"slices"
 	"sync"
 
@@ -190,8 +191,7 @@ func (b *builder) number(v uint64) {
 }
 
 func (b *builder) address(a *flow.Addr, v6 bool) {
-	k := dictKey{v6: v6}
-	k.hi, k.lo = a.Words()
+	k := keyOf(a, v6)
 	b.sum.add(k.hash())
 	n, fresh := b.dict.find(k)
 	if fresh {
@@ -202,8 +202,12 @@ func (b *builder) address(a *flow.Addr, v6 bool) {
 }
 
 func appendAddr(b []byte, a *flow.Addr, v6 bool) []byte {
+	return netipOf(a, v6).AppendTo(b)
+}
+
+func netipOf(a *flow.Addr, v6 bool) netip.Addr {
 	t := flow.Tuple{Src: *a, V6: v6}
-	return t.SrcAddr().AppendTo(b)
+	return t.SrcAddr()
 }
 
 // fillLists is fill for a column of lists. An element's definition level is 2; that of a list without one is 1.
@@ -423,6 +427,12 @@ func (b *builder) bound(v int64) []byte {
 type dictKey struct {
 	hi, lo uint64
 	v6     bool
+}
+
+// keyOf returns the key of an address.
+func keyOf(a *flow.Addr, v6 bool) dictKey {
+	hi, lo := a.Words()
+	return dictKey{hi, lo, v6}
 }
 
 func (k *dictKey) hash() uint64 {

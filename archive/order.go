@@ -33,16 +33,8 @@ func (o *order) add(r *flow.Record, long bool, off int64) {
 		k.key = keyLong
 	}
 	if hasTuple(r) {
-		t, a, port := &r.Orig, &r.Orig.Src, r.Orig.SrcPort
-		if natOf(r)&flow.NATSrc != 0 {
-			t, a, port = &r.Reply, &r.Reply.Dst, r.Reply.DstPort
-			if t.Proto.IsICMP() {
-				port = t.SrcPort
-			}
-		}
-		source := dictKey{v6: t.V6}
-		source.hi, source.lo = a.Words()
-		n, _ := o.sources.find(source)
+		a, v6, port := publicSource(r)
+		n, _ := o.sources.find(keyOf(a, v6))
 		k.key |= uint64(n+1)<<16 | uint64(port) // 0 is for rows without a source
 	}
 	if len(o.rows) == cap(o.rows) { // by a quarter: doubling would take twice the memory for a moment

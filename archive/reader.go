@@ -249,18 +249,21 @@ type Row struct {
 	Number int64 // of the row in its file, from 0
 }
 
-// senderPort is what of a tuple stands for the port of whoever sends: its port, GRE key, or ICMP id.
-func senderPort(t *flow.Tuple) uint16 { return t.SrcPort }
-
 // PublicSource returns the source of a flow as the far side saw it, and its port, GRE key or ICMP id.
 func PublicSource(r *flow.Record) (netip.Addr, uint16) {
-	if natOf(r)&flow.NATSrc == 0 {
-		return r.Orig.SrcAddr(), senderPort(&r.Orig)
+	a, v6, port := publicSource(r)
+	return netipOf(a, v6), port
+}
+
+func publicSource(r *flow.Record) (a *flow.Addr, v6 bool, port uint16) {
+	o, p := &r.Orig, &r.Reply
+	switch {
+	case !natSrc(r):
+		return &o.Src, o.V6, o.SrcPort
+	case p.Proto.IsICMP():
+		return &p.Dst, p.V6, p.SrcPort
 	}
-	if r.Reply.Proto.IsICMP() {
-		return r.Reply.DstAddr(), r.Reply.SrcPort
-	}
-	return r.Reply.DstAddr(), r.Reply.DstPort
+	return &p.Dst, p.V6, p.DstPort
 }
 
 // Lifetime returns from when to when the flow of a record is known to have been alive. known is false if the start is

@@ -520,8 +520,7 @@ func (c *column) entry(v parquet.Value) uint64 {
 			return 0
 		}
 		f := flow.AddrFrom(a)
-		k := dictKey{v6: a.Is6()}
-		k.hi, k.lo = f.Words()
+		k := keyOf(&f, a.Is6())
 		return k.hash()
 	case v.Kind() == parquet.ByteArray:
 		return maphash.Bytes(hashSeed, v.ByteArray())
