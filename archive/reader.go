@@ -565,29 +565,6 @@ func (h *Host) Witness(at int64) (c Checkpoint, ok bool) {
 	return Checkpoint{}, false
 }
 
-// Gaps returns the gaps that are on record in catalogs and row logs, by the files that they stand in.
-func (r *Reader) Gaps(ctx context.Context, h *Host) (gaps []Gap, err error) {
-	for i := range h.Lines {
-		if l := &h.Lines[i]; l.Segment != nil {
-			gaps = append(gaps, l.Gaps...)
-		}
-	}
-	q := &Query{Where: func(r *flow.Record) bool { return r.Event == flow.EventGap }}
-	var errs []error
-	for _, path := range h.RowLogs {
-		if ctx.Err() != nil {
-			return gaps, ctx.Err()
-		}
-		var f Facts
-		err := r.scanLog(File{Path: path, Host: h}, q, func(w Row) bool { f.gap(w.Record); return true })
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", path, err))
-		}
-		gaps = append(gaps, f.Gaps...)
-	}
-	return gaps, errors.Join(errs...)
-}
-
 // OriginOf returns where the records of a segment or a row log come from.
 func OriginOf(path string) (o Origin, err error) {
 	if _, ok := rowLogSequence(filepath.Base(path)); ok {

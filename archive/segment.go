@@ -115,7 +115,7 @@ func (f *Facts) add(r *flow.Record, interval int64) (long bool) {
 	start, known := r.Start, r.Start != 0
 	switch {
 	case r.Event == flow.EventGap:
-		f.gap(r)
+		f.Gaps = append(f.Gaps, GapOf(r))
 		start, known = t, true
 	case isCheckpoint(r):
 		f.Checkpoints = append(f.Checkpoints, checkpointOf(r))
@@ -146,8 +146,6 @@ func (f *Facts) add(r *flow.Record, interval int64) (long bool) {
 	}
 	return long
 }
-
-func (f *Facts) gap(r *flow.Record) { f.Gaps = append(f.Gaps, GapOf(r)) }
 
 // GapOf returns what a gap record says.
 func GapOf(r *flow.Record) Gap {
