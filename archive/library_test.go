@@ -114,7 +114,7 @@ func BenchmarkWrite(b *testing.B) {
 	b.Run("library", func(b *testing.B) {
 		b.ReportAllocs()
 		var values []parquet.Value
-		nulls := make([]parquet.Value, pageRows)
+		nulls, schema := make([]parquet.Value, pageRows), newSchema()
 		for b.Loop() {
 			w := parquet.NewGenericWriter[any](io.Discard, schema, parquet.Compression(codecOf("zstd-1")), parquet.PageBufferSize(16<<10),
 				parquet.WriteBufferSize(0), parquet.DataPageStatistics(false), parquet.BloomFilters(

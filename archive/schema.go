@@ -561,8 +561,8 @@ func (g group) Fields() []parquet.Field {
 	return fields
 }
 
-// schema is the table's.
-var schema = func() *parquet.Schema {
+// newSchema returns the table's schema as the library has it.
+func newSchema() *parquet.Schema {
 	g := group{Group: parquet.Group{}}
 	for i := range columns {
 		c := &columns[i]
@@ -574,4 +574,4 @@ var schema = func() *parquet.Schema {
 		g.order = append(g.order, c.name)
 	}
 	return parquet.NewSchema("flows", g)
-}()
+}

@@ -286,7 +286,7 @@ func (b *builder) filter() bloom.SplitBlockFilter {
 
 // schemaElements returns the schema as a footer has it: that of an empty file of the library.
 var schemaElements = sync.OnceValue(func() *format.FileMetaData {
-	w := parquet.NewGenericWriter[any](io.Discard, schema)
+	w := parquet.NewGenericWriter[any](io.Discard, newSchema())
 	_ = w.Close()
 	return w.File().Metadata()
 })
