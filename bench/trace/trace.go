@@ -36,7 +36,6 @@ type Trace struct {
 	step  int64
 	zipf  *rand.Zipf
 	hosts *rand.Zipf
-	made  uint64
 }
 
 // New returns the trace of c from its start.
@@ -66,7 +65,6 @@ func Subscriber(n int) flow.Addr {
 func (t *Trace) Next(r *flow.Record) {
 	rng := t.rng
 	t.now += t.step/2 + rng.Int64N(t.step)
-	t.made++
 	sub := int(t.hosts.Uint64())
 	server := uint32(t.zipf.Uint64())
 	server = server*2654435761>>8 | 0x08000000 // somewhere, always the same
