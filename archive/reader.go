@@ -522,12 +522,8 @@ func scanRowLog(f File, q *Query, do func(Row) bool) error {
 				s.garbled(fr.count-i, len(payload))
 				break
 			}
-			if q.Matches(&b.Records[0]) {
-				own := flow.NewBatch(1, nil)
-				own.Append(b.Records)
-				if !do(Row{&own.Records[0], &s.Origin, f, number}) {
-					return nil
-				}
+			if r := &b.Records[0]; q.Matches(r) && !do(Row{r.Clone(), &s.Origin, f, number}) {
+				return nil
 			}
 			number++
 		}

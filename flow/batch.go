@@ -119,6 +119,13 @@ func (b *Batch) Copy(r, from *Record) {
 	b.SetNetns(r, from.Netns)
 }
 
+// Clone returns a copy of r, its Extra included, that stays when r's batch is used again.
+func (r *Record) Clone() *Record {
+	b := NewBatch(1, nil)
+	b.Copy(b.Next(), r)
+	return &b.Records[0]
+}
+
 // Append copies recs to the end of the batch, their Extra included. There must be room.
 func (b *Batch) Append(recs []Record) {
 	for i := range recs {

@@ -109,9 +109,7 @@ func (k *kept) add(r row) {
 		k.over = true
 		return
 	}
-	own := flow.NewBatch(1, nil)
-	own.Append([]flow.Record{*r.Record})
-	r.Record = &own.Records[0]
+	r.Record = r.Record.Clone()
 	if k.by == nil {
 		k.by = map[flow.Addr][]int{}
 	}
