@@ -31,9 +31,7 @@ func (r *Reader) scanSegment(f File, q *Query, do func(Row) bool) (err error) {
 			more := true
 			err = t.records(g, rows, func(row int64, rec *flow.Record) bool {
 				if q.Matches(rec) {
-					own := flow.NewBatch(1, nil)
-					own.Append([]flow.Record{*rec})
-					more = do(Row{&own.Records[0], &t.origin, f, base + row})
+					more = do(Row{rec.Clone(), &t.origin, f, base + row})
 				}
 				return more
 			})
@@ -487,10 +485,10 @@ func Each(path string, do func(o *Origin, r *flow.Record) error) (err error) {
 	if err != nil {
 		return err
 	}
-	var magic [8]byte
-	n, _ := f.ReadAt(magic[:], 0)
+	var head [len(rowLogMagic)]byte
+	n, _ := f.ReadAt(head[:], 0)
 	f.Close()
-	if string(magic[:n]) == rowLogMagic {
+	if string(head[:n]) == rowLogMagic {
 		var failed error
 		err := scanRowLog(File{Path: path}, &Query{}, func(w Row) bool {
 			failed = do(w.Origin, w.Record)
@@ -498,7 +496,7 @@ func Each(path string, do func(o *Origin, r *flow.Record) error) (err error) {
 		})
 		return errors.Join(failed, err)
 	}
-	if !bytes.HasPrefix(magic[:n], []byte("PAR1")) {
+	if !bytes.HasPrefix(head[:n], []byte(magic)) {
 		return errors.New("it is no file of an archive: no segment (*.parquet), and no row log (*.rows)")
 	}
 	t, err := openSegment(path)
