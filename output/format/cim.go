@@ -89,7 +89,7 @@ func (e *cim) Append(dst []byte, r *flow.Record) []byte {
 	if s := r.Subscriber(); s != nil && s.ID != "" && e.has(kSubscriber) {
 		b = appendString(append(b, `,"user":`...), s.ID)
 	}
-	b = e.appendState(b, r, e.set&^setOf(kSubscriber))
+	b = e.appendState(b, r, e.set&^(1<<kSubscriber))
 	if r.Event == flow.EventDestroy {
 		b = append(b, e.reasons[r.EndReason()]...)
 	}

@@ -183,7 +183,9 @@ func (e *ecs) appendEnds(b []byte, r *flow.Record) []byte {
 		}
 		b = closed(b, at, inside)
 	}
-	b = e.appendUser(b, user(r, false), `,"user":`, `,"id":`)
+	if s := user(r, false); s != nil {
+		b = e.appendUser(b, s, `,"user":`, `,"id":`)
+	}
 	b = closed(b, start, members)
 
 	b, start, members = opened(b, `,"destination":`)
@@ -224,7 +226,9 @@ func (e *ecs) appendEnds(b []byte, r *flow.Record) []byte {
 		}
 		b = closed(b, at, inside)
 	}
-	b = e.appendUser(b, user(r, true), `,"user":`, `,"id":`)
+	if s := user(r, true); s != nil {
+		b = e.appendUser(b, s, `,"user":`, `,"id":`)
+	}
 	b = closed(b, start, members)
 
 	if n == 0 {

@@ -157,7 +157,9 @@ func (e *ocsf) appendEnds(b []byte, r *flow.Record) []byte {
 			}
 			b = append(b, '}')
 		}
-		b = e.appendUser(b, user(r, false), `,"owner":`, `,"uid":`)
+		if s := user(r, false); s != nil {
+			b = e.appendUser(b, s, `,"owner":`, `,"uid":`)
+		}
 		b = append(b, '}')
 	}
 	if e.has(kDstIP) {
@@ -172,7 +174,9 @@ func (e *ocsf) appendEnds(b []byte, r *flow.Record) []byte {
 			}
 			b = append(b, '}')
 		}
-		b = e.appendUser(b, user(r, true), `,"owner":`, `,"uid":`)
+		if s := user(r, true); s != nil {
+			b = e.appendUser(b, s, `,"owner":`, `,"uid":`)
+		}
 		b = append(b, '}')
 	}
 	b = append(b, `,"connection_info":{"direction_id":0`...) // inside and outside are not known here

@@ -107,6 +107,9 @@ func markOf(r *flow.Record, kernel bool) (i int) {
 
 func eventOf(r *flow.Record) flow.Event { return r.Event % flow.Event(len(flow.EventNames)) }
 
+// placed are the keys of a subscriber that ECS and OCSF have fields for (appendUser).
+const placed = set(1<<kSubscriber | 1<<kSubscriberName)
+
 // appendOwn appends the members that have no field in a schema of others: the translation, ids, and what conntrack has.
 func (e *parts) appendOwn(b []byte, r *flow.Record) []byte {
 	if replies(r) {
@@ -117,7 +120,7 @@ func (e *parts) appendOwn(b []byte, r *flow.Record) []byte {
 	if r.Has&flow.HasOrig != 0 {
 		b = e.appendIDs(b, r)
 	}
-	return e.appendLast(e.appendState(b, r, e.set&^setOf(kSubscriber, kSubscriberName)), r)
+	return e.appendLast(e.appendState(b, r, e.set&^placed), r)
 }
 
 // appendState appends what conntrack itself holds of the flow, its state, status, helper, zones, mark, labels and id, and
@@ -222,11 +225,8 @@ func user(r *flow.Record, dst bool) *flow.Subscriber {
 	return nil
 }
 
-// appendUser appends a member for whose end of the flow it is.
+// appendUser appends a member for s, whose end of the flow it is.
 func (e *parts) appendUser(b []byte, s *flow.Subscriber, member, id string) []byte {
-	if s == nil {
-		return b
-	}
 	b, start, members := opened(b, member)
 	if s.ID != "" && e.has(kSubscriber) {
 		b = appendString(append(b, id...), s.ID)
