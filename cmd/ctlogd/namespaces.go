@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -60,8 +59,8 @@ func namespaceResults(ctx context.Context, cfg *Config) []preflight.Result {
 			continue
 		}
 		looked++
-		if n, err := strconv.ParseInt(found.Entries, 10, 64); err == nil && n > most {
-			fullest, most = one, n
+		if found.Entries > most {
+			fullest, most = one, found.Entries
 		}
 		for i, v := range found.Sysctls {
 			if v == "0" {

@@ -78,8 +78,8 @@ const sysctlDir = "/proc/sys/net/netfilter/"
 func enter(fd int) (in *inside, err error) {
 	in = &inside{conn: -1}
 	err = Enter(fd, func() (err error) {
-		if in.conn, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER); err != nil {
-			return fmt.Errorf("open a netlink socket: %w", err)
+		if in.conn, err = connect(); err != nil {
+			return err
 		}
 		// These files stay those of the namespace in which they were opened, and do not hold it.
 		if in.count, err = os.Open(sysctlDir + "nf_conntrack_count"); err != nil {
@@ -97,6 +97,15 @@ func enter(fd int) (in *inside, err error) {
 		return nil, err
 	}
 	return in, nil
+}
+
+// connect returns a netlink socket for ctnetlink.
+func connect() (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return -1, fmt.Errorf("open a netlink socket: %w", err)
+	}
+	return fd, nil
 }
 
 func (in *inside) close() {
@@ -145,23 +154,29 @@ func list() (current map[string]mount, own uint64, err error) {
 	return current, st.Ino, nil
 }
 
-// Connect returns a netlink socket for ctnetlink in the namespace called name, which is the caller's to close, and which
-// namespace it is, for records. That is held for good.
-func Connect(name string) (conn int, n flow.Netns, err error) {
-	current, own, err := list()
+// find returns a descriptor of the namespace called name, and whether it is the caller's own.
+func find(name string) (fd int, own bool, err error) {
+	current, inode, err := list()
 	if err != nil {
-		return -1, 0, err
+		return -1, false, err
 	}
 	m, ok := current[name]
 	if !ok {
-		return -1, 0, fmt.Errorf("there is no network namespace %q below %s", name, strings.Join(dirs, " or "))
+		return -1, false, fmt.Errorf("there is no network namespace %q below %s", name, strings.Join(dirs, " or "))
 	}
-	fd, err := Open(m.path)
+	fd, err = Open(m.path)
+	return fd, m.inode == inode, err
+}
+
+// Connect returns a netlink socket for ctnetlink in the namespace called name, which is the caller's to close, and which
+// namespace it is, for records. That is held for good.
+func Connect(name string) (conn int, n flow.Netns, err error) {
+	fd, own, err := find(name)
 	if err != nil {
 		return -1, 0, err
 	}
 	defer unix.Close(fd)
-	if m.inode != own {
+	if !own {
 		ids, err := openIDs()
 		if err != nil {
 			return -1, 0, err
@@ -174,7 +189,7 @@ func Connect(name string) (conn int, n flow.Netns, err error) {
 		n = flow.HoldNetns(id, name)
 	}
 	err = Enter(fd, func() (err error) {
-		conn, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+		conn, err = connect()
 		return err
 	})
 	if err != nil {
@@ -185,41 +200,24 @@ func Connect(name string) (conn int, n flow.Netns, err error) {
 
 // Inspection is what a namespace is like.
 type Inspection struct {
-	ID      int32 // -1: it has none
-	Entries string
+	Entries int64                // in its table
 	Sysctls [len(Sysctls)]string // "": not known
 }
 
 // Inspect enters the namespace called name and looks around.
 func Inspect(name string) (i Inspection, err error) {
-	current, _, err := list()
-	if err != nil {
-		return i, err
-	}
-	m, ok := current[name]
-	if !ok {
-		return i, fmt.Errorf("there is no network namespace %q below %s", name, strings.Join(dirs, " or "))
-	}
-	fd, err := Open(m.path)
+	fd, _, err := find(name)
 	if err != nil {
 		return i, err
 	}
 	defer unix.Close(fd)
-	ids, err := openIDs()
-	if err != nil {
-		return i, err
-	}
-	defer ids.close()
-	if i.ID, err = ids.of(fd); err != nil {
-		return i, err
-	}
 	in, err := enter(fd)
 	if err != nil {
 		return i, fmt.Errorf("network namespace %s: %w", name, err)
 	}
 	defer in.close()
-	i.Entries, err = readFile(in.count)
 	s := Space{in: in}
+	i.Entries, err = s.Entries()
 	for n := range i.Sysctls {
 		i.Sysctls[n] = s.ReadSysctl(n)
 	}
