@@ -313,7 +313,6 @@ func (w *Watcher) changedIDs() (changed bool) {
 			w.opts.Gone(id)
 		}
 	}
-	before := maps.Clone(w.used)
 	err := w.ids.changes(func(id int32, came bool) {
 		changed = true
 		if came {
@@ -323,6 +322,7 @@ func (w *Watcher) changedIDs() (changed bool) {
 		}
 	})
 	if err != nil { // some were missed
+		before := maps.Clone(w.used)
 		w.numberIDs()
 		for id := range before {
 			if !w.used[id] {
