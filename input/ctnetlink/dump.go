@@ -28,8 +28,7 @@ type dump struct {
 	// ended are the flows whose end was read since the last chunk, or since the dump was asked for, by their identity. The
 	// kernel fills a chunk when the one before it is read, so that it may show them as alive.
 	ended map[uint64]struct{}
-	stale bool // they became too many before the dump began
-	skip  bool // what is read is of no use
+	stale bool // they became too many before the dump began: what is read is of no use
 }
 
 // maxEnded bounds dump.ended. A flush of the table, behind which a dump waits, brings millions.

@@ -152,11 +152,8 @@ func (t *table) turn(now time.Time, sink input.Sink) (busy bool) {
 	case !begun:
 		return false
 	case d.stale && d.space == nil: // the kernel has taken long to begin: which flows have ended since is not known any more
-		t.finish()
-		t.jobs = append([]job{d.job}, t.jobs...)
+		t.again()
 		return true
-	case d.stale: // likewise; but the socket is kept, so what was asked for is read to its end first
-		d.skip = true
 	}
 	// Open records come as fast as the kernel writes them, which is more than an output may take. They can wait, yet not
 	// for ever: an output that is down takes none.
@@ -229,7 +226,7 @@ func (t *table) appeared(s *netns.Space) {
 
 // farewell has the table of a namespace read before all others, and calls done when it has been.
 func (t *table) farewell(s *netns.Space, done func(now time.Time, err error)) {
-	t.jobs = append([]job{{s, forFarewell, &reading{left: 1, opened: time.Now(), done: done}}}, t.jobs...)
+	t.next(job{s, forFarewell, &reading{left: 1, opened: time.Now(), done: done}})
 }
 
 // reads reports whether the table of s is being read. Others that were to be are not any more.
@@ -254,19 +251,27 @@ func (t *table) begin(now time.Time, sink input.Sink) {
 func (t *table) step(now time.Time, sink input.Sink) {
 	d := t.dump
 	more, err := d.step(t.stats, now, func(r *flow.Record) {
-		if !d.skip {
+		if !d.stale {
 			t.visit(r, sink)
 		}
 	})
 	switch {
 	case more:
-	case d.skip:
-		t.finish()
-		t.jobs = append([]job{d.job}, t.jobs...)
+	case d.stale: // the socket of another namespace is kept, so what was asked for is read to its end before
+		t.again()
 	default:
 		t.stop(now, err, sink)
 	}
 }
+
+// again gives up the dump under way, and has it made anew.
+func (t *table) again() {
+	t.next(t.dump.job)
+	t.finish()
+}
+
+// next puts a job before all others.
+func (t *table) next(j job) { t.jobs = slices.Insert(t.jobs, 0, j) }
 
 // stop ends the dump under way, err being why it is not whole.
 func (t *table) stop(now time.Time, err error, sink input.Sink) {
