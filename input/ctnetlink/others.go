@@ -52,11 +52,15 @@ type leaving struct {
 	at    time.Time
 }
 
-// spaceGap is a gap of one namespace.
+// spaceGap is a time in which flows of one namespace report nothing.
 type spaceGap struct {
 	netns    flow.Netns // held
 	from, to time.Time
-	gap      flow.Gap
+}
+
+// untracked says that flows of n may have no record that were alive between two times.
+func untracked(sink input.Sink, n flow.Netns, from, to time.Time) {
+	sink.GapIn(n, from, to, flow.Gap{Cause: flow.CauseUntracked})
 }
 
 const noID = -2 // of no namespace
@@ -97,7 +101,7 @@ func (o *others) look(s *netns.Space, now time.Time) {
 		s.Netns.Hold()
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		o.gaps = append(o.gaps, spaceGap{s.Netns, from, to, flow.Gap{Cause: flow.CauseUntracked}})
+		o.gaps = append(o.gaps, spaceGap{s.Netns, from, to})
 	})
 }
 
@@ -178,12 +182,11 @@ func (o *others) turn(now, caught time.Time, withheld bool, sink input.Sink) {
 			return false
 		}
 		if l.err != nil {
-			sink.GapIn(l.space.Netns, l.since, now, flow.Gap{Cause: flow.CauseUntracked})
+			untracked(sink, l.space.Netns, l.since, now)
 			o.log.Warn("a network namespace has gone; flows that were alive in it have no record, as a gap says",
 				zap.String("netns", l.space.Name), zap.Error(l.err))
 		}
 		l.space.Release()
-		delete(o.known, l.space)
 		return true
 	})
 }
@@ -228,7 +231,7 @@ func (o *others) tell(now time.Time, sink input.Sink) {
 	o.gone, o.gaps = nil, nil
 	o.mu.Unlock()
 	for _, g := range gaps {
-		sink.GapIn(g.netns, g.from, g.to, g.gap)
+		untracked(sink, g.netns, g.from, g.to)
 		g.netns.Release()
 	}
 	for _, id := range gone {
@@ -240,7 +243,7 @@ func (o *others) tell(now time.Time, sink input.Sink) {
 			o.forget()
 		}
 		n := flow.HoldNetns(id, "")
-		sink.GapIn(n, now.Add(-netns.LookEvery), now, flow.Gap{Cause: flow.CauseUntracked})
+		untracked(sink, n, now.Add(-netns.LookEvery), now)
 		n.Release()
 	}
 }
@@ -250,7 +253,7 @@ func (o *others) finish(now time.Time, sink input.Sink) {
 	o.tell(now, sink)
 	for _, l := range o.leaving {
 		if !l.read || l.err != nil {
-			sink.GapIn(l.space.Netns, l.since, now, flow.Gap{Cause: flow.CauseUntracked})
+			untracked(sink, l.space.Netns, l.since, now)
 		}
 	}
 	o.leaving = nil
