@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/ctlogd/ctlogd/input/netns"
 )
 
 const (
@@ -20,7 +22,7 @@ const (
 	switchGap = time.Minute
 )
 
-// Switch is a sysctl that decides what events there are and what is in them.
+// Switch is a sysctl that decides what events there are and what is in them, as an index of netns.Sysctls.
 type Switch int
 
 const (
@@ -31,16 +33,16 @@ const (
 )
 
 // Name returns the sysctl's name.
-func (s Switch) Name() string { return switchText[s].name }
+func (s Switch) Name() string { return netns.Sysctls[s] }
 
 // Off says what it means that the switch is off.
 func (s Switch) Off() string { return switchText[s].off }
 
-var switchText = [numSwitches]struct{ name, off, on string }{
-	{"nf_conntrack_events", "flows that begin from now on report nothing", "flows that begin from now on report their end"},
-	{"nf_conntrack_acct", "flows that begin from now on have no packets and no bytes",
+var switchText = [numSwitches]struct{ off, on string }{
+	{"flows that begin from now on report nothing", "flows that begin from now on report their end"},
+	{"flows that begin from now on have no packets and no bytes",
 		"flows that begin from now on have packets and bytes"},
-	{"nf_conntrack_timestamp", "records have no start, no end and no flow_id of flows that begin from now on",
+	{"records have no start, no end and no flow_id of flows that begin from now on",
 		"records have start, end and flow_id of flows that begin from now on"},
 }
 
@@ -111,12 +113,12 @@ func (s *switches) look(now time.Time, last bool, gap func(from, to time.Time)) 
 }
 
 func (s *switches) tell(i Switch) {
-	t := switchText[i]
+	t, name := switchText[i], i.Name()
 	if s.off[i] {
-		s.log.Error(t.off+": net.netfilter."+t.name+" was set to 0",
-			zap.String("remedy", "sysctl -w net.netfilter."+t.name+"=1, and see who sets it: grep -r "+t.name+" /etc/sysctl.* /usr/lib/sysctl.d"))
+		s.log.Error(t.off+": net.netfilter."+name+" was set to 0",
+			zap.String("remedy", "sysctl -w net.netfilter."+name+"=1, and see who sets it: grep -r "+name+" /etc/sysctl.* /usr/lib/sysctl.d"))
 	} else {
-		s.log.Info(t.on + ": net.netfilter." + t.name + " is on again")
+		s.log.Info(t.on + ": net.netfilter." + name + " is on again")
 	}
 }
 

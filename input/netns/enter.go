@@ -69,7 +69,7 @@ type inside struct {
 	sysctls [len(Sysctls)]*os.File // nil where there is none
 }
 
-// Sysctls are those of Space.Sysctl.
+// Sysctls are those of Space.ReadSysctl, in the order of ctnetlink.Switch.
 var Sysctls = [...]string{"nf_conntrack_events", "nf_conntrack_acct", "nf_conntrack_timestamp"}
 
 const sysctlDir = "/proc/sys/net/netfilter/"
