@@ -66,6 +66,17 @@ func (a archive) fails() string {
 	return strings.Join(fails, "; ")
 }
 
+// uploads says what waits to be uploaded, and whether it cannot.
+func (a archive) uploads() (text string) {
+	if n := a["upload_waiting"]; n > 0 {
+		text += ", " + group(n) + " not uploaded"
+	}
+	if s := a["upload_failing"]; s > 0 {
+		text += ", uploads fail for " + age(float64(s))
+	}
+	return text
+}
+
 // archives says how each archive stands, in lines of a word and a sentence.
 func (v *View) archives() (facts [][2]string) {
 	for i := range v.Outputs {

@@ -189,7 +189,9 @@ func (v *View) outputs() [][]string {
 		if !o.KeptSince.IsZero() {
 			state += ", reaches back " + age(v.Time.Sub(o.KeptSince).Seconds())
 		}
-		state += uploads(o)
+		if a, ok := archiveOf(o); ok {
+			state += a.uploads()
+		}
 		lost := uint64(0)
 		for _, g := range o.Gaps {
 			lost += g.Lost
@@ -198,20 +200,6 @@ func (v *View) outputs() [][]string {
 			v.lag(o), rate(v.Rates.Outputs[o.Name]), group(o.Written), group(lost), state})
 	}
 	return rows
-}
-
-// uploads says what of an archive waits to be uploaded, and whether it cannot.
-func uploads(o *monitor.Output) (text string) {
-	for _, c := range o.Counters {
-		switch {
-		case c.N == 0:
-		case c.Name == "upload_waiting":
-			text += ", " + group(c.N) + " not uploaded"
-		case c.Name == "upload_failing":
-			text += ", uploads fail for " + age(float64(c.N))
-		}
-	}
-	return text
 }
 
 // talkers returns a table of talkers, its head first.
