@@ -181,11 +181,10 @@ func (g *guarded) fill(t *testing.T, n int) (from time.Time) {
 	return from
 }
 
-// The rate is what the room above the mark bears: the kernel may take a second, and the guard some time more, until it
-// lets go of what it holds back.
-func TestGuardKeepsTheTableOpen(t *testing.T) {
-	dead, fresh, rate := scaled(49_000), scaled(6_000), scaled(4_000)
-	g := newGuarded(t, 90)
+// keepsOpen has ended flows fill the table, whose guard is at 90, and new ones come at a rate. The rate is what the room above
+// the mark bears: the kernel may take a second, and the guard some time more, until it lets go of what it holds back.
+func (g *guarded) keepsOpen(t *testing.T, dead, fresh, rate int) {
+	t.Helper()
 	from := g.fill(t, dead)
 	g.settle(t, guardTable*90/100)
 	t.Logf("after %v the table is below its mark", time.Since(from))
@@ -200,6 +199,10 @@ func TestGuardKeepsTheTableOpen(t *testing.T) {
 	to := time.Now()
 	g.stop()
 	g.ledger(t, dead, from, to)
+}
+
+func TestGuardKeepsTheTableOpen(t *testing.T) {
+	newGuarded(t, 90).keepsOpen(t, scaled(49_000), scaled(6_000), scaled(4_000))
 }
 
 // Ends go on to come, at 20,000 a second, while the guard sheds: what it counts is exact all the same.

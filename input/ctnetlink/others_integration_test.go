@@ -3,13 +3,10 @@
 package ctnetlink
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,34 +15,7 @@ import (
 
 const namesDir = "/run/netns"
 
-// TestMain runs the tests where nobody else has names for network namespaces: in a mount namespace of their own.
-func TestMain(m *testing.M) {
-	const inside = "CTLOGD_NAMES_INSIDE"
-	switch {
-	case os.Geteuid() != 0:
-		os.Exit(m.Run())
-	case os.Getenv(inside) != "":
-		for _, err := range []error{os.MkdirAll(namesDir, 0o755), unix.Mount("none", namesDir, "tmpfs", 0, "")} {
-			if err != nil {
-				fmt.Fprintln(os.Stderr, err)
-				os.Exit(1)
-			}
-		}
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("unshare", append([]string{"--mount", "--propagation", "private", os.Args[0]}, os.Args[1:]...)...)
-	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	err := cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		os.Exit(exit.ExitCode())
-	case err != nil:
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
+func TestMain(m *testing.M) { os.Exit(lab.WithoutNames(m.Run, namesDir)) }
 
 // nameSpace gives a namespace a name until the test ends.
 func nameSpace(t *testing.T, ns *lab.NS, name string) {
@@ -72,28 +42,12 @@ func TestGuardOfOtherNamespaces(t *testing.T) {
 				must(t, g.ns.Link("there", nil, other, "here", nil))
 				must(t, g.ns.Run("ip", "-d", "link"))
 			}
-			g.ns = other
-			var err error
-			g.flood, err = other.NewFlood()
-			must(t, err)
-			t.Cleanup(func() { _ = g.flood.Flush(); g.flood.Close() })
+			g.ns, g.flood = other, newFloodIn(t, other)
 			until(t, "the other namespace is known", func() bool {
 				view, _ := g.Source.Namespaces()
 				return len(view.Unnamed) > 0 || len(view.Spaces) > 0 && view.Spaces[0].Entered()
 			})
-			dead, fresh, rate := scaled(49_000), scaled(3_000), scaled(2_000)
-			from := g.fill(t, dead)
-			g.settle(t, guardTable*90/100)
-			in := g.connect(t, 100_000, 100_000+fresh, rate)
-			if in != fresh {
-				t.Errorf("of %d new connections %d got in", fresh, in)
-			}
-			t.Logf("slices: %d; ends given up: %d; table: %d", g.Stats.GuardSheds.Load(), g.Stats.GuardLost.Load(), g.tableCount(t))
-			close(g.release)
-			g.settle(t, in)
-			to := time.Now()
-			g.stop()
-			g.ledger(t, dead, from, to)
+			g.keepsOpen(t, scaled(49_000), scaled(3_000), scaled(2_000))
 		})
 	}
 }

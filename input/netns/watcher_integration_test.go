@@ -3,10 +3,8 @@
 package netns
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -16,38 +14,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ctlogd/ctlogd/integration/lab"
 )
 
 // The tests' own goroutine keeps the first thread, whose namespace /proc/self shows.
 func init() { runtime.LockOSThread() }
 
-// TestMain runs the tests where nobody else has names for namespaces: in a mount and a network namespace of their own.
-func TestMain(m *testing.M) {
-	const inside = "CTLOGD_NETNS_INSIDE"
-	if os.Geteuid() != 0 || os.Getenv(inside) != "" {
-		if os.Getenv(inside) != "" {
-			for _, err := range []error{os.MkdirAll(dirs[0], 0o755), unix.Mount("none", dirs[0], "tmpfs", 0, "")} {
-				if err != nil {
-					fmt.Fprintln(os.Stderr, err)
-					os.Exit(1)
-				}
-			}
-		}
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("unshare", append([]string{"--mount", "--net", "--propagation", "private", os.Args[0]}, os.Args[1:]...)...)
-	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	err := cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		os.Exit(exit.ExitCode())
-	case err != nil:
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
+func TestMain(m *testing.M) { os.Exit(lab.WithoutNames(m.Run, dirs[0], "--net")) }
 
 func need(t *testing.T) {
 	t.Helper()
