@@ -45,8 +45,8 @@ func (p *Peer) Named() bool {
 // Stale reports whether the peer has a name that was looked up so long ago.
 func (p *Peer) Stale(age time.Duration) bool { return p.Named() && time.Since(p.resolved) >= age }
 
-// Found notes whether the peer was at one of its targets.
-func (p *Peer) Found(is bool) {
+// found notes whether the peer was at one of its targets.
+func (p *Peer) found(is bool) {
 	if p != nil {
 		p.absent = !is
 	}
@@ -101,8 +101,8 @@ func (p *Peer) Move(targets []netip.AddrPort) (changed bool) {
 	return changed
 }
 
-// Targets returns how many addresses the peer has, as far as is known.
-func (p *Peer) Targets() int {
+// count returns how many addresses the peer has, as far as is known.
+func (p *Peer) count() int {
 	if p == nil {
 		return 1
 	}
@@ -117,9 +117,9 @@ func (p *Peer) At() string {
 	return p.targets[0].String()
 }
 
-// Rotate puts the target in front behind the others.
-func (p *Peer) Rotate() {
-	if p.Targets() > 1 {
+// rotate puts the target in front behind the others.
+func (p *Peer) rotate() {
+	if p.count() > 1 {
 		p.targets = append(p.targets[1:], p.targets[0])
 	}
 }

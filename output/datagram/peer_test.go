@@ -28,12 +28,12 @@ func TestPeer(t *testing.T) {
 		return s
 	}
 	first := dial(time.Hour)
-	if p.Targets() != 2 || p.At() != "127.79.1.1:1514" {
-		t.Errorf("%d targets, the first %s", p.Targets(), p.At())
+	if p.count() != 2 || p.At() != "127.79.1.1:1514" {
+		t.Errorf("%d targets, the first %s", p.count(), p.At())
 	}
-	p.Rotate()
+	p.rotate()
 	second := dial(time.Hour)
-	p.Rotate()
+	p.rotate()
 	if dial(time.Hour) != first || first == second || len(p.sockets) != 2 || asked != 1 {
 		t.Errorf("%d sockets, asked %d times", len(p.sockets), asked)
 	}
@@ -42,7 +42,7 @@ func TestPeer(t *testing.T) {
 		t.Error("a name server that fails took the address away")
 	}
 	failure, addrs = nil, addrs[1:2]
-	p.Found(false)
+	p.found(false)
 	p.resolved = time.Now().Add(-absentRetry)
 	if dial(time.Hour) != second || len(p.sockets) != 1 {
 		t.Errorf("%d sockets after a move of a peer that was absent", len(p.sockets))
@@ -56,9 +56,9 @@ func TestPeer(t *testing.T) {
 	}
 
 	var none *Peer // a stream's
-	if none.Found(true); none.Named() || none.Stale(0) || none.Targets() != 1 || none.At() != "" {
+	if none.found(true); none.Named() || none.Stale(0) || none.count() != 1 || none.At() != "" {
 		t.Error("no peer has a name")
 	}
-	none.Rotate()
+	none.rotate()
 	none.Close()
 }

@@ -25,6 +25,9 @@ func (e *Exporter) newCollector(a address) *collector {
 	return c
 }
 
+// UDP implements datagram.Receiver.
+func (c *collector) UDP() *datagram.Peer { return c.peer }
+
 // datagrams reports whether the collector is reached over UDP.
 func (c *collector) datagrams() bool { return c.Scheme == "udp" }
 

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/ctlogd/ctlogd/output/datagram"
 )
 
 const (
@@ -39,40 +41,16 @@ func (e *Exporter) begin(ctx context.Context) error {
 
 // connect begins a session with the first collector that can be reached, from the active one on, and tries each of its
 // addresses. The error has a reason for each of them, on one line.
-func (e *Exporter) connect(ctx context.Context) (err error) {
-	fail := func(reason error) {
-		if err == nil {
-			err = reason
-		} else {
-			err = fmt.Errorf("%w; %w", err, reason)
-		}
-	}
-	for range e.collectors {
+func (e *Exporter) connect(ctx context.Context) error {
+	err := datagram.Connect(ctx, "connect to collector", e.collectors, &e.active, func(c *collector) error { return e.start(ctx, c) })
+	switch {
+	case err == nil:
 		c := e.collectors[e.active]
-		for tries := 1; ; tries++ {
-			reason := e.start(ctx, c)
-			if reason == nil {
-				c.peer.Found(true)
-				e.retry = 0
-				e.log.Info("session begun", zap.Stringer("collector", c.address), zap.String("at", c.peer.At()),
-					zap.Int("message_size", e.size))
-				return nil
-			}
-			if at := c.peer.At(); at != "" {
-				reason = fmt.Errorf("at %s: %w", at, reason)
-			}
-			fail(fmt.Errorf("connect to collector %s: %w", c.address, reason))
-			if ctx.Err() != nil {
-				fail(ctx.Err())
-				return err
-			}
-			c.peer.Rotate()
-			if tries >= c.peer.Targets() {
-				break
-			}
-		}
-		c.peer.Found(false)
-		e.standBy()
+		e.retry = 0
+		e.log.Info("session begun", zap.Stringer("collector", c.address), zap.String("at", c.peer.At()),
+			zap.Int("message_size", e.size))
+	case ctx.Err() != nil:
+		return fmt.Errorf("%w; %w", err, ctx.Err())
 	}
 	return err
 }
@@ -123,15 +101,10 @@ func (e *Exporter) start(ctx context.Context, c *collector) (err error) {
 // hangUp ends a session that is over because of err. The next one is tried with another address of the collector, or
 // with the next collector of the list.
 func (e *Exporter) hangUp(err error) {
-	c := e.collectors[e.active]
-	e.log.Warn("session ended", zap.Stringer("collector", c.address), zap.Error(err),
+	e.log.Warn("session ended", zap.Stringer("collector", e.collectors[e.active].address), zap.Error(err),
 		zap.String("remedy", "records wait until a collector answers; see that it runs and that the address is right"))
 	e.leave()
-	if c.peer.Targets() > 1 {
-		c.peer.Rotate()
-	} else {
-		e.standBy()
-	}
+	datagram.Next(e.collectors, &e.active)
 }
 
 // leave ends the session. What it had not delivered waits for the next one; what Write has not sent is Write's caller's
@@ -151,9 +124,6 @@ func (e *Exporter) leave() {
 		}
 	}
 }
-
-// standBy makes the next collector of the list the active one.
-func (e *Exporter) standBy() { e.active = (e.active + 1) % len(e.collectors) }
 
 // emit sends one message with what fill appends to it, ahead of what is ready and open.
 func (e *Exporter) emit(ctx context.Context, d *domain, set uint16, records int, fill func(dst []byte) []byte) error {

@@ -29,6 +29,9 @@ func (w *Writer) newReceiver(a address) *receiver {
 	return r
 }
 
+// UDP implements datagram.Receiver.
+func (r *receiver) UDP() *datagram.Peer { return r.peer }
+
 // dial begins a session with r.
 func (w *Writer) dial(ctx context.Context, r *receiver) (transport, error) {
 	switch r.Scheme {

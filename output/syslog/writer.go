@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/output/datagram"
 	"github.com/ctlogd/ctlogd/output/format"
 	"github.com/ctlogd/ctlogd/ownflow"
 )
@@ -248,39 +249,17 @@ func (w *Writer) begin(ctx context.Context, first *flow.Record) (n int, err erro
 // connect begins a session with the first receiver that can be reached, from the active one on, and tries each of its
 // addresses. n is that of begin.
 func (w *Writer) connect(ctx context.Context, first *flow.Record) (n int, err error) {
-	fail := func(reason error) {
-		if err == nil {
-			err = reason
-		} else {
-			err = fmt.Errorf("%w; %w", err, reason)
-		}
+	err = datagram.Connect(ctx, "connect to", w.receivers, &w.active, func(r *receiver) (err error) {
+		n, err = w.start(ctx, r, first)
+		return err
+	})
+	if err != nil {
+		return 0, err
 	}
-	for range w.receivers {
-		r := w.receivers[w.active]
-		for tries := 1; ; tries++ {
-			n, reason := w.start(ctx, r, first)
-			if reason == nil {
-				r.peer.Found(true)
-				w.counts.sessions.Add(1)
-				w.log.Info("session begun", zap.Stringer("receiver", r.address), zap.String("at", r.peer.At()))
-				return n, nil
-			}
-			if at := r.peer.At(); at != "" {
-				reason = fmt.Errorf("at %s: %w", at, reason)
-			}
-			fail(fmt.Errorf("connect to %s: %w", r.address, reason))
-			if ctx.Err() != nil {
-				return 0, err
-			}
-			r.peer.Rotate()
-			if tries >= r.peer.Targets() {
-				break
-			}
-		}
-		r.peer.Found(false)
-		w.standBy()
-	}
-	return 0, err
+	r := w.receivers[w.active]
+	w.counts.sessions.Add(1)
+	w.log.Info("session begun", zap.Stringer("receiver", r.address), zap.String("at", r.peer.At()))
+	return n, nil
 }
 
 // start begins a session with r: what the last session did not deliver goes first. A session over UDP has begun when somebody
@@ -328,15 +307,10 @@ func (w *Writer) resend(ctx context.Context) error {
 // hangUp ends a session that is over because of err. The next one is tried with another address of the receiver, or with the
 // next receiver of the list.
 func (w *Writer) hangUp(err error) {
-	r := w.receivers[w.active]
-	w.log.Warn("session ended", zap.Stringer("receiver", r.address), zap.Error(err),
+	w.log.Warn("session ended", zap.Stringer("receiver", w.receivers[w.active].address), zap.Error(err),
 		zap.String("remedy", "records wait until a receiver answers; see that it runs and that the address is right"))
 	w.leave()
-	if r.peer.Targets() > 1 {
-		r.peer.Rotate()
-	} else {
-		w.standBy()
-	}
+	datagram.Next(w.receivers, &w.active)
 }
 
 // leave ends the session. What it had not delivered waits for the next one.
@@ -346,9 +320,6 @@ func (w *Writer) leave() {
 	w.session.close()
 	w.session = nil
 }
-
-// standBy makes the next receiver of the list the active one.
-func (w *Writer) standBy() { w.active = (w.active + 1) % len(w.receivers) }
 
 // maintain does what is due while nothing is written, until ctx ends.
 func (w *Writer) maintain(ctx context.Context) {
