@@ -1,12 +1,14 @@
 package archive
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"math"
@@ -239,19 +241,18 @@ func (u *uploader) newsOf(date string) ([]uploadLine, error) {
 		from = 0
 		delete(u.done.Catalogs, date)
 	}
-	text := make([]byte, min(info.Size()-from, uploadCatalog))
-	if _, err := f.ReadAt(text, from); err != nil {
-		return nil, err
-	}
+	r := bufio.NewReader(io.NewSectionReader(f, from, uploadCatalog))
 	var lines []uploadLine
 	last := uint64(0)
 	for end := from; ; {
-		line, rest, whole := bytes.Cut(text, []byte{'\n'})
-		if !whole {
+		line, err := readLine(r)
+		if err == io.EOF {
 			return lines, nil
 		}
+		if err != nil {
+			return nil, err
+		}
 		end += int64(len(line)) + 1
-		text = rest
 		var l Line
 		if err := json.Unmarshal(line, &l); err != nil { // damaged, as it is to be in the copy
 			lines = append(lines, uploadLine{n: last, date: date, end: end})
@@ -291,13 +292,19 @@ func (u *uploader) pass(ctx context.Context) error {
 	}
 }
 
-// waiting returns the segments that are to be uploaded, those first that have failed least often. One that is not there
-// any more is missed, unless it was there before anything was uploaded at all.
-func (u *uploader) waiting(lines []uploadLine) []*uploadLine {
+// have returns the names of segments that the other place has, or that are missed.
+func (u *uploader) have() map[string]bool {
 	have := make(map[string]bool, len(u.done.Segments))
 	for _, name := range u.done.Segments {
 		have[name] = true
 	}
+	return have
+}
+
+// waiting returns the segments that are to be uploaded, those first that have failed least often. One that is not there
+// any more is missed, unless it was there before anything was uploaded at all.
+func (u *uploader) waiting(lines []uploadLine) []*uploadLine {
+	have := u.have()
 	var waiting []*uploadLine
 	changed := false
 	for i := range lines {
@@ -352,10 +359,7 @@ func (u *uploader) segments(ctx context.Context, waiting []*uploadLine) (sent in
 // covered returns for each date how much of its catalog may be uploaded: lines whose segments, and those of all lines
 // before them, the other place has. all is false if there is more.
 func (u *uploader) covered(lines []uploadLine) (ends map[string]int64, all bool) {
-	have := make(map[string]bool, len(u.done.Segments))
-	for _, name := range u.done.Segments {
-		have[name] = true
-	}
+	have := u.have()
 	first := uint64(math.MaxUint64)
 	for i := range lines {
 		if l := &lines[i]; l.seg != nil && !have[l.name()] {
