@@ -257,9 +257,15 @@ func oldestIsYoung(w *Writer) bool {
 
 func await(t *testing.T, ok func() bool) {
 	t.Helper()
+	until(t, "what it waits for", ok)
+}
+
+// until is await that says for what.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
 	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("waited for a minute")
+			t.Fatal("within a minute not:", what)
 		}
 	}
 }

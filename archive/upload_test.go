@@ -86,16 +86,6 @@ func (b *bucket) options(t *testing.T) Options {
 	return o
 }
 
-// until waits for a condition.
-func until(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("within a minute not:", what)
-		}
-	}
-}
-
 // wholeCopy verifies what is in the bucket.
 func (b *bucket) wholeCopy(segments int) error {
 	r, err := OpenReader(b.dir)

@@ -38,6 +38,17 @@ func appendTest(t *testing.T, w *Writer, from, to int) {
 	}
 }
 
+// sealTest makes an archive of the first n records, waits until so many segments are sealed, and closes it.
+func sealTest(t *testing.T, o Options, n int, segments uint64) {
+	t.Helper()
+	w := openTest(t, o)
+	appendTest(t, w, 0, n)
+	await(t, func() bool { return w.Stats.Seals.Load() == segments })
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func eachOnce(t *testing.T, dir string, from, to int) {
 	t.Helper()
 	for i, c := range counts(t, dir) {
@@ -142,15 +153,10 @@ func TestRemovalOnFullDisk(t *testing.T) {
 		}
 		o := testOptions(t.TempDir())
 		o.Retention, o.Sync = Retention{}, SyncNever
-		w := openTest(t, o)
-		appendTest(t, w, 0, 60)
-		await(t, func() bool { return w.Stats.Seals.Load() == 1 })
-		if err := w.Close(context.Background()); err != nil {
-			t.Fatal(err)
-		}
+		sealTest(t, o, 60, 1)
 		left.Store(4)
 		o.Retention, o.retain = Retention{MaxAge: 5 * 24 * time.Hour}, time.Millisecond
-		w = openTest(t, o)
+		w := openTest(t, o)
 		await(t, func() bool { return w.Stats.RemovedAge.Load() == 1 && left.Load() <= 0 })
 		await(t, func() bool {
 			catalogs, _ := filepath.Glob(w.dir + "/date=*")
@@ -251,12 +257,7 @@ func gapsOf(h *Host) (gaps []Gap, err error) {
 func TestForeignFiles(t *testing.T) {
 	o := testOptions(t.TempDir())
 	o.Retention = Retention{}
-	w := openTest(t, o)
-	appendTest(t, w, 0, 60)
-	await(t, func() bool { return w.Stats.Seals.Load() == 1 })
-	if err := w.Close(context.Background()); err != nil {
-		t.Fatal(err)
-	}
+	sealTest(t, o, 60, 1)
 	host := filepath.Join(o.Dir, "host=gw1")
 	segments, _ := filepath.Glob(host + "/date=*/*.parquet")
 	if len(segments) != 1 {
@@ -285,7 +286,7 @@ func TestForeignFiles(t *testing.T) {
 		defer mu.Unlock()
 		said = append(said, fmt.Sprintf("%s: %s: %v", filepath.Base(file), msg, err))
 	}
-	w = openTest(t, o)
+	w := openTest(t, o)
 	all := strings.Join(said, "\n")
 	for _, name := range []string{"20260320T000000Z-90.parquet", "20260320T000000Z-91.parquet", "notes.parquet", rowLogName(7)} {
 		if !strings.Contains(all, name) {
@@ -317,12 +318,7 @@ func TestLineLost(t *testing.T) {
 	for _, cut := range []int{1, 40, 0} {
 		o := testOptions(t.TempDir())
 		o.Retention = Retention{}
-		w := openTest(t, o)
-		appendTest(t, w, 0, 110)
-		await(t, func() bool { return w.Stats.Seals.Load() == 2 })
-		if err := w.Close(context.Background()); err != nil {
-			t.Fatal(err)
-		}
+		sealTest(t, o, 110, 2)
 		catalogs, _ := filepath.Glob(o.Dir + "/host=gw1/date=*/" + catalogName)
 		text, err := os.ReadFile(catalogs[0])
 		if err != nil {
@@ -335,7 +331,7 @@ func TestLineLost(t *testing.T) {
 		if err := os.WriteFile(catalogs[0], text[:keep], 0o644); err != nil {
 			t.Fatal(err)
 		}
-		w = openTest(t, o)
+		w := openTest(t, o)
 		eachOnce(t, o.Dir, 0, 110)
 		checkChain(t, "open", o.Dir)
 		after, _ := os.ReadFile(catalogs[0])
@@ -378,12 +374,7 @@ func TestLater(t *testing.T) {
 func TestDowngrade(t *testing.T) {
 	o := testOptions(t.TempDir())
 	o.Retention = Retention{}
-	w := openTest(t, o)
-	appendTest(t, w, 0, 110)
-	await(t, func() bool { return w.Stats.Seals.Load() == 2 })
-	if err := w.Close(context.Background()); err != nil {
-		t.Fatal(err)
-	}
+	sealTest(t, o, 110, 2)
 	host := filepath.Join(o.Dir, "host=gw1")
 	lines, _, err := ReadCatalog(filepath.Join(host, "date=2026-03-20"))
 	if err != nil || len(lines) != 2 {
@@ -413,7 +404,7 @@ func TestDowngrade(t *testing.T) {
 			said[filepath.Base(file)] = fmt.Sprint(msg, ": ", err)
 		}
 	}
-	w = openTest(t, o)
+	w := openTest(t, o)
 	mu.Lock()
 	if len(said) != 2 || !strings.Contains(said[filepath.Base(unnamed)], "later version is left alone") ||
 		!strings.Contains(said[rowLogName(4)], "later version is left alone") {
@@ -568,17 +559,12 @@ func TestRemovedInTime(t *testing.T) {
 func TestReserveWithSegments(t *testing.T) {
 	o := testOptions(t.TempDir())
 	o.Retention = Retention{}
-	w := openTest(t, o)
-	appendTest(t, w, 0, 100)
-	await(t, func() bool { return w.Stats.Seals.Load() == 2 })
-	if err := w.Close(context.Background()); err != nil {
-		t.Fatal(err)
-	}
+	sealTest(t, o, 100, 2)
 	var now atomic.Int64
 	now.Store(testNow.UnixNano())
 	o.Now = func() time.Time { return time.Unix(0, now.Load()) }
 	o.Retention, o.retain = Retention{MaxAge: 30 * 24 * time.Hour, MinAge: 24 * time.Hour, Reserve: 1 << 60}, time.Millisecond
-	w = openTest(t, o)
+	w := openTest(t, o)
 	full := func() bool {
 		_, err := w.Append(nil)
 		return errors.Is(err, unix.ENOSPC) && strings.Contains(err.Error(), "min_age keeps all that is there")
