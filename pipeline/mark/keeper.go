@@ -296,14 +296,13 @@ func (k *Keeper) Retire(queues []*deliver.Queue, since time.Time) {
 func (k *Keeper) Retired(queues []*deliver.Queue) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, q := range queues {
-		for _, r := range k.retiring {
-			if r.Queue == q {
-				k.orphan(OutputMark{Name: q.Name(), Absent: r.since, Gaps: q.Unrecorded()})
-			}
+	k.retiring = slices.DeleteFunc(k.retiring, func(r retiree) bool {
+		ended := slices.Contains(queues, r.Queue)
+		if ended {
+			k.orphan(OutputMark{Name: r.Name(), Absent: r.since, Gaps: r.Unrecorded()})
 		}
-		k.retiring = slices.DeleteFunc(k.retiring, func(r retiree) bool { return r.Queue == q })
-	}
+		return ended
+	})
 	k.reunite()
 }
 
