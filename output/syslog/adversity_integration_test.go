@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"testing"
 	"time"
 
@@ -69,39 +70,28 @@ func TestKilledMidStream(t *testing.T) {
 	if err := w.Close(context.Background()); err != nil {
 		t.Error(err)
 	}
-	var ids map[int]int
-	eventually(t, "the last record is there", func() bool {
-		ids = first.came(t, "tcp")
+	came := func() map[int]int {
+		ids := first.came(t, "tcp")
 		for id, k := range second.came(t, "tcp") {
 			ids[id] += k
 		}
-		return ids[n-1] > 0
-	})
+		return ids
+	}
+	eventually(t, "the last record is there", func() bool { return came()[n-1] > 0 })
 	first.end(t)
 	second.end(t)
-	ids = first.came(t, "tcp")
-	for id, k := range second.came(t, "tcp") {
-		ids[id] += k
-	}
+	ids := came()
 	missing, twice := 0, 0
 	for i := range n {
 		switch {
 		case ids[i] == 0:
 			missing++
-			ok := false
-			for _, k := range kills {
-				ok = ok || i < k.after
-			}
-			if !ok {
+			if !slices.ContainsFunc(kills, func(k kill) bool { return i < k.after }) {
 				t.Fatalf("record %d is missing, and nobody had acknowledged it: %v", i, kills)
 			}
 		case ids[i] > 1:
 			twice++
-			ok := false
-			for _, k := range kills {
-				ok = ok || i >= k.before
-			}
-			if !ok {
+			if !slices.ContainsFunc(kills, func(k kill) bool { return i >= k.before }) {
 				t.Fatalf("record %d came %d times, and had been acknowledged: %v", i, ids[i], kills)
 			}
 		}

@@ -178,7 +178,7 @@ func (e *engine) check(t *testing.T, way string, n int) {
 	}
 }
 
-// certify makes the engine's certificate and the client's, and a stranger's.
+// certify makes the engine's certificate and the client's.
 func (e *engine) certify(t *testing.T) TLS {
 	t.Helper()
 	ca := certtest.New(t)
