@@ -115,7 +115,7 @@ func DialUDP(remote netip.AddrPort, sockets *ownflow.Sockets, refused *atomic.Ui
 	}
 	var local netip.AddrPort
 	if err == nil {
-		local, err = s.Local()
+		local, err = s.local()
 	}
 	if err != nil {
 		unix.Close(s.fd)
@@ -142,8 +142,8 @@ func sockaddr(a netip.AddrPort) (unix.Sockaddr, error) {
 	return sa, nil
 }
 
-// Local returns the address of a UDP socket's own.
-func (s *Socket) Local() (netip.AddrPort, error) {
+// local returns the address of a UDP socket's own.
+func (s *Socket) local() (netip.AddrPort, error) {
 	sa, err := unix.Getsockname(s.fd)
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
