@@ -180,7 +180,11 @@ func (h *Host) removed(l *Line) bool {
 // Segments returns the segments that were not removed, in the order of the chain, each with its path. A tombstone explains
 // why a file is not there; where the file is there, as in a copy that is kept longer than the original, it is a segment as
 // any other.
-func (h *Host) Segments() []File {
+func (h *Host) Segments() []File { return h.segments(func(*Segment) bool { return true }) }
+
+// segments returns those of Segments that are wanted. It makes no path for the others: each question asks, and there may be
+// very many.
+func (h *Host) segments(want func(*Segment) bool) []File {
 	gone := map[string]bool{}
 	for i := range h.Lines {
 		if l := &h.Lines[i]; h.removed(l) {
@@ -189,7 +193,7 @@ func (h *Host) Segments() []File {
 	}
 	var files []File
 	for i := range h.Lines {
-		if l := &h.Lines[i]; l.Kind == KindSegment && !gone[l.Date+"/"+l.File] {
+		if l := &h.Lines[i]; l.Kind == KindSegment && want(l.Segment) && !gone[l.Date+"/"+l.File] {
 			files = append(files, File{filepath.Join(h.Dir, "date="+l.Date, l.File), h, l.Segment})
 		}
 	}
@@ -453,12 +457,7 @@ func (r *Reader) explain(f File, err error) error {
 
 // Files returns the files of a host that may hold what is asked for.
 func (r *Reader) Files(h *Host, q *Query) []File {
-	var files []File
-	for _, f := range h.Segments() {
-		if q.may(f.Segment) {
-			files = append(files, f)
-		}
-	}
+	files := h.segments(q.may)
 	for _, path := range h.RowLogs {
 		files = append(files, File{Path: path, Host: h})
 	}
