@@ -1,6 +1,7 @@
 package whois
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -127,7 +128,7 @@ func (a *Archive) Prepare(ctx context.Context, questions []*Question) error {
 	for _, h := range a.hosts {
 		h.logs, h.gaps, h.problems, h.unsynced = kept{}, nil, nil, doubtful{}
 		h.ends, h.begins, h.live, h.liveErr = 0, 0, false, nil
-		if a.live(h) && a.table.Read != nil && slices.ContainsFunc(questions, func(q *Question) bool { _, ok := h.Witness(q.To); return !ok }) {
+		if a.live(h) && a.table.Read != nil && !h.witnessed(questions) {
 			h.liveErr = a.table.read(ctx, filepath.Dir(h.Dir), func(r *flow.Record, id string) {
 				if want(r) {
 					h.logs.add(row{Record: r, host: h.Name, folder: h.Dir, flowID: id, live: true})
@@ -156,6 +157,15 @@ func (a *Archive) Prepare(ctx context.Context, questions []*Question) error {
 		}
 	}
 	return nil
+}
+
+// witnessed reports whether a checkpoint has seen the flows of all questions. One that has seen those of the last has.
+func (h *archiveHost) witnessed(questions []*Question) bool {
+	if len(questions) == 0 {
+		return true
+	}
+	_, ok := h.Witness(slices.MaxFunc(questions, func(p, q *Question) int { return cmp.Compare(p.To, q.To) }).To)
+	return ok
 }
 
 // live reports whether the daemon of this machine writes the host's folder.
