@@ -167,8 +167,8 @@ func (w *watcher) done(l *loader, is stamp, now time.Time) {
 }
 
 // load reads the file, or what was appended to it, into a new table.
-func (w *watcher) load(ctx context.Context, f *os.File, is stamp) (*loader, error) {
-	l := w.loader(is)
+func (w *watcher) load(ctx context.Context, f *os.File, is stamp) (l *loader, err error) {
+	l = w.loader(is)
 	if w.appends && w.parser != nil && w.goesOn(f, is) {
 		l.whole = false
 		if _, err := f.Seek(w.offset, io.SeekStart); err != nil {
@@ -181,27 +181,23 @@ func (w *watcher) load(ctx context.Context, f *os.File, is stamp) (*loader, erro
 		}
 		l.mark = w.mark
 	}
+	defer func() {
+		if err != nil {
+			w.parser = nil // from the beginning, the next time
+		}
+	}()
 	if err := w.scan(ctx, f, l); err != nil {
-		w.parser = nil // from the beginning, the next time
 		return nil, err
 	}
-	if l.whole && l.good == 0 && l.broken > 0 {
-		w.parser = nil
-		return nil, fmt.Errorf("%s: %d lines are broken, and none is not", w.path, l.broken)
-	}
 	if l.whole {
-		if err := w.parser.end(); err != nil && !w.appends {
-			return nil, err
-		} else if err != nil && l.good == 0 {
-			w.parser = nil
+		if l.good == 0 && l.broken > 0 {
+			return nil, fmt.Errorf("%s: %d lines are broken, and none is not", w.path, l.broken)
+		}
+		if err := w.parser.end(); err != nil && (!w.appends || l.good == 0) {
 			return nil, err
 		}
 	}
-	if err := l.finish(); err != nil {
-		w.parser = nil
-		return nil, err
-	}
-	return l, nil
+	return l, l.finish()
 }
 
 // goesOn reports whether what was read of the file is still its beginning.
