@@ -145,3 +145,21 @@ func TestBounded(t *testing.T) {
 		t.Errorf("%d leases, %d before them, all of which were over long ago", table.leases, table.past)
 	}
 }
+
+// TestManyOver ends more than are ended at once. Half of them have not begun yet: the walk has an end for all that.
+func TestManyOver(t *testing.T) {
+	var edits []edit
+	for i := range uint32(chunk + 2) {
+		edits = append(edits, edit{prefix: prefixOf(netip.PrefixFrom(v4(0x0a000000+i), 32)), id: "a", from: 1 + int64(i%2)*1000, until: forever})
+	}
+	table := newTable().with(edits, 0, func() {})
+	table, ended := table.without(500, func(s *slot) bool { return s.until > 500 }, 0, func() {})
+	if ended != chunk+2 || table.leases != chunk+2 {
+		t.Errorf("%d ended, %d leases", ended, table.leases)
+	}
+	for _, addr := range []string{"10.0.0.0", "10.1.0.0"} { // the first and the last one but one
+		if was, is := who(table, addr, 499), who(table, addr, 500); was != "a" || is != "" {
+			t.Errorf("%s was %q's, and is %q's", addr, was, is)
+		}
+	}
+}

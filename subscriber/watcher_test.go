@@ -447,15 +447,3 @@ func FuzzParsers(f *testing.F) {
 		_ = p.end()
 	})
 }
-
-// TestManyRowsGone wants a file to be read to its end of which more rows have gone than are ended at once, before their time.
-func TestManyRowsGone(t *testing.T) {
-	f := newFile(t, Config{Type: "csv"})
-	var b strings.Builder
-	for i := range chunk + 2 {
-		fmt.Fprintf(&b, "10.%d.%d.%d,2026-01-01T00:00:00Z,,a,\n", i>>16, i>>8&255, i&255)
-	}
-	f.must(f.at(100, b.String()))
-	f.must(f.at(200, "100.64.0.7,,,b,\n"))
-	f.had("100.64.0.7", 300, "b")
-}
