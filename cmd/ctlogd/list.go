@@ -116,14 +116,16 @@ func runList(ctx context.Context, accept filter.Func, o listOptions, stdout io.W
 
 // read reads what is asked for.
 func (o *listOptions) read(ctx context.Context, visit func(*flow.Record)) error {
-	own := len(o.netns) == 0
-	names := o.netns
-	if slices.Contains(names, ctnetlink.AllNamespaces) {
+	own, names := len(o.netns) == 0, o.netns
+	var known *netns.Listing
+	if !own {
 		var err error
-		if names, err = netns.Names(); err != nil {
+		if known, err = netns.List(); err != nil {
 			return err
 		}
-		own = true
+		if slices.Contains(names, ctnetlink.AllNamespaces) {
+			own, names = true, known.Names()
+		}
 	}
 	if own {
 		from := ctnetlink.ReadTable
@@ -139,7 +141,7 @@ func (o *listOptions) read(ctx context.Context, visit func(*flow.Record)) error 
 		if ctx.Err() != nil {
 			break
 		}
-		conn, n, err := netns.Connect(name)
+		conn, n, err := known.Connect(name)
 		if err == nil {
 			err = ctnetlink.ReadTableIn(ctx, conn, n, o.expect, visit)
 		}

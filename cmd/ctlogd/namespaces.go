@@ -30,10 +30,11 @@ func namespaceResults(ctx context.Context, cfg *Config) []preflight.Result {
 		results = append(results, result(preflight.Warn, err.Error(),
 			"run ctlogd as root, or give it CAP_NET_BROADCAST and CAP_SYS_ADMIN: docs/namespaces.md has the drop-in"))
 	}
-	names, err := netns.Names()
+	known, err := netns.List()
 	if err != nil {
 		return append(results, result(preflight.Warn, err.Error(), ""))
 	}
+	names := known.Names()
 	for _, wanted := range in.Namespaces {
 		if wanted != ctnetlink.AllNamespaces && wanted != ctnetlink.OwnNamespace && !slices.Contains(names, wanted) {
 			results = append(results, result(preflight.Warn, "there is none called "+wanted+" now", "ip netns shows those that there are"))
@@ -49,7 +50,7 @@ func namespaceResults(ctx context.Context, cfg *Config) []preflight.Result {
 		if !in.Wanted(one) {
 			continue
 		}
-		found, err := netns.Inspect(one)
+		found, err := known.Inspect(one)
 		if err != nil {
 			remedy := ""
 			if errors.Is(err, unix.EPERM) {

@@ -122,56 +122,54 @@ func (in *inside) close() {
 	}
 }
 
-// Names returns the names of all namespaces but the caller's own.
-func Names() ([]string, error) {
-	current, own, err := list()
+// Listing is which namespaces have a name at one moment.
+type Listing struct {
+	named map[string]mount
+	own   uint64 // inode of the caller's
+}
+
+// List lists them.
+func List() (*Listing, error) {
+	m, err := openMounts()
 	if err != nil {
 		return nil, err
 	}
-	var names []string
-	for _, name := range slices.Sorted(maps.Keys(current)) {
-		if current[name].inode != own {
-			names = append(names, name)
-		}
-	}
-	return names, nil
-}
-
-// list returns the namespaces by their names, and the caller's own.
-func list() (current map[string]mount, own uint64, err error) {
-	m, err := openMounts()
-	if err != nil {
-		return nil, 0, err
-	}
 	defer m.close()
-	if current, err = m.read(); err != nil {
-		return nil, 0, err
+	named, err := m.read()
+	if err != nil {
+		return nil, err
 	}
 	var st unix.Stat_t
 	if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {
-		return nil, 0, fmt.Errorf("look at the own network namespace: %w", err)
+		return nil, fmt.Errorf("look at the own network namespace: %w", err)
 	}
-	return current, st.Ino, nil
+	return &Listing{named, st.Ino}, nil
+}
+
+// Names returns the names of all namespaces but the caller's own.
+func (l *Listing) Names() (names []string) {
+	for _, name := range slices.Sorted(maps.Keys(l.named)) {
+		if l.named[name].inode != l.own {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // find returns a descriptor of the namespace called name, and whether it is the caller's own.
-func find(name string) (fd int, own bool, err error) {
-	current, inode, err := list()
-	if err != nil {
-		return -1, false, err
-	}
-	m, ok := current[name]
+func (l *Listing) find(name string) (fd int, own bool, err error) {
+	m, ok := l.named[name]
 	if !ok {
 		return -1, false, fmt.Errorf("there is no network namespace %q below %s", name, strings.Join(dirs, " or "))
 	}
 	fd, err = Open(m.path)
-	return fd, m.inode == inode, err
+	return fd, m.inode == l.own, err
 }
 
 // Connect returns a netlink socket for ctnetlink in the namespace called name, which is the caller's to close, and which
 // namespace it is, for records. That is held for good.
-func Connect(name string) (conn int, n flow.Netns, err error) {
-	fd, own, err := find(name)
+func (l *Listing) Connect(name string) (conn int, n flow.Netns, err error) {
+	fd, own, err := l.find(name)
 	if err != nil {
 		return -1, 0, err
 	}
@@ -205,8 +203,8 @@ type Inspection struct {
 }
 
 // Inspect enters the namespace called name and looks around.
-func Inspect(name string) (i Inspection, err error) {
-	fd, _, err := find(name)
+func (l *Listing) Inspect(name string) (i Inspection, err error) {
+	fd, _, err := l.find(name)
 	if err != nil {
 		return i, err
 	}
