@@ -7,8 +7,6 @@ import (
 	"math"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -214,7 +212,7 @@ func (g *guard) look(now time.Time) time.Duration {
 	before := seen.entries
 	seen.entries = entries
 	behind := rising || !seen.heldSince.IsZero() && mem.Queued > mem.Buffer/8*7
-	worst := g.judge("", entries, before, room, func() (int64, error) { return readNumber(g.table.count) })
+	worst := g.judge("", entries, before, room, func() (int64, error) { return netns.ReadNumber(g.table.count) })
 	if g.view != nil {
 		worst = fuller(worst, g.others(now, room, mem.Drops))
 	}
@@ -317,24 +315,11 @@ func (t *tableSize) read() (entries, room int64, err error) {
 	if err = t.open(); err != nil {
 		return 0, 0, err
 	}
-	if entries, err = readNumber(t.count); err != nil {
+	if entries, err = netns.ReadNumber(t.count); err != nil {
 		return 0, 0, err
 	}
-	room, err = readNumber(t.max)
+	room, err = netns.ReadNumber(t.max)
 	return entries, room, err
-}
-
-func readNumber(f *os.File) (int64, error) {
-	var b [24]byte
-	n, err := f.ReadAt(b[:], 0) // sysctls are formatted anew by each pread from offset 0
-	if n == 0 {
-		return 0, err
-	}
-	v, err := strconv.ParseInt(strings.TrimSpace(string(b[:n])), 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("read %s: %w", f.Name(), err)
-	}
-	return v, nil
 }
 
 // shed throws ends away until the table has no more than its target of entries, for one slice at most: the ends of all

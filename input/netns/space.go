@@ -43,11 +43,7 @@ func (s *Space) Entries() (int64, error) {
 	if s.in == nil {
 		return 0, os.ErrPermission
 	}
-	v, err := readFile(s.in.count)
-	if err != nil {
-		return 0, err
-	}
-	return strconv.ParseInt(v, 10, 64)
+	return ReadNumber(s.in.count)
 }
 
 // Entered reports whether the table can be looked at.
@@ -83,6 +79,19 @@ func (s *Space) close() {
 	s.in.close()
 	closeFD(s.fd)
 	s.Netns.Release()
+}
+
+// ReadNumber reads a sysctl that is a number. It does not wait.
+func ReadNumber(f *os.File) (int64, error) {
+	text, err := readFile(f)
+	if err != nil {
+		return 0, err
+	}
+	v, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("read %s: %w", f.Name(), err)
+	}
+	return v, nil
 }
 
 // readFile reads a sysctl, which is formatted anew by each pread from offset 0.
