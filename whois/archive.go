@@ -283,7 +283,9 @@ func (a *Archive) Collect(ctx context.Context, q *Question) (rows []row, all []*
 			h.sealed = new(archive.Reader)
 		}
 		sealed := h.sealed
-		sealed.Hosts = []*archive.Host{{Dir: h.Dir, Name: h.Name, Lines: h.Lines}}
+		host := *h.Host
+		host.RowLogs = nil // they were read once for all questions
+		sealed.Hosts = []*archive.Host{&host}
 		seen := map[string]bool{}
 		bounded := q.query(since)
 		if f.after != nil {

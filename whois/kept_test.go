@@ -1,0 +1,74 @@
+package whois
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/ctlogd/ctlogd/archive"
+)
+
+// TestCopyKeptLonger: what retention has removed is there in a copy that is kept longer, also when the copy has got the
+// catalogs with the tombstones since.
+func TestCopyKeptLonger(t *testing.T) {
+	dir := small(t)
+	// until runs a Writer at a time, until no file is there that matches.
+	until := func(now int64, r archive.Retention, pattern string) {
+		t.Helper()
+		w, err := archive.Open(archive.Options{Dir: dir, Host: "gw1", Observer: "obs", Interval: time.Hour, Records: 7, Sync: archive.SyncNever,
+			Compression: "none", Now: func() time.Time { return time.Unix(0, now) }, Retention: r,
+			Seal: func(_ context.Context, path string) (s archive.Sealed, err error) {
+				s.Segment, s.Date, err = archive.Seal(path)
+				return s, err
+			}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+			left, err := filepath.Glob(filepath.Join(dir, pattern))
+			if err != nil || time.Now().After(deadline) {
+				t.Fatalf("%v are left, %v", left, err)
+			}
+			if len(left) == 0 {
+				break
+			}
+		}
+		if err := w.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(noon+48*hour, archive.Retention{}, "host=*/*.rows")
+	if err := os.CopyFS("copy", os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	until(noon+72*hour, archive.Retention{MaxAge: 24 * time.Hour}, "host=*/date=*/*.parquet")
+	if a := answer(t, dir, point(noon)); a.Verdict != None || a.Complete {
+		t.Errorf("where retention has removed it: %s, complete %t", a.Verdict, a.Complete)
+	}
+	catalogs, err := filepath.Glob(filepath.Join(dir, "host=*/date=*/catalog.jsonl"))
+	if err != nil || len(catalogs) == 0 {
+		t.Fatal(catalogs, err)
+	}
+	for _, name := range catalogs {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rel, err := filepath.Rel(dir, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		to := filepath.Join("copy", rel)
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(to, text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if a := answer(t, "copy", point(noon)); a.Verdict != Sole || !a.Complete || len(a.Holders) != 1 {
+		t.Errorf("in the copy: %s, complete %t, %d holders", a.Verdict, a.Complete, len(a.Holders))
+	}
+}
