@@ -22,25 +22,16 @@ import (
 // memoryBudget is what the daemon may ever have resident, whatever the size of the table.
 const memoryBudget = 64 << 20
 
-// room raises the limits of the connection tracking table, which are the machine's and not a namespace's, and puts
-// them back. It waits for others who do so at the same time (bench/compare.sh), or each would put back the other's.
+// room raises the limits of the connection tracking table, and puts them back.
 func room(t *testing.T, entries int) {
 	t.Helper()
-	lock, err := os.Open("/proc/sys/net/netfilter/nf_conntrack_max")
+	undo, err := lab.SetTable(entries, 1<<20)
 	must(t, err)
-	t.Cleanup(func() { lock.Close() })
-	must(t, syscall.Flock(int(lock.Fd()), syscall.LOCK_EX))
-	for key, value := range map[string]int{"nf_conntrack_max": entries, "nf_conntrack_buckets": 1 << 20} {
-		path := "/proc/sys/net/netfilter/" + key
-		before, err := os.ReadFile(path)
-		must(t, err)
-		restore(t, func() {
-			if err := os.WriteFile(path, before, 0); err != nil {
-				t.Errorf("put %s back to %s: %v", key, bytes.TrimSpace(before), err)
-			}
-		})
-		must(t, os.WriteFile(path, fmt.Append(nil, value), 0))
-	}
+	restore(t, func() {
+		if err := undo(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // newFloodNS returns a namespace with a generator, whose table the test empties when it ends.

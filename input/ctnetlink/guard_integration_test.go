@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"strconv"
-	"syscall"
 	"testing"
 	"time"
 
@@ -35,18 +34,14 @@ func init() {
 func scaled(n int) int { return n * guardTable / 50_000 }
 
 // smallTable makes the connection tracking table one of guardTable entries, which concerns the whole machine, and puts
-// it back. It waits for others who change it.
-func smallTable(t *testing.T) {
+// it back.
+func smallTable(t *testing.T) { setTable(t, guardTable, 0) }
+
+func setTable(t *testing.T, entries, buckets int) {
 	t.Helper()
-	const path = "/proc/sys/net/netfilter/nf_conntrack_max"
-	f, err := os.Open(path)
+	undo, err := lab.SetTable(entries, buckets)
 	must(t, err)
-	t.Cleanup(func() { f.Close() })
-	must(t, syscall.Flock(int(f.Fd()), syscall.LOCK_EX))
-	before, err := os.ReadFile(path)
-	must(t, err)
-	t.Cleanup(func() { must(t, os.WriteFile(path, before, 0)) })
-	must(t, os.WriteFile(path, fmt.Append(nil, guardTable), 0))
+	t.Cleanup(func() { must(t, undo()) })
 }
 
 func must(t *testing.T, err error) {

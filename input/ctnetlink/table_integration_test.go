@@ -298,23 +298,6 @@ func TestOpenRecords(t *testing.T) {
 	}
 }
 
-// largeTable makes room in the connection tracking table, which is the machine's, and puts it back. It waits for others
-// who change it.
-func largeTable(t *testing.T, entries int) {
-	t.Helper()
-	const dir = "/proc/sys/net/netfilter/"
-	lock, err := os.Open(dir + "nf_conntrack_max")
-	must(t, err)
-	t.Cleanup(func() { lock.Close() })
-	must(t, syscall.Flock(int(lock.Fd()), syscall.LOCK_EX))
-	for key, value := range map[string]int{"nf_conntrack_max": entries, "nf_conntrack_buckets": 1 << 20} {
-		before, err := os.ReadFile(dir + key)
-		must(t, err)
-		t.Cleanup(func() { must(t, os.WriteFile(dir+key, before, 0)) })
-		must(t, os.WriteFile(dir+key, fmt.Append(nil, value), 0))
-	}
-}
-
 // daemon is the program itself, run in a namespace.
 type daemon struct {
 	t     *testing.T
@@ -393,7 +376,7 @@ func TestDumpMany(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-o", binary, "../../cmd/ctlogd").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	largeTable(t, 2*n)
+	setTable(t, 2*n, 1<<20)
 	f := newFloodIn(t, ns)
 	lines := func(d *daemon, event string) int {
 		out, err := exec.Command("grep", "-c", `"event":"`+event+`"`, d.dir+"/flows").Output()
