@@ -270,27 +270,36 @@ func (t *table) each(visit func(g *page, s *slot)) {
 // chunk is how many edits are made at once.
 const chunk = 1 << 16
 
-// without returns the table in which those latest intervals that over is true of have ended at a time, and how many these are.
+// without returns the table in which those intervals that over is true of have ended at a time, or never begin if they begin
+// later, and how many these are.
 func (t *table) without(at int64, over func(*slot) bool, horizon int64, rest func()) (now *table, ended int) {
-	now = t
-	var edits []edit
-	flush := func() {
-		now = now.with(edits, horizon, rest)
-		ended += len(edits)
-		edits = edits[:0]
-	}
-	t.each(func(_ *page, s *slot) { // of the table as it was: each comes once
-		if !over(s) {
-			return
+	next := *t
+	next.pages = slices.Clone(t.pages)
+	w := writer{horizon: horizon, index: map[prefix]int{}}
+	for i := range t.pages {
+		g := &t.pages[i]
+		if !slices.ContainsFunc(g.slots, func(s slot) bool { return over(&s) }) && !slices.ContainsFunc(g.past, func(s slot) bool { return over(&s) }) {
+			continue
 		}
-		if edits = append(edits, edit{prefix: s.key(), from: at}); len(edits) == chunk {
-			flush()
+		rest()
+		w.read(g)
+		end := func(slots []slot, spans []span) {
+			for j := range slots {
+				if s := &spans[j]; over(&slots[j]) {
+					s.until = max(s.from, min(s.until, at))
+					ended++
+				}
+			}
 		}
-	})
-	if len(edits) > 0 {
-		flush()
+		end(g.slots, w.latest)
+		end(g.past, w.past)
+		w.promote()
+		made := w.page(func(prefix) bool { return true })
+		next.leases += len(made.slots) - len(g.slots)
+		next.past += len(made.past) - len(g.past)
+		next.pages[i] = made
 	}
-	return now, ended
+	return &next, ended
 }
 
 // span is an interval of a page that is being written.
@@ -368,12 +377,36 @@ func (s *span) holds(ns int64) bool { return s.from <= ns && ns < s.until }
 
 // remember puts an interval that is over into the past, unless it is there, or empty.
 func (w *writer) remember(s span) {
-	if s.from >= s.until || slices.ContainsFunc(w.past, func(p span) bool {
-		return p.prefix == s.prefix && p.id == s.id && p.from < s.until && s.from < p.until
-	}) {
+	if s.from >= s.until {
 		return
 	}
+	for i := range w.past {
+		if p := &w.past[i]; p.prefix == s.prefix && p.id == s.id && p.from < s.until && s.from < p.until {
+			p.mark = s.mark
+			return
+		}
+	}
 	w.past = append(w.past, s)
+}
+
+// promote makes up for each latest interval that is empty: the one before it is the latest then.
+func (w *writer) promote() {
+	for i := range w.latest {
+		s := &w.latest[i]
+		if s.from < s.until {
+			continue
+		}
+		before := -1
+		for j := range w.past {
+			if p := &w.past[j]; p.prefix == s.prefix && p.from < p.until && (before < 0 || p.until > w.past[before].until) {
+				before = j
+			}
+		}
+		if before >= 0 {
+			*s = w.past[before]
+			w.past = slices.Delete(w.past, before, before+1)
+		}
+	}
 }
 
 // page returns a page of those intervals whose prefix is in it, without those that are too old or too many.
@@ -385,7 +418,7 @@ func (w *writer) page(in func(prefix) bool) (g page) {
 		}
 	}
 	for i := range w.past {
-		if s := &w.past[i]; s.until > w.horizon && in(s.prefix) {
+		if s := &w.past[i]; s.until > w.horizon && s.from < s.until && in(s.prefix) {
 			past = append(past, s)
 		}
 	}

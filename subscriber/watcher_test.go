@@ -100,6 +100,29 @@ func TestCSV(t *testing.T) {
 }
 
 // TestDnsmasq has an address move, and leases that end, in a file that tells no beginnings.
+// A row of the future that is taken out names nobody, then as now.
+func TestTakenOutBeforeItBegins(t *testing.T) {
+	f := newFile(t, Config{Type: "csv"})
+	f.must(f.at(100, "100.64.0.7,,1970-01-01T00:03:20Z,alice,\n100.64.0.7,1970-01-01T00:05:00Z,,bob,\n"))
+	f.had("100.64.0.7", 301, "bob")
+	f.must(f.at(210, "100.64.0.7,,1970-01-01T00:03:20Z,alice,\n"))
+	f.had("100.64.0.7", 150, "alice")
+	f.had("100.64.0.7", 301, "")
+	// Two of them, of which the first is taken out, and then both.
+	f.must(f.at(215, "100.64.0.7,,1970-01-01T00:03:20Z,alice,\n100.64.0.7,1970-01-01T00:05:00Z,1970-01-01T00:06:00Z,bob,\n"+
+		"100.64.0.7,1970-01-01T00:06:00Z,,dora,\n"))
+	f.had("100.64.0.7", 301, "bob")
+	f.had("100.64.0.7", 361, "dora")
+	f.must(f.at(216, "100.64.0.7,,1970-01-01T00:03:20Z,alice,\n100.64.0.7,1970-01-01T00:06:00Z,,dora,\n"))
+	f.had("100.64.0.7", 301, "")
+	f.had("100.64.0.7", 361, "dora")
+	f.must(f.at(217, "100.64.0.7,,1970-01-01T00:03:20Z,alice,\n"))
+	f.had("100.64.0.7", 361, "")
+	f.had("100.64.0.7", 150, "alice")
+	f.must(f.at(220, "100.64.0.7,,1970-01-01T00:03:20Z,alice,\n100.64.0.7,1970-01-01T00:05:00Z,,carol,\n"))
+	f.had("100.64.0.7", 301, "carol")
+}
+
 func TestDnsmasq(t *testing.T) {
 	f := newFile(t, Config{Type: "dnsmasq"})
 	f.must(f.at(100, "1000 02:00:00:00:00:0a 100.64.0.7 a 01:02\n900 02:00:00:00:00:0c 100.64.0.8 * *\n"+
