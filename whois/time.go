@@ -198,7 +198,7 @@ func parseZone(s string) (*time.Location, error) {
 		return nil, errors.New("write the hour from 00 to 23, without AM and PM")
 	}
 	if hours, ok := zones[upper]; ok {
-		if hours == 0 {
+		if hours == 0 && seasons[upper] == "" {
 			return time.UTC, nil
 		}
 		return time.FixedZone(upper, hours*3600), nil
