@@ -23,6 +23,7 @@ const (
 type ids struct {
 	fd     int // requests
 	notice int // notifications
+	seq    uint32
 	buf    []byte
 }
 
@@ -40,7 +41,8 @@ func openIDs() (i *ids, err error) {
 		if err = unix.Bind(*fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 			return i, fmt.Errorf("open rtnetlink: %w", err)
 		}
-		// An answer comes with its request. The limit is for the day on which it does not.
+		// An answer comes with its request. The limit is for the day on which it does not; what comes later has the number of
+		// its request, and is not taken for the answer to another.
 		timeout := unix.Timeval{Sec: 1}
 		if err = unix.SetsockoptTimeval(*fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
 			return i, fmt.Errorf("open rtnetlink: %w", err)
@@ -109,7 +111,7 @@ func (i *ids) changes(f func(id int32, came bool)) error {
 		case err != nil: // ENOBUFS: the caller asks for all ids
 			return err
 		}
-		eachMessage(i.buf[:n], func(typ uint16, body []byte) {
+		eachMessage(i.buf[:n], func(typ uint16, _ uint32, body []byte) {
 			if id, ok := nsid(body); ok && (typ == unix.RTM_NEWNSID || typ == unix.RTM_DELNSID) {
 				f(id, typ == unix.RTM_NEWNSID)
 			}
@@ -124,7 +126,9 @@ func (i *ids) ask(typ uint16, flags uint16, attrs []byte, f func(typ uint16, id 
 	binary.NativeEndian.PutUint32(req, uint32(len(req)))
 	binary.NativeEndian.PutUint16(req[4:], typ)
 	binary.NativeEndian.PutUint16(req[6:], unix.NLM_F_REQUEST|flags)
-	if err := unix.Sendto(i.fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	i.seq++
+	binary.NativeEndian.PutUint32(req[8:], i.seq)
+	if _, err := unix.Write(i.fd, req); err != nil { // without an address, it goes to the kernel
 		return err
 	}
 	for {
@@ -135,9 +139,13 @@ func (i *ids) ask(typ uint16, flags uint16, attrs []byte, f func(typ uint16, id 
 		if err != nil {
 			return err
 		}
-		done := flags&unix.NLM_F_DUMP == 0
+		done := false
 		var failure error
-		eachMessage(i.buf[:n], func(typ uint16, body []byte) {
+		eachMessage(i.buf[:n], func(typ uint16, seq uint32, body []byte) {
+			if seq != i.seq {
+				return
+			}
+			done = done || flags&unix.NLM_F_DUMP == 0
 			switch {
 			case typ == unix.NLMSG_DONE:
 				done = true
@@ -166,13 +174,13 @@ func attributes(typ uint16, v int32) []byte {
 	return b
 }
 
-func eachMessage(b []byte, f func(typ uint16, body []byte)) {
+func eachMessage(b []byte, f func(typ uint16, seq uint32, body []byte)) {
 	for len(b) >= unix.SizeofNlMsghdr {
 		n := int(binary.NativeEndian.Uint32(b))
 		if n < unix.SizeofNlMsghdr || n > len(b) {
 			return
 		}
-		f(binary.NativeEndian.Uint16(b[4:]), b[unix.SizeofNlMsghdr:n])
+		f(binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint32(b[8:]), b[unix.SizeofNlMsghdr:n])
 		b = b[min((n+3)&^3, len(b)):]
 	}
 }

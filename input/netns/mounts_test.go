@@ -50,10 +50,3 @@ func FuzzParseMounts(f *testing.F) {
 		}
 	})
 }
-
-func FuzzAnswers(f *testing.F) {
-	f.Add([]byte{28, 0, 0, 0, 88, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 1, 0, 7, 0, 0, 0})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		eachMessage(b, func(_ uint16, body []byte) { nsid(body) })
-	})
-}
