@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -638,18 +639,24 @@ func FindNotes(text []byte) (notes [][]byte) {
 
 // What a log escapes of a note, once for each layer of JSON that it is in: the ends of lines, and the dash before a signature.
 var (
-	escapedEnd  = regexp.MustCompile(`\\+n`)
-	escapedDash = regexp.MustCompile(`\\+u2014`)
-	escapedSign = regexp.MustCompile(`\\+=`) // in CEF
+	escapedEnd  = pattern(`\\+n`)
+	escapedDash = pattern(`\\+u2014`)
+	escapedSign = pattern(`\\+=`) // in CEF
 )
+
+// pattern returns a regular expression that is compiled when it is first needed: every command of the program starts with
+// what packages compile.
+func pattern(expr string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
 
 // oneNote returns the note at the start of a text, nil if there is none.
 func oneNote(text []byte) []byte {
 	line, _, _ := bytes.Cut(text, []byte("\n"))
-	inLog := escapedEnd.Match(line)
+	inLog := escapedEnd().Match(line)
 	if inLog {
-		text = escapedDash.ReplaceAll(escapedEnd.ReplaceAll(line, []byte("\n")), []byte("—"))
-		text = escapedSign.ReplaceAll(text, []byte("="))
+		text = escapedDash().ReplaceAll(escapedEnd().ReplaceAll(line, []byte("\n")), []byte("—"))
+		text = escapedSign().ReplaceAll(text, []byte("="))
 	}
 	var b bytes.Buffer
 	blank := false

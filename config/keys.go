@@ -6,13 +6,14 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 )
 
-var plainKey = regexp.MustCompile(`^[\w.<-]{1,40}$`)
+var plainKey = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[\w.<-]{1,40}$`) })
 
 // keyName is a key as it stands in a path; foreign ones are quoted, as they may hold anything.
 func keyName(key string) string {
-	if plainKey.MatchString(key) {
+	if plainKey().MatchString(key) {
 		return key
 	}
 	return Abridged(key)

@@ -76,20 +76,15 @@ var syntaxErrors = []struct{ yaml, ours string }{
 	{"found unexpected end of stream", "a quoted text begins here and does not end; add the closing quote"},
 }
 
-var (
-	yamlError     = regexp.MustCompile(`^yaml: (?:line \d+: )?(.*)`)
-	unknownAnchor = regexp.MustCompile(`^unknown anchor '(.*)' referenced`)
-)
-
 // syntaxFault puts an error of the yaml package into our form.
 func syntaxFault(text []byte, err error) Fault {
 	lines := bytes.SplitAfter(text, []byte("\n"))
 	at := syntaxLine(lines, err.Error())
 	msg := err.Error()
-	if m := yamlError.FindStringSubmatch(msg); m != nil {
+	if m := regexp.MustCompile(`^yaml: (?:line \d+: )?(.*)`).FindStringSubmatch(msg); m != nil {
 		msg = m[1]
 	}
-	if m := unknownAnchor.FindStringSubmatch(msg); m != nil {
+	if m := regexp.MustCompile(`^unknown anchor '(.*)' referenced`).FindStringSubmatch(msg); m != nil {
 		name := keyName(m[1])
 		return Fault{at, "", fmt.Sprintf("*%s stands for nothing; write &%s before the value to repeat, further up",
 			name, name)}

@@ -27,7 +27,7 @@ func TestArchive(t *testing.T) {
 	}
 	page := func() string {
 		var b strings.Builder
-		if err := pageTemplate.Execute(&b, newPage(v)); err != nil {
+		if err := pageTemplate().Execute(&b, newPage(v)); err != nil {
 			t.Fatal(err)
 		}
 		return b.String()

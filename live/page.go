@@ -11,6 +11,7 @@ import (
 	"html/template"
 	"net/http"
 	"strings"
+	"sync"
 
 	"go.uber.org/zap"
 
@@ -29,10 +30,13 @@ var (
 	//go:embed page.js
 	pageJS string
 
-	pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
-		"group": group, "rate": rate, "percent": percent, "size": size, "age": age, "text": printable.Text,
-		"wide": func(n uint32) uint64 { return uint64(n) },
-	}).Parse(pageHTML))
+	// Only the daemon makes pages, and every command starts.
+	pageTemplate = sync.OnceValue(func() *template.Template {
+		return template.Must(template.New("page").Funcs(template.FuncMap{
+			"group": group, "rate": rate, "percent": percent, "size": size, "age": age, "text": printable.Text,
+			"wide": func(n uint32) uint64 { return uint64(n) },
+		}).Parse(pageHTML))
+	})
 
 	// Nothing but what stands in the page itself may run or be loaded, and nobody may frame it.
 	pagePolicy = fmt.Sprintf("default-src 'none'; script-src '%s'; style-src '%s'; img-src data:; connect-src 'self'; "+
@@ -49,7 +53,7 @@ func (s *Server) Page(w http.ResponseWriter, _ *http.Request) {
 	v := s.history.view()
 	v.History, v.Talkers = s.history.past(), s.talkers.look(v.Time)
 	var b bytes.Buffer
-	if err := pageTemplate.Execute(&b, newPage(&v)); err != nil {
+	if err := pageTemplate().Execute(&b, newPage(&v)); err != nil {
 		s.o.Log.Error("make the page", zap.Error(err))
 		http.Error(w, "the page cannot be made", http.StatusInternalServerError)
 		return

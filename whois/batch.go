@@ -16,7 +16,6 @@ import (
 	"mime/multipart"
 	"mime/quotedprintable"
 	"net/mail"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -86,7 +85,7 @@ func (f *fields) set(key, value string) (ok bool) {
 		to = &f.anyPort
 	case "time", "timestamp", "date", "datetime", "at", "when", "eventtime", "arrivaldate", "timestamputc", "timeutc", "dateutc":
 		to = &f.at
-		if day.MatchString(strings.TrimSpace(value)) { // the hour stands in a field of its own
+		if day().MatchString(strings.TrimSpace(value)) { // the hour stands in a field of its own
 			to = &f.day
 		}
 		if strings.HasSuffix(b.String(), "utc") && f.zone == "" {
@@ -114,7 +113,7 @@ func (f *fields) set(key, value string) (ok bool) {
 }
 
 // day is a date without a time of day.
-var day = regexp.MustCompile(`^(\d{4}[-/]\d{1,2}[-/]\d{1,2}|\d{1,2}\.\d{1,2}\.\d{4}|\d{1,2}[ /][A-Z][a-z]{2}[ /]\d{4})$`)
+var day = pattern(`^(\d{4}[-/]\d{1,2}[-/]\d{1,2}|\d{1,2}\.\d{1,2}\.\d{4}|\d{1,2}[ /][A-Z][a-z]{2}[ /]\d{4})$`)
 
 // settle decides whose address and port are asked for.
 func (f *fields) settle() (remark string) {
@@ -195,9 +194,9 @@ func parsePort(s string) (uint16, error) {
 }
 
 // clockTime is a time of day in a line.
-var clockTime = regexp.MustCompile(`\b\d{1,2}:\d{2}\b`)
+var clockTime = pattern(`\b\d{1,2}:\d{2}\b`)
 
-var header = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]*:\s`)
+var header = pattern(`^[A-Za-z][A-Za-z0-9-]*:\s`)
 
 // read reads a text in whichever form it is.
 func (b *batch) read(text []byte, deep int) {
@@ -207,7 +206,7 @@ func (b *batch) read(text []byte, deep int) {
 		return
 	}
 	switch {
-	case header.Match(trimmed) && b.mail(trimmed, deep): // which may have encoded any of the others
+	case header().Match(trimmed) && b.mail(trimmed, deep): // which may have encoded any of the others
 	case bytes.HasPrefix(trimmed, []byte("<")), bytes.Contains(trimmed, []byte("<Infringement")):
 		if i := bytes.Index(trimmed, []byte("<Infringement")); i >= 0 {
 			trimmed = trimmed[i:] // in a mail, text stands before it
@@ -217,7 +216,7 @@ func (b *batch) read(text []byte, deep int) {
 		b.json(trimmed)
 	case bytes.HasPrefix(trimmed, []byte("---")):
 		b.yaml(trimmed)
-	case header.Match(trimmed):
+	case header().Match(trimmed):
 		b.yaml(trimmed)
 	default:
 		b.lines(text)
@@ -513,7 +512,7 @@ func (b *batch) part(kind, encoding string, body io.Reader, deep int) {
 			s = strings.TrimSpace(s)
 			f := splitLine(s)
 			q, err := b.question(f)
-			if _, not := ParseEnd(f.address); err == nil || not == nil && clockTime.MatchString(s) { // what is meant as one is not passed over
+			if _, not := ParseEnd(f.address); err == nil || not == nil && clockTime().MatchString(s) { // what is meant as one is not passed over
 				b.items = append(b.items, Item{Line: strconv.Itoa(n+1) + ": " + s, Question: q, Err: err})
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	_ "time/tzdata" // a firewall may have none
 )
@@ -32,19 +33,25 @@ var unclear = map[string]string{
 	"MST": "-07:00 or +08:00", "SST": "-11:00 or +08:00", "ECT": "-05:00 or -04:00", "ADT": "-03:00 or +04:00",
 }
 
+// pattern returns a regular expression that is compiled when it is first needed: every command of the program starts with
+// what packages compile.
+func pattern(expr string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
+
 var (
-	ago = regexp.MustCompile(`^(\d+(?:\.\d+)?)\s*([a-z]+)\s+ago$`)
+	ago = pattern(`^(\d+(?:\.\d+)?)\s*([a-z]+)\s+ago$`)
 	// A date and a time of day, then perhaps a zone. Seconds and their fraction may be absent.
 	// Of numbers alone, a date has its year first, or dots: 27/11 and 11/27 are not told apart.
-	isoTime  = regexp.MustCompile(`^(\d{4}-\d{2}-\d{2}|\d{4}/\d{2}/\d{2})(?:[Tt_]|\s+)(\d{2}:\d{2})(:\d{2})?(?:[.,](\d{1,9}))?\s*(.*)$`)
-	mailTime = regexp.MustCompile(`^(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]*,?\s+)?(\d{1,2}\s+(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\s+\d{4})\s+(\d{2}:\d{2})(:\d{2})?(?:[.,](\d{1,9}))?\s*(.*)$`)
-	dotTime  = regexp.MustCompile(`^(\d{1,2}\.\d{1,2}\.\d{4}),?\s+(\d{2}:\d{2})(:\d{2})?(?:[.,](\d{1,9}))?\s*(.*)$`)
-	usTime   = regexp.MustCompile(`^((?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\s+\d{1,2}),?\s+(\d{4}),?\s+(\d{2}:\d{2})(:\d{2})?(?:[.,](\d{1,9}))?\s*(.*)$`)
-	ctime    = regexp.MustCompile(`^(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)\s+((?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\s+\d{1,2})\s+(\d{2}:\d{2})(:\d{2})(?:\s+([A-Za-z/_]+))?\s+(\d{4})$`)
-	webTime  = regexp.MustCompile(`^\[?(\d{1,2}/(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)/\d{4}):(\d{2}:\d{2})(:\d{2})(?:[.,](\d{1,9}))?\s*(.*?)\]?$`)
-	offset   = regexp.MustCompile(`^(?:UTC|GMT)?([+-])(\d{1,2}):?(\d{2})?$`)
-	comment  = regexp.MustCompile(`\s*\([A-Za-z0-9 .+:-]*\)$`)
-	unixTime = regexp.MustCompile(`^(\d{9,19})(?:\.(\d{1,9}))?$`)
+	isoTime  = pattern(`^(\d{4}-\d{2}-\d{2}|\d{4}/\d{2}/\d{2})(?:[Tt_]|\s+)(\d{2}:\d{2})(:\d{2})?(?:[.,](\d{1,9}))?\s*(.*)$`)
+	mailTime = pattern(`^(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]*,?\s+)?(\d{1,2}\s+(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\s+\d{4})\s+(\d{2}:\d{2})(:\d{2})?(?:[.,](\d{1,9}))?\s*(.*)$`)
+	dotTime  = pattern(`^(\d{1,2}\.\d{1,2}\.\d{4}),?\s+(\d{2}:\d{2})(:\d{2})?(?:[.,](\d{1,9}))?\s*(.*)$`)
+	usTime   = pattern(`^((?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\s+\d{1,2}),?\s+(\d{4}),?\s+(\d{2}:\d{2})(:\d{2})?(?:[.,](\d{1,9}))?\s*(.*)$`)
+	ctime    = pattern(`^(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)\s+((?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\s+\d{1,2})\s+(\d{2}:\d{2})(:\d{2})(?:\s+([A-Za-z/_]+))?\s+(\d{4})$`)
+	webTime  = pattern(`^\[?(\d{1,2}/(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)/\d{4}):(\d{2}:\d{2})(:\d{2})(?:[.,](\d{1,9}))?\s*(.*?)\]?$`)
+	offset   = pattern(`^(?:UTC|GMT)?([+-])(\d{1,2}):?(\d{2})?$`)
+	comment  = pattern(`\s*\([A-Za-z0-9 .+:-]*\)$`)
+	unixTime = pattern(`^(\d{9,19})(?:\.(\d{1,9}))?$`)
 )
 
 var units = map[string]time.Duration{
@@ -63,7 +70,7 @@ func ParseTime(text string, now time.Time, zone *time.Location) (m Moment, err e
 	if s == "now" {
 		return Moment{From: now.UnixNano(), To: now.UnixNano(), Zone: "UTC"}, nil
 	}
-	if p := ago.FindStringSubmatch(strings.ToLower(s)); p != nil {
+	if p := ago().FindStringSubmatch(strings.ToLower(s)); p != nil {
 		unit, ok := units[p[2]]
 		if !ok {
 			unit, ok = units[strings.TrimSuffix(p[2], "s")]
@@ -75,28 +82,28 @@ func ParseTime(text string, now time.Time, zone *time.Location) (m Moment, err e
 		at := now.Add(-time.Duration(n * float64(unit))).UnixNano()
 		return Moment{From: at, To: at, Zone: "UTC"}, nil
 	}
-	if p := unixTime.FindStringSubmatch(s); p != nil {
+	if p := unixTime().FindStringSubmatch(s); p != nil {
 		return unix(text, p[1], p[2])
 	}
 	date, clock, second, fraction, rest, layout := "", "", "", "", "", ""
 	switch {
-	case isoTime.MatchString(s):
-		p := isoTime.FindStringSubmatch(s)
+	case isoTime().MatchString(s):
+		p := isoTime().FindStringSubmatch(s)
 		date, clock, second, fraction, rest, layout = strings.ReplaceAll(p[1], "/", "-"), p[2], p[3], p[4], p[5], "2006-01-02"
-	case mailTime.MatchString(s):
-		p := mailTime.FindStringSubmatch(s)
+	case mailTime().MatchString(s):
+		p := mailTime().FindStringSubmatch(s)
 		date, clock, second, fraction, rest, layout = p[1], p[2], p[3], p[4], p[5], "2 Jan 2006"
-	case webTime.MatchString(s):
-		p := webTime.FindStringSubmatch(s)
+	case webTime().MatchString(s):
+		p := webTime().FindStringSubmatch(s)
 		date, clock, second, fraction, rest, layout = p[1], p[2], p[3], p[4], p[5], "2/Jan/2006"
-	case dotTime.MatchString(s):
-		p := dotTime.FindStringSubmatch(s)
+	case dotTime().MatchString(s):
+		p := dotTime().FindStringSubmatch(s)
 		date, clock, second, fraction, rest, layout = p[1], p[2], p[3], p[4], p[5], "2.1.2006"
-	case usTime.MatchString(s):
-		p := usTime.FindStringSubmatch(s)
+	case usTime().MatchString(s):
+		p := usTime().FindStringSubmatch(s)
 		date, clock, second, fraction, rest, layout = p[1]+" "+p[2], p[3], p[4], p[5], p[6], "Jan 2 2006"
-	case ctime.MatchString(s):
-		p := ctime.FindStringSubmatch(s)
+	case ctime().MatchString(s):
+		p := ctime().FindStringSubmatch(s)
 		date, clock, second, rest, layout = p[1]+" "+p[5], p[2], p[3], p[4], "Jan 2 2006"
 	default:
 		return m, fmt.Errorf("%q is no time that can be read; %s", text, examples)
@@ -175,10 +182,10 @@ func unix(text, whole, fraction string) (m Moment, err error) {
 // parseZone reads a zone: an offset, an abbreviation that means one thing, or a name of the zone database.
 func parseZone(s string) (*time.Location, error) {
 	s = strings.TrimSpace(s)
-	if c := comment.ReplaceAllString(s, ""); c != "" { // "+0100 (CET)"
+	if c := comment().ReplaceAllString(s, ""); c != "" { // "+0100 (CET)"
 		s = c
 	}
-	if p := offset.FindStringSubmatch(strings.ToUpper(s)); p != nil {
+	if p := offset().FindStringSubmatch(strings.ToUpper(s)); p != nil {
 		h, _ := strconv.Atoi(p[2])
 		m, _ := strconv.Atoi(p[3])
 		seconds := h*3600 + m*60

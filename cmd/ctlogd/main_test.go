@@ -249,3 +249,39 @@ func TestSignalBeforeConfig(t *testing.T) {
 		}
 	}
 }
+
+// TestStartsLight: no package of ours does work as a command starts that most commands have no use for. Go's own account
+// of that start counts allocations, which do not depend on how busy the machine is; one regular expression takes a hundred
+// and one that counts to 249 thousands.
+func TestStartsLight(t *testing.T) {
+	const most = 800
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, "version")
+	cmd.Env = append(os.Environ(), asCommand+"=now", "GODEBUG=inittrace=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	packages := 0
+	for line := range strings.Lines(string(out)) {
+		name, rest, _ := strings.Cut(strings.TrimPrefix(line, "init "), " ")
+		if _, ours := strings.CutPrefix(name, "github.com/ctlogd/ctlogd/"); !ours {
+			continue
+		}
+		var allocs int
+		if _, counts, ok := strings.Cut(rest, " bytes, "); !ok {
+			t.Fatalf("what is this? %s", line)
+		} else if _, err := fmt.Sscanf(counts, "%d allocs", &allocs); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		if packages++; allocs > most {
+			t.Errorf("%s has %d allocations before the command begins; %d are enough: let it wait until it is needed (sync.OnceValue)", name, allocs, most)
+		}
+	}
+	if packages < 5 {
+		t.Fatalf("Go tells of %d packages of ours:\n%s", packages, out)
+	}
+}

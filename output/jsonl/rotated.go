@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -91,7 +92,9 @@ type lines struct {
 func (l lines) Close() error { return l.close() }
 
 // timestamp is how every format but the binary ones writes the time of a record, first of all times in it.
-var timestamp = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)`)
+var timestamp = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)`)
+})
 
 // firstTime returns when the first record of a file was made: what its first line says, else when the file was written
 // last. It is the zero time for an empty one. file is the file, if it is open, else nil.
@@ -116,7 +119,7 @@ func firstTime(path string, file *os.File) (time.Time, error) {
 		return time.Time{}, err
 	}
 	line, _, _ := bytes.Cut(head[:n], newline)
-	if at, err := time.Parse(time.RFC3339Nano, string(timestamp.Find(line))); err == nil {
+	if at, err := time.Parse(time.RFC3339Nano, string(timestamp().Find(line))); err == nil {
 		return at, nil
 	}
 	info, err := os.Stat(path)
