@@ -567,6 +567,47 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// TestHosts: a host that is asked for and of which there is no record makes no answer complete, and a file of others' lines,
+// one of them no record, is read.
+func TestHosts(t *testing.T) {
+	dir := small(t)
+	if _, err := Open([]string{dir}, []string{"gw1", "gw2"}, nil); err == nil || !strings.Contains(err.Error(), "no host gw2 there; there are: gw1") {
+		t.Errorf("an archive without gw2: %v", err)
+	}
+	enc, err := format.New("flat", format.Options{Host: "gw1", Observer: "obs"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := append(enc.Append(nil, snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-second, noon+second)), "\nhello\nx\n"...)
+	if err := os.WriteFile("flows.jsonl", text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for want, hosts := range map[string][]string{
+		"gw2 unreadable, gw2 empty":                              {"gw2"},
+		"gw1 unreadable, gw1 begins, gw1 still_alive, gw2 empty": {"gw1", "gw2"},
+	} {
+		s, err := Open([]string{"flows.jsonl"}, hosts, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := point(noon)
+		if err := s.Prepare(context.Background(), []*Question{q}); err != nil {
+			t.Fatal(err)
+		}
+		a, err := Ask(context.Background(), s, q, time.Unix(0, noon+hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, r := range a.Missing {
+			got = append(got, r.Host+" "+r.Kind)
+		}
+		if strings.Join(got, ", ") != want {
+			t.Errorf("%v: %q, want %q", hosts, got, want)
+		}
+	}
+}
+
 // TestAudit: each answer is a line that was appended; without it there is none.
 func TestAudit(t *testing.T) {
 	dir := small(t)

@@ -58,19 +58,17 @@ func OpenArchive(dirs, hosts []string, table *Table) (*Archive, error) {
 	slices.Sort(found)
 	found = slices.Compact(found)
 	if len(hosts) > 0 {
+		name := func(folder string) string { return strings.TrimPrefix(filepath.Base(folder), "host=") }
 		var names []string
-		all := found
-		found = nil
-		for _, f := range all {
-			name := strings.TrimPrefix(filepath.Base(f), "host=")
-			names = append(names, name)
-			if slices.Contains(hosts, name) {
-				found = append(found, f)
+		for _, f := range found {
+			names = append(names, name(f))
+		}
+		for _, h := range hosts {
+			if !slices.Contains(names, h) {
+				return nil, fmt.Errorf("no host %s there; there are: %s", h, strings.Join(names, ", "))
 			}
 		}
-		if len(found) == 0 {
-			return nil, fmt.Errorf("no host %s there; there are: %s", strings.Join(hosts, ", "), strings.Join(names, ", "))
-		}
+		found = slices.DeleteFunc(found, func(f string) bool { return !slices.Contains(hosts, name(f)) })
 	}
 	r, err := archive.OpenReader(found...)
 	if err != nil {

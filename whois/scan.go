@@ -263,6 +263,9 @@ func (l *line) gap() (archive.Gap, error) {
 // Prepare reads the table, and then all files.
 func (s *Lines) Prepare(ctx context.Context, questions []*Question) error {
 	s.hosts, s.read = nil, 0
+	for _, name := range s.only { // one of which there is no record is told of
+		s.host(name)
+	}
 	want := wanted(questions)
 	s.written = ""
 	if s.table != nil && (len(s.only) == 0 || slices.Contains(s.only, s.table.Host)) {
@@ -405,12 +408,7 @@ func (s *Lines) file(ctx context.Context, f *os.File, addrs map[string]bool, who
 			break
 		}
 		if err != nil {
-			h := current
-			if h == nil {
-				h = s.host("")
-			}
-			h.problems = append(h.problems, Reason{Kind: "unreadable", Host: h.name, Text: fmt.Sprintf(
-				"%s cannot be read to its end (%v): it is damaged, or only part of it was copied. Fetch it anew, and ask again.", path, err)})
+			s.damaged(current, "%s cannot be read to its end (%v): it is damaged, or only part of it was copied. Fetch it anew, and ask again.", path, err)
 			break
 		}
 	}
@@ -418,10 +416,21 @@ func (s *Lines) file(ctx context.Context, f *os.File, addrs map[string]bool, who
 		return fmt.Errorf("%s has no records of ctlogd as JSON lines (format: flat)", path)
 	}
 	if odd > 0 {
-		current.problems = append(current.problems, Reason{Kind: "unreadable", Host: current.name, Text: fmt.Sprintf(
-			"%s in %s cannot be read as records.", plural(odd, "line", "lines"), path)})
+		s.damaged(current, "%s in %s cannot be read as records.", plural(odd, "line", "lines"), path)
 	}
 	return nil
+}
+
+// damaged says what is wrong with a file of a host; nil: it is not known whose.
+func (s *Lines) damaged(h *lineHost, format string, args ...any) {
+	switch {
+	case h != nil:
+	case len(s.only) > 0:
+		h = s.host(s.only[0])
+	default:
+		h = s.host("")
+	}
+	h.problems = append(h.problems, Reason{Kind: "unreadable", Host: h.name, Text: fmt.Sprintf(format, args...)})
 }
 
 // field returns the text of a key in a line of JSON, as it stands there.
