@@ -53,8 +53,14 @@ func (d *dump) crowded() bool { return len(d.ended) >= maxEnded }
 // (nfnl_lock in net/netfilter/nfnetlink.c), and to flush a million takes seconds, in which the reader has their ends to read.
 func newDump(j job, now time.Time) (*dump, error) {
 	if j.space != nil {
-		d := newDumpOn(j.space.Conn(), subsysCT, j, now)
+		// A descriptor of its own: the Watcher may close the other one while this dump is under way.
+		fd, err := unix.FcntlInt(uintptr(j.space.Conn()), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("keep the namespace's socket open: %w", err)
+		}
+		d := newDumpOn(fd, subsysCT, j, now)
 		d.netns = j.space.Netns
+		d.netns.Hold()
 		return d, nil
 	}
 	fd, err := newSocket()
@@ -96,10 +102,10 @@ func (d *dump) begun() (bool, error) {
 	}
 }
 
-// close gives the socket back, unless it is that of another namespace, which is kept.
+// close gives the socket back.
 func (d *dump) close() {
 	if d.space != nil {
-		return
+		d.netns.Release()
 	}
 	if asked := d.asked; asked != nil { // the request still needs the socket
 		go func() {
