@@ -32,6 +32,8 @@ type others struct {
 	compared *netns.View // the last one that changed has looked at
 
 	unnamed map[int32]bool // ids of namespaces without a name that have sent something
+	former  map[int32]gone // ids whose namespace has gone, until all that it sent has been read
+	caught  time.Time      // the last time that tell has gone by
 	known   map[*netns.Space]bool
 	leaving []*leaving
 
@@ -39,9 +41,12 @@ type others struct {
 	complained [numSwitches]bool
 
 	mu   sync.Mutex // for what the Watcher's goroutine leaves here
-	gone []int32
+	gone map[int32]gone
 	gaps []spaceGap
 }
+
+// gone is when the namespace of an id has gone.
+type gone struct{ from, to time.Time }
 
 // leaving is a namespace whose name is gone.
 type leaving struct {
@@ -58,6 +63,15 @@ type spaceGap struct {
 	from, to time.Time
 }
 
+// and returns g with another time in which a namespace of the same id has gone.
+func (g gone) and(from, to time.Time) gone {
+	if g.from.IsZero() {
+		g.from = from
+	}
+	g.to = to
+	return g
+}
+
 // untracked says that flows of n may have no record that were alive between two times.
 func untracked(sink input.Sink, n flow.Netns, from, to time.Time) {
 	sink.GapIn(n, from, to, flow.Gap{Cause: flow.CauseUntracked})
@@ -69,13 +83,13 @@ var errNotEntered = errors.New("the namespace could not be entered")
 
 // watchOthers starts to watch the namespaces that cfg asks for. wake wakes the reader.
 func watchOthers(cfg *Config, stats *Stats, t *table, log *zap.Logger, wake func()) (o *others, err error) {
-	o = &others{all: cfg.all(), log: log, stats: stats, table: t, id: noID, unnamed: map[int32]bool{},
-		known: map[*netns.Space]bool{}, switches: map[*netns.Space]*switches{}}
+	o = &others{all: cfg.all(), log: log, stats: stats, table: t, id: noID, unnamed: map[int32]bool{}, former: map[int32]gone{},
+		gone: map[int32]gone{}, known: map[*netns.Space]bool{}, switches: map[*netns.Space]*switches{}}
 	o.watcher, err = netns.Watch(netns.Options{Log: log, Wanted: cfg.wanted(), Look: o.look, Changed: wake,
-		Gone: func(id int32) {
+		Gone: func(id int32, from, to time.Time) {
 			o.mu.Lock()
 			defer o.mu.Unlock()
-			o.gone = append(o.gone, id)
+			o.gone[id] = o.gone[id].and(from, to)
 		}})
 	if err != nil {
 		return nil, err
@@ -124,6 +138,19 @@ func (o *others) refresh() {
 		o.forget()
 		o.view = v
 		o.watcher.Seen(v)
+		o.take()
+	}
+}
+
+// take takes over which namespaces have gone.
+func (o *others) take() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for id, g := range o.gone {
+		o.former[id] = o.former[id].and(g.from, g.to)
+		delete(o.gone, id)
+		o.caught = time.Time{}
+		o.forget()
 	}
 }
 
@@ -158,11 +185,13 @@ func (o *others) turnTo(id int32) {
 	if id == o.view.Own {
 		return
 	}
-	if o.space = o.view.Find(id); o.space != nil {
+	o.space = o.view.Find(id)
+	if _, reused := o.former[id]; reused && o.space != nil {
+		o.space = nil // this event may be the former one's: neither has it by its name
+	} else if o.space != nil {
 		o.netns = o.space.Netns
 		return
-	}
-	if o.drop = !o.all; o.drop {
+	} else if o.drop = !o.all; o.drop {
 		return
 	}
 	o.netns, o.held = flow.HoldNetns(id, ""), true
@@ -176,7 +205,7 @@ func (o *others) turn(now, caught time.Time, withheld bool, sink input.Sink) {
 		o.compared = o.view
 		o.changed()
 	}
-	o.tell(now, sink)
+	o.tell(now, caught, sink)
 	o.leaving = slices.DeleteFunc(o.leaving, func(l *leaving) bool {
 		if !l.read || withheld || !caught.After(l.at) || o.table.reads(l.space) {
 			return false
@@ -224,33 +253,45 @@ func (o *others) leave(s *netns.Space, since time.Time) {
 	o.table.farewell(s, done)
 }
 
-// tell tells of what the Watcher's goroutine has left.
-func (o *others) tell(now time.Time, sink input.Sink) {
+// tell tells of what the Watcher's goroutine has left, as far as what namespaces sent that have gone has been read: until
+// caught.
+func (o *others) tell(now, caught time.Time, sink input.Sink) {
+	o.take()
 	o.mu.Lock()
-	gone, gaps := o.gone, o.gaps
-	o.gone, o.gaps = nil, nil
+	gaps := o.gaps
+	o.gaps = nil
 	o.mu.Unlock()
 	for _, g := range gaps {
 		untracked(sink, g.netns, g.from, g.to)
 		g.netns.Release()
 	}
-	for _, id := range gone {
-		if !o.unnamed[id] {
+	if caught.Equal(o.caught) {
+		return
+	}
+	o.caught = caught
+	for id, g := range o.former {
+		if !caught.After(g.to) {
 			continue
 		}
-		delete(o.unnamed, id)
+		delete(o.former, id)
 		if o.id == id {
 			o.forget()
 		}
+		if !o.unnamed[id] {
+			continue
+		}
+		if !slices.Contains(o.view.Unnamed, id) { // else another one has it, and may have sent something
+			delete(o.unnamed, id)
+		}
 		n := flow.HoldNetns(id, "")
-		untracked(sink, n, now.Add(-netns.LookEvery), now)
+		untracked(sink, n, g.from, g.to)
 		n.Release()
 	}
 }
 
 // finish tells of what will not be read any more: the tables of namespaces that go as the reader ends.
 func (o *others) finish(now time.Time, sink input.Sink) {
-	o.tell(now, sink)
+	o.tell(now, time.Unix(1<<40, 0), sink) // there is no later
 	for _, l := range o.leaving {
 		if !l.read || l.err != nil {
 			untracked(sink, l.space.Netns, l.since, now)

@@ -4,12 +4,17 @@ package ctnetlink
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/input/netns"
 	"github.com/ctlogd/ctlogd/integration/lab"
 )
 
@@ -100,4 +105,216 @@ func TestKeptSocketOfAnotherKind(t *testing.T) {
 	}
 	must(t, flood.Churn(0, 10))
 	must(t, fourth.Close())
+}
+
+// byHand is a source that is read when the test says so, and what has come of it.
+type byHand struct {
+	t *testing.T
+	*Source
+	batch *flow.Batch
+	got   map[string]map[int]int // by "NAMESPACE EVENT", the flow's number
+	gaps  map[string]flow.Cause  // by namespace
+}
+
+func openByHand(t *testing.T, ns *lab.NS, cfg Config) *byHand {
+	t.Helper()
+	cfg.Defaults()
+	h := &byHand{t: t, batch: flow.NewBatch(256, nil), got: map[string]map[int]int{}, gaps: map[string]flow.Cause{}}
+	must(t, ns.Do(func() (err error) {
+		h.Source, err = Open(cfg, Options{Remember: func(*flow.Record) {}})
+		return err
+	}))
+	t.Cleanup(func() { must(t, h.Close()) })
+	return h
+}
+
+// read reads until ok.
+func (h *byHand) read(what string, ok func() bool) {
+	h.t.Helper()
+	until(h.t, what, func() bool {
+		for more := true; more; {
+			now := time.Now()
+			var err error
+			_, more, err = h.Fill(h.batch, now)
+			must(h.t, err)
+			for i := range h.batch.Records {
+				h.Put(&h.batch.Records[i])
+			}
+			h.batch.Reset()
+			more = h.Turn(time.Now(), h) || more
+		}
+		return ok()
+	})
+}
+
+func nameOf(n flow.Netns) string {
+	if n == 0 {
+		return ""
+	}
+	return n.Info().Name
+}
+
+// Put implements input.Sink.
+func (h *byHand) Put(r *flow.Record) {
+	i, ok := lab.FlowNumber(r.Reply.DstAddr(), r.Reply.DstPort)
+	if !ok {
+		h.t.Errorf("a record of no flood's flow: %+v", r)
+	}
+	key := nameOf(r.Netns) + " " + r.Event.String()
+	if h.got[key] == nil {
+		h.got[key] = map[int]int{}
+	}
+	h.got[key][i]++
+}
+
+// Gap implements input.Sink.
+func (h *byHand) Gap(from, to time.Time, g flow.Gap) { h.GapIn(0, from, to, g) }
+
+// GapIn implements input.Sink.
+func (h *byHand) GapIn(n flow.Netns, from, to time.Time, g flow.Gap) {
+	if _, twice := h.gaps[nameOf(n)]; twice || to.Before(from) || g.LostKnown {
+		h.t.Errorf("a gap in %q from %v to %v: %+v; twice: %t", nameOf(n), from, to, g, twice)
+	}
+	h.gaps[nameOf(n)] = g.Cause
+}
+
+// check says that one record of each flow from <= i < to is under key, and no others.
+func (h *byHand) check(key string, from, to int) {
+	h.t.Helper()
+	want := map[int]int{}
+	for i := from; i < to; i++ {
+		want[i] = 1
+	}
+	if !maps.Equal(h.got[key], want) {
+		h.t.Errorf("%q has the flows %v, want those from %d to %d", key, h.got[key], from, to)
+	}
+}
+
+// linked makes a namespace that the one called ns has a link to, for which the kernel gives it the lowest id that is free.
+func linked(t *testing.T, ns *lab.NS, dev string) *lab.NS {
+	t.Helper()
+	other := newNamespace(t)
+	must(t, ns.Link(dev, nil, other, "here", nil))
+	must(t, ns.Run("ip", "-d", "link"))
+	return other
+}
+
+// TestIDUsedAgain: a namespace without a name goes while nobody reads, and its id goes to another one, which has a name. What
+// the first has sent does not get that name; flows that were alive in it are in a gap. When all that was sent before has been
+// read, the id stands for the second one.
+func TestIDUsedAgain(t *testing.T) {
+	for _, namespaces := range []string{AllNamespaces, "tenant"} {
+		t.Run(namespaces, func(t *testing.T) {
+			home := newNamespace(t)
+			h := openByHand(t, home, Config{Namespaces: []string{namespaces}})
+			former := linked(t, home, "first")
+			f := newFloodIn(t, former)
+			must(t, f.Create(0, 20))
+			must(t, f.Delete(0, 10))
+			must(t, f.Close())
+			must(t, former.Close())
+			until(t, "its id is free", func() bool {
+				out, err := home.Output("", "ip", "netns", "list-id")
+				must(t, err)
+				return !strings.Contains(string(out), "nsid 0")
+			})
+			tenant := linked(t, home, "second")
+			nameSpace(t, tenant, "tenant")
+			until(t, "the other namespace is known", func() bool {
+				view, _ := h.Namespaces()
+				return view.Find(0) != nil && view.Find(0).Name == "tenant"
+			})
+			f = newFloodIn(t, tenant)
+			must(t, f.Create(100, 120))
+			must(t, f.Delete(100, 110))
+			ends := func(key string) int { return len(h.got[key+" destroy"]) }
+			h.read("what was sent meanwhile has been read", func() bool { return ends("0")+ends("tenant") >= 20 })
+			if want := map[bool]int{true: 1}[namespaces == AllNamespaces]; len(h.gaps) < want {
+				h.read("the gap has been told", func() bool { return len(h.gaps) >= want })
+			}
+			h.read("all of it is behind", func() bool { return len(h.others.former) == 0 })
+			must(t, f.Delete(110, 120))
+			h.read("the last ends have been read", func() bool { return ends("tenant") >= 10 })
+
+			for i := range 10 {
+				if h.got["tenant destroy"][i] > 0 {
+					t.Errorf("flow %d of another namespace has the name", i)
+				}
+			}
+			h.check("tenant destroy", 110, 120)
+			if ends("0") != 20 {
+				t.Errorf("under the id are %v", h.got["0 destroy"])
+			}
+			if len(h.gaps) != 1 || h.gaps["0"] != flow.CauseUntracked {
+				t.Errorf("gaps: %v", h.gaps)
+			}
+		})
+	}
+}
+
+// TestGoneBeforeItIsRead: a namespace without a name has gone, which is known, before any of what it sent has been read.
+func TestGoneBeforeItIsRead(t *testing.T) {
+	home := newNamespace(t)
+	h := openByHand(t, home, Config{Namespaces: []string{AllNamespaces}})
+	former := linked(t, home, "first")
+	own := newFloodIn(t, home)
+	must(t, own.Churn(0, 300)) // more than are read in one round
+	f := newFloodIn(t, former)
+	must(t, f.Create(0, 20))
+	must(t, f.Delete(0, 10))
+	must(t, f.Close())
+	known := func(has bool) func() bool {
+		return func() bool {
+			view, _ := h.Namespaces()
+			return view.Ready() && (len(view.Unnamed) > 0) == has
+		}
+	}
+	until(t, "the namespace is known", known(true))
+	must(t, former.Close())
+	until(t, "it is known that it has gone", known(false))
+	h.read("it has been read, and the gap told", func() bool { return len(h.got["0 destroy"]) == 10 && len(h.gaps) > 0 })
+	if h.gaps["0"] != flow.CauseUntracked || len(h.gaps) != 1 {
+		t.Errorf("gaps: %v", h.gaps)
+	}
+}
+
+// TestUnwantedWhileRead: a namespace that nobody asks for any more, while its table is read, is read from to the end of the
+// chunk: its descriptor may be somebody else's by then.
+func TestUnwantedWhileRead(t *testing.T) {
+	home := newNamespace(t)
+	h := openByHand(t, home, Config{Namespaces: []string{AllNamespaces}})
+	tenant := newNamespace(t)
+	f := newFloodIn(t, tenant)
+	const n = 2000
+	must(t, f.Create(0, n))
+	nameSpace(t, tenant, "tenant")
+	var s *netns.Space
+	h.read("the namespace is known", func() bool {
+		view, _ := h.Namespaces()
+		if len(view.Spaces) > 0 {
+			s = view.Spaces[0]
+		}
+		return s != nil && h.others.known[s] && h.table.dump == nil
+	})
+	h.RequestOpen()
+	until(t, "its table is being read", func() bool {
+		h.Turn(time.Now(), h)
+		return h.table.dump != nil && h.table.dump.space == s && len(h.got["tenant open"]) > 0
+	})
+	cfg := h.cfg
+	cfg.Namespaces = []string{"another"}
+	_, err := h.Reconfigure(cfg, nil)
+	must(t, err)
+	until(t, "it is not known any more", func() bool {
+		view, _ := h.Namespaces()
+		return len(view.Spaces) == 0
+	})
+	h.others.refresh() // from here on the Watcher closes what it has of it
+	conn := s.Conn()
+	until(t, "it has closed the socket", func() bool {
+		_, err := unix.FcntlInt(uintptr(conn), unix.F_GETFD, 0)
+		return err != nil
+	})
+	h.read("its table has been read", func() bool { return !h.Requested() })
+	h.check("tenant open", 0, n)
 }

@@ -16,6 +16,8 @@ const (
 
 	notAssigned = -1 // NETNSA_NSID_NOT_ASSIGNED
 
+	noticeBuffer = 1 << 20
+
 	rtgenmsg = 4 // struct rtgenmsg, with its padding
 )
 
@@ -48,6 +50,8 @@ func openIDs() (i *ids, err error) {
 			return i, fmt.Errorf("open rtnetlink: %w", err)
 		}
 	}
+	// Room for a thousand namespaces that come and go at once. Without CAP_NET_ADMIN it stays what it is.
+	_ = unix.SetsockoptInt(i.notice, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, noticeBuffer)
 	if err = unix.SetsockoptInt(i.notice, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, groupNSID); err != nil {
 		return i, fmt.Errorf("ask for changes of namespaces' ids: %w", err)
 	}

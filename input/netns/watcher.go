@@ -41,8 +41,9 @@ type Options struct {
 	// Look is called for each Space about once a second.
 	Look func(s *Space, now time.Time)
 
-	// Gone is called for each id whose namespace is gone, if it had no name.
-	Gone func(id int32)
+	// Gone is called for each id whose namespace has gone, or may have, between two times. It is called before there is a
+	// View in which the id is another namespace's.
+	Gone func(id int32, from, to time.Time)
 
 	// Changed is called when there is another View.
 	Changed func()
@@ -68,6 +69,7 @@ type Watcher struct {
 	leaving []*Space
 	closing []closing
 	used    map[int32]bool // ids
+	heard   time.Time      // until when it is known which have gone
 	next    int32          // the id that is given next
 	failed  map[string]failure
 	warned  time.Time
@@ -100,7 +102,7 @@ func Watch(opts Options) (_ *Watcher, err error) {
 		opts.Look = func(*Space, time.Time) {}
 	}
 	if opts.Gone == nil {
-		opts.Gone = func(int32) {}
+		opts.Gone = func(int32, time.Time, time.Time) {}
 	}
 	if opts.Changed == nil {
 		opts.Changed = func() {}
@@ -130,7 +132,7 @@ func Watch(opts Options) (_ *Watcher, err error) {
 	if err = unix.Fstat(w.ownFD, &st); err != nil {
 		return nil, fmt.Errorf("look at the own network namespace: %w", err)
 	}
-	w.own = st.Ino
+	w.own, w.heard = st.Ino, time.Now()
 	ctx, cancel := context.WithCancel(context.Background())
 	w.cancel, w.ended = cancel, make(chan struct{})
 	go func() {
@@ -307,29 +309,27 @@ func (w *Watcher) look(now time.Time) {
 // changedIDs takes note of ids that have come and gone.
 func (w *Watcher) changedIDs() (changed bool) {
 	gone := func(id int32) {
-		delete(w.used, id)
 		changed = true
-		if w.View().Find(id) == nil {
-			w.opts.Gone(id)
-		}
+		w.opts.Gone(id, w.heard, time.Now())
 	}
 	err := w.ids.changes(func(id int32, came bool) {
-		changed = true
 		if came {
-			w.used[id] = true
+			w.used[id], changed = true, true
 		} else {
+			delete(w.used, id)
 			gone(id)
 		}
 	})
-	if err != nil { // some were missed
+	if err != nil { // some were missed: of what is not held, no id is certainly that of the same namespace
 		before := maps.Clone(w.used)
 		w.numberIDs()
 		for id := range before {
-			if !w.used[id] {
+			if w.View().Find(id) == nil || !w.used[id] {
 				gone(id)
 			}
 		}
 	}
+	w.heard = time.Now()
 	return changed
 }
 
@@ -457,6 +457,7 @@ func (w *Watcher) take(s *Space) {
 
 // publish makes a View of what is known.
 func (w *Watcher) publish() {
+	w.changedIDs() // what has given its id to one that was added is gone before
 	v := &View{Own: notAssigned, n: w.View().n + 1, byID: map[int32]*Space{}}
 	if own, err := w.ids.of(w.ownFD); err == nil {
 		v.Own = own

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/integration/lab"
@@ -67,7 +68,7 @@ func watch(t *testing.T, wanted func(string) bool) (w *Watcher, gone func() []in
 	t.Helper()
 	var mu sync.Mutex
 	var ids []int32
-	w, err := Watch(Options{Wanted: wanted, Gone: func(id int32) {
+	w, err := Watch(Options{Wanted: wanted, Gone: func(id int32, _, _ time.Time) {
 		mu.Lock()
 		defer mu.Unlock()
 		ids = append(ids, id)
@@ -196,17 +197,7 @@ func TestIDsOfOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ids.close()
-	give := func(path string, id int32) {
-		t.Helper()
-		fd, err := Open(path)
-		if err == nil {
-			err = ids.give(fd, id)
-			_ = unix.Close(fd)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	give := func(path string, id int32) { t.Helper(); giveID(t, ids, path, id) }
 	give(filepath.Join(dirs[0], "red"), 4711)
 	if err := mountOn("/proc/self/ns/net", "self"); err != nil {
 		t.Fatal(err)
@@ -224,19 +215,10 @@ func TestIDsOfOthers(t *testing.T) {
 	eventually(t, w, "the own id is known", func(v *View) bool { return v.Own == 4712 && len(v.Unnamed) == 0 })
 
 	// Of one that nobody has a name for, the id alone is known.
-	hidden := make(chan string)
-	end := make(chan struct{})
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			t.Error(err)
-		}
-		hidden <- fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid())
-		<-end
-	}()
-	give(<-hidden, 4713)
+	path, end := addHidden(t)
+	give(path, 4713)
 	eventually(t, w, "the id is known", func(v *View) bool { return slices.Equal(v.Unnamed, []int32{4713}) })
-	close(end)
+	end()
 	eventually(t, w, "it is gone", func(v *View) bool { return len(v.Unnamed) == 0 && slices.Contains(gone(), 4713) })
 
 	// Only what is asked for is known.
@@ -244,6 +226,85 @@ func TestIDsOfOthers(t *testing.T) {
 	eventually(t, w, "red is not known", func(v *View) bool { return len(v.Spaces) == 0 && slices.Equal(v.Unnamed, []int32{4711}) })
 	add(t, "green")
 	eventually(t, w, "green is known", func(v *View) bool { return named(v, "green") != nil })
+}
+
+func giveID(t *testing.T, ids *ids, path string, id int32) {
+	t.Helper()
+	fd, err := Open(path)
+	if err == nil {
+		err = ids.give(fd, id)
+		_ = unix.Close(fd)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// addHidden makes a namespace without a name, which is at path until end is called.
+func addHidden(t *testing.T) (path string, end func()) {
+	t.Helper()
+	made, quit := make(chan string), make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			t.Error(err)
+		}
+		made <- fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid())
+		<-quit
+	}()
+	path, end = <-made, sync.OnceFunc(func() { close(quit) })
+	t.Cleanup(end)
+	return path, end
+}
+
+// TestNoticesLost: when the kernel has had no room to tell of ids that came and went, all are looked at anew, and each that may
+// be another namespace's by now counts as gone, though it is in use.
+func TestNoticesLost(t *testing.T) {
+	need(t)
+	ids, err := openIDs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ids.close()
+	var gone []int32
+	w := &Watcher{ids: ids, used: map[int32]bool{}, opts: Options{Log: zap.NewNop(), Gone: func(id int32, from, to time.Time) {
+		if from.IsZero() || to.Before(from) {
+			t.Errorf("%d has gone from %v to %v", id, from, to)
+		}
+		gone = append(gone, id)
+	}}, heard: time.Now()}
+	stays, _ := addHidden(t)
+	goes, end := addHidden(t)
+	giveID(t, ids, stays, 5001)
+	giveID(t, ids, goes, 5002)
+	held := &Space{ID: 5003}
+	w.view.Store(&View{byID: map[int32]*Space{5003: held}})
+	named, _ := addHidden(t)
+	giveID(t, ids, named, 5003)
+	if !w.changedIDs() || !w.used[5001] || !w.used[5002] || !w.used[5003] || len(gone) > 0 {
+		t.Fatalf("in use are %v, gone %v", w.used, gone)
+	}
+
+	if err := unix.SetsockoptInt(ids.notice, unix.SOL_SOCKET, unix.SO_RCVBUF, 0); err != nil { // the kernel's least
+		t.Fatal(err)
+	}
+	for i := range int32(20) {
+		path, _ := addHidden(t)
+		giveID(t, ids, path, 5100+i)
+	}
+	end()
+	for deadline := time.Now().Add(time.Minute); inUse(t, 5002); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the namespace does not go")
+		}
+	}
+	w.changedIDs()
+	if slices.Sort(gone); !slices.Equal(gone, []int32{5001, 5002}) {
+		t.Errorf("gone are %v", gone)
+	}
+	if w.used[5002] || !w.used[5001] || !w.used[5003] || !w.used[5119] || w.next != 5120 {
+		t.Errorf("in use are %v, the next one is %d", w.used, w.next)
+	}
 }
 
 // TestForeignFiles: what has a name below /run/netns and is no namespace is not touched, as it may hang.
