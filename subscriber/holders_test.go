@@ -18,7 +18,7 @@ func mustPrefix(s string) netip.Prefix {
 // who returns who had an address at a time, as the table has it.
 func who(t *table, addr string, ns int64) string {
 	hi, lo := words(netip.MustParseAddr(addr))
-	g, s := t.at(hi, lo, ns)
+	g, s := t.at(hi, lo, ns, t.lengths[family(hi, lo)])
 	if s == nil {
 		return ""
 	}

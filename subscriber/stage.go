@@ -17,7 +17,7 @@ type Stage struct {
 	tables  []*table // of the sources, during Process
 
 	searches [256]search // of the last batch
-	sink     int         // has the compiler keep what search reads in advance
+	sink     uint32      // has the compiler keep what search reads in advance
 }
 
 // NewStage returns a stage that asks the sources, in their order. The first that knows answers.
@@ -49,13 +49,22 @@ func (s *Stage) Process(b *flow.Batch) {
 type search struct {
 	table *table
 	page  *page
-	slot  *slot // nil: there is none
+	entry *uint32 // of the page's index, where the search begins
+	slot  *slot   // the address's unless two hashes look the same
 	key   prefix
 	hash  uint64
 }
 
+// What a search has that finds nothing.
+var (
+	noPage  page
+	noEntry uint32
+	noSlot  = slot{bits: 255} // no prefix's
+)
+
 // search looks where nearly all records find what they look for. Each step of a search waits for memory, so all searches
-// take each step together: the processor then waits for many of them at once.
+// take each step together. Loops that do nothing but touch what the next step needs go between: the shorter a loop, the more
+// of its turns the processor has under way, and the more of them wait at once.
 func (s *Stage) search(recs []flow.Record) {
 	var first [2]*table
 	for _, t := range s.tables {
@@ -65,30 +74,35 @@ func (s *Stage) search(recs []flow.Record) {
 			}
 		}
 	}
-	sum := 0
-	for i := range recs {
-		w := &s.searches[i]
+	all := s.searches[:len(recs)]
+	for i := range all {
+		w := &all[i]
 		hi, lo := recs[i].Orig.Src.Words()
 		f := family(hi, lo)
-		if w.table, w.slot = first[f], nil; w.table == nil {
-			continue
-		}
-		w.key = masked(hi, lo, w.table.lengths[f][0])
-		w.hash = w.key.hash()
-		w.page = w.table.page(w.hash)
-		sum += len(w.page.index)
-	}
-	for i := range recs {
-		if w := &s.searches[i]; w.table != nil && len(w.page.index) > 0 {
-			sum += int(w.page.index[w.page.first(w.hash)])
+		if w.table, w.page = first[f], &noPage; w.table != nil {
+			w.key = masked(hi, lo, w.table.lengths[f][0])
+			w.hash = w.key.hash()
+			w.page = w.table.page(w.hash)
 		}
 	}
-	for i := range recs {
-		if w := &s.searches[i]; w.table != nil {
-			if w.slot = w.page.find(w.key, w.hash); w.slot != nil {
-				sum += int(w.slot.id)
-			}
+	for i := range all {
+		w := &all[i]
+		if w.entry = &noEntry; len(w.page.index) > 0 {
+			w.entry = &w.page.index[w.page.first(w.hash)]
 		}
+	}
+	sum := uint32(0)
+	for i := range all {
+		sum += *all[i].entry
+	}
+	for i := range all {
+		w := &all[i]
+		if w.slot = &noSlot; *w.entry != 0 {
+			w.slot = w.page.likely(w.hash)
+		}
+	}
+	for i := range all {
+		sum += uint32(all[i].slot.bits)
 	}
 	s.sink = sum
 }
@@ -102,14 +116,19 @@ func (s *Stage) name(b *flow.Batch, recs []flow.Record) {
 			continue
 		}
 		start, end := lifetime(r)
-		if w := &s.searches[i]; w.slot != nil && w.slot.holds(start) && end < w.slot.until {
+		w := &s.searches[i]
+		if w.slot.is(w.key) && w.slot.holds(start) && end < w.slot.until {
 			w.page.tell(b, w.slot, &b.Extra(r).Subscriber).Source = w.table.source
 			named++
 			continue
 		}
-		who, found := s.ask(b, &r.Orig.Src, start, end)
+		var absent *table // one that has none of the longest prefixes around the address
+		if w.slot == &noSlot {
+			absent = w.table
+		}
+		who, found := s.ask(b, &r.Orig.Src, start, end, absent)
 		if !found && r.Has&flow.HasReply != 0 {
-			who, found = s.ask(b, &r.Reply.Src, start, end)
+			who, found = s.ask(b, &r.Reply.Src, start, end, nil)
 			who.Dst = true
 		}
 		if !found {
@@ -147,17 +166,22 @@ func lifetime(r *flow.Record) (start, end int64) {
 	return start, end
 }
 
-// ask returns who had the address at the start of the flow, and at its end if that is somebody else.
-func (s *Stage) ask(b *flow.Batch, a *flow.Addr, start, end int64) (who flow.Subscriber, found bool) {
+// ask returns who had the address at the start of the flow, and at its end if that is somebody else. absent is a table whose
+// longest prefixes need not be looked at, or nil.
+func (s *Stage) ask(b *flow.Batch, a *flow.Addr, start, end int64, absent *table) (who flow.Subscriber, found bool) {
 	hi, lo := a.Words()
 	for _, t := range s.tables {
-		g, first := t.at(hi, lo, start)
+		lengths := t.lengths[family(hi, lo)]
+		if t == absent {
+			lengths = lengths[1:]
+		}
+		g, first := t.at(hi, lo, start, lengths)
 		if first != nil {
 			g.tell(b, first, &who)
 			who.Source, found = t.source, true
 		}
 		if first == nil || end >= first.until {
-			if g, last := t.at(hi, lo, end); last != nil && (first == nil || g.idOf(last) != who.ID) {
+			if g, last := t.at(hi, lo, end, lengths); last != nil && (first == nil || g.idOf(last) != who.ID) {
 				who.Next, who.Source, found = b.Text(g.idOf(last)), t.source, true
 			}
 		}

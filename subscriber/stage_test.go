@@ -38,31 +38,38 @@ func median(n int, prepare, do func()) (half, best time.Duration) {
 	return took[n/2], took[n/20]
 }
 
-// BenchmarkStage reports the median of what a record costs, of batches of 256 each of addresses that were not asked for
-// before.
+// BenchmarkStage reports the median of what a record costs, of batches of 256: of any addresses of a million, of 5,000 busy ones
+// among them (Zipf), and of addresses that are nobody's.
 func BenchmarkStage(bench *testing.B) {
+	rng := rand.New(rand.NewPCG(5, 6))
 	for _, kind := range []string{"cgn", "scattered", "delegated"} {
 		prefixes := pool(kind, 1_000_000)
 		source := new(Source)
 		source.table.Store(fill(prefixes))
 		stage := NewStage([]*Source{source})
-		bench.Run(kind, func(bench *testing.B) {
-			rng := rand.New(rand.NewPCG(5, 6))
-			b := batchOf(prefixes, rng)
-			for bench.Loop() {
-				took, best := median(2000, func() {
-					records := b.Records
-					b.Reset()
-					b.Records = records
-					for i := range records {
-						records[i].Extra = nil
-						records[i].Orig.Src = flow.AddrFrom(prefixes[rng.IntN(len(prefixes))].Addr())
-					}
-				}, func() { stage.Process(b) })
-				bench.ReportMetric(float64(took.Nanoseconds())/256, "ns/record")
-				bench.ReportMetric(float64(best.Nanoseconds())/256, "best-ns/record")
-			}
-		})
+		zipf := rand.NewZipf(rng, 1.1, 10, 4999)
+		for traffic, next := range map[string]func() netip.Addr{
+			"any":    func() netip.Addr { return prefixes[rng.IntN(len(prefixes))].Addr() },
+			"busy":   func() netip.Addr { return prefixes[zipf.Uint64()*199].Addr() },
+			"nobody": func() netip.Addr { return netip.AddrFrom4([4]byte{203, 0, byte(rng.Uint32()), byte(rng.Uint32())}) },
+		} {
+			bench.Run(kind+"/"+traffic, func(bench *testing.B) {
+				b := batchOf(prefixes, rng)
+				for bench.Loop() {
+					took, best := median(2000, func() {
+						records := b.Records
+						b.Reset()
+						b.Records = records
+						for i := range records {
+							records[i].Extra = nil
+							records[i].Orig.Src = flow.AddrFrom(next())
+						}
+					}, func() { stage.Process(b) })
+					bench.ReportMetric(float64(took.Nanoseconds())/256, "ns/record")
+					bench.ReportMetric(float64(best.Nanoseconds())/256, "best-ns/record")
+				}
+			})
+		}
 	}
 }
 

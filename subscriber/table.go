@@ -99,7 +99,7 @@ func (g *page) find(p prefix, h uint64) *slot {
 	if len(g.index) == 0 {
 		return nil
 	}
-	tag := uint32(h) << 16 // the lower bits say least about where the search begins
+	tag := tagOf(h)
 	for i := g.first(h); ; {
 		e := g.index[i]
 		if e == 0 {
@@ -115,6 +115,27 @@ func (g *page) find(p prefix, h uint64) *slot {
 		}
 	}
 }
+
+// likely returns the slot that is the prefix's of this hash unless another's tag is the same, without a look at it; noSlot
+// if there is none. The index must not be empty.
+func (g *page) likely(h uint64) *slot {
+	tag := tagOf(h)
+	for i := g.first(h); ; {
+		e := g.index[i]
+		if e == 0 {
+			return &noSlot
+		}
+		if (e^tag)>>16 == 0 {
+			return &g.slots[e&math.MaxUint16-1]
+		}
+		if i++; i == len(g.index) {
+			i = 0
+		}
+	}
+}
+
+// tagOf returns what an entry of the index has of the hash: the lower bits say least about where the search begins.
+func tagOf(h uint64) uint32 { return uint32(h) << 16 }
 
 // table says who had an address at a time. It is read-only but for marks: with makes another one, which shares the pages
 // that are the same. A million leases take some 72 MiB, in some thousand objects that the garbage collector need not look
@@ -145,9 +166,9 @@ func family(hi, lo uint64) int {
 	return 1
 }
 
-// at returns who had the address at a time, nil if that is not known.
-func (t *table) at(hi, lo uint64, ns int64) (*page, *slot) {
-	for _, n := range t.lengths[family(hi, lo)] {
+// at returns who had the address at a time, nil if that is not known, by the prefixes of these lengths.
+func (t *table) at(hi, lo uint64, ns int64, lengths []uint8) (*page, *slot) {
+	for _, n := range lengths {
 		p := masked(hi, lo, n)
 		h := p.hash()
 		g := t.page(h)
