@@ -14,21 +14,6 @@ import (
 	"github.com/ctlogd/ctlogd/flow"
 )
 
-// ErrForeign says that what has a namespace's name is none.
-var ErrForeign = errors.New("is no network namespace")
-
-// Open returns a descriptor of the namespace that is mounted at path. It may wait as long as what is there does.
-func Open(path string) (fd int, err error) {
-	if fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err != nil {
-		return -1, fmt.Errorf("open %s: %w", path, err)
-	}
-	if kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
-		_ = unix.Close(fd)
-		return -1, fmt.Errorf("%s %w", path, ErrForeign)
-	}
-	return fd, nil
-}
-
 // Enter runs f in the namespace fd, which takes CAP_SYS_ADMIN. f must be quick, and start no goroutine that is to run there:
 // what it opens stays of that namespace.
 func Enter(fd int, f func() error) error {
@@ -124,8 +109,9 @@ func (in *inside) close() {
 
 // Listing is which namespaces have a name at one moment.
 type Listing struct {
-	named map[string]mount
-	own   uint64 // inode of the caller's
+	named  map[string]mount
+	own    uint64 // inode of the caller's
+	opener opener
 }
 
 // List lists them.
@@ -143,7 +129,7 @@ func List() (*Listing, error) {
 	if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {
 		return nil, fmt.Errorf("look at the own network namespace: %w", err)
 	}
-	return &Listing{named, st.Ino}, nil
+	return &Listing{named: named, own: st.Ino}, nil
 }
 
 // Names returns the names of all namespaces but the caller's own.
@@ -162,7 +148,7 @@ func (l *Listing) find(name string) (fd int, own bool, err error) {
 	if !ok {
 		return -1, false, fmt.Errorf("there is no network namespace %q below %s", name, strings.Join(dirs, " or "))
 	}
-	fd, err = Open(m.path)
+	fd, err = l.opener.open(m)
 	return fd, m.inode == l.own, err
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -37,7 +38,7 @@ func openMounts() (m *mounts, err error) {
 
 func (m *mounts) close() { _ = unix.Close(m.fd) }
 
-// read returns the namespaces by their names. Of two mounts of one name the last one counts, which covers the other.
+// read returns the namespaces by their names. Of two mounts of one path the last one counts, which covers the other.
 func (m *mounts) read() (map[string]mount, error) {
 	if _, err := unix.Seek(m.fd, 0, 0); err != nil {
 		return nil, fmt.Errorf("read the list of mounts: %w", err)
@@ -66,7 +67,7 @@ func (m *mounts) read() (map[string]mount, error) {
 //	id parent major:minor root             mount point     options   optional fields - type  source options
 //	77 42     0:4         net:[4026532281] /run/netns/blue rw shared:1               - nsfs  nsfs   rw
 func parseMounts(text []byte) map[string]mount {
-	found := map[string]mount{}
+	found := map[string]mount{} // by path
 	for line := range bytes.Lines(text) {
 		f := strings.Fields(string(line))
 		if len(f) < 10 {
@@ -75,27 +76,30 @@ func parseMounts(text []byte) map[string]mount {
 		at := unescape(f[4])
 		for _, d := range dirs {
 			if d == at || strings.HasPrefix(d, strings.TrimSuffix(at, "/")+"/") { // it covers what was mounted below before
-				maps.DeleteFunc(found, func(_ string, m mount) bool { return path.Dir(m.path) == d })
+				maps.DeleteFunc(found, func(under string, _ mount) bool { return path.Dir(under) == d })
 			}
 		}
-		dir, name := path.Split(at)
-		known := false
-		for _, d := range dirs {
-			known = known || dir == d+"/"
-		}
-		if !known || name == "" {
+		delete(found, at) // what covers it may be something else
+		if dir, name := path.Split(at); name == "" || !slices.Contains(dirs, strings.TrimSuffix(dir, "/")) {
 			continue
 		}
-		delete(found, name) // what covers it may be something else
 		root, ok := strings.CutPrefix(f[3], "net:[")
 		root, closed := strings.CutSuffix(root, "]")
 		inode, err := strconv.ParseUint(root, 10, 64)
 		if !ok || !closed || err != nil || !isNSFS(f) {
 			continue
 		}
-		found[name] = mount{at, inode}
+		found[at] = mount{at, inode}
 	}
-	return found
+	named := make(map[string]mount, len(found))
+	for _, d := range slices.Backward(dirs) { // of one name in both, that in the first counts
+		for at, m := range found {
+			if path.Dir(at) == d {
+				named[path.Base(at)] = m
+			}
+		}
+	}
+	return named
 }
 
 // isNSFS reports whether the type, which follows a lone dash, is that of namespaces.

@@ -23,6 +23,8 @@ func TestParseMounts(t *testing.T) {
 		{"none", root, map[string]mount{}},
 		{"two", root + blue + docker, map[string]mount{
 			"blue": {"/run/netns/blue", 4026532281}, "1-abc": {"/run/docker/netns/1-abc", 4026532999}}},
+		{"in both directories", "79 42 0:4 net:[4026531840] /run/docker/netns/blue rw - nsfs nsfs rw\n" + blue +
+			"79 42 0:4 net:[4026531840] /run/docker/netns/blue rw - nsfs nsfs rw\n", map[string]mount{"blue": {"/run/netns/blue", 4026532281}}},
 		{"twice", blue + twice, map[string]mount{"blue": {"/run/netns/blue", 4026532281}}},
 		{"a name of any bytes", space, map[string]mount{`a b\c`: {`/run/netns/a b\c`, 4026532300}}},
 		{"covered", blue + docker + tmpfs, map[string]mount{"1-abc": {"/run/docker/netns/1-abc", 4026532999}}},

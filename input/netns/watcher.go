@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -23,9 +22,6 @@ const (
 
 	// settle is how long it waits after a change for others that come with it.
 	settle = 5 * time.Millisecond
-
-	// openWithin is how long the opening of a namespace may take.
-	openWithin = time.Second
 
 	// quietFor is the least time between two complaints, of whatever kind.
 	quietFor = time.Minute
@@ -63,7 +59,9 @@ type Watcher struct {
 	// The goroutine's own.
 	ids     *ids
 	mounts  *mounts
-	own     uint64 // inode of ctlogd's namespace
+	moved   bool             // the list of mounts has changed since it was read
+	current map[string]mount // as it was then
+	own     uint64           // inode of ctlogd's namespace
 	ownFD   int
 	spaces  map[string]*Space
 	leaving []*Space
@@ -74,11 +72,7 @@ type Watcher struct {
 	failed  map[string]failure
 	warned  time.Time
 	looked  time.Time
-
-	stuck struct {
-		sync.Mutex
-		paths map[string]bool
-	}
+	opener  opener
 }
 
 // closing is a Space that no View has from the one called n on.
@@ -107,10 +101,9 @@ func Watch(opts Options) (_ *Watcher, err error) {
 	if opts.Changed == nil {
 		opts.Changed = func() {}
 	}
-	w := &Watcher{opts: opts, wakefd: -1, ownFD: -1, spaces: map[string]*Space{}, used: map[int32]bool{}, failed: map[string]failure{}}
+	w := &Watcher{opts: opts, wakefd: -1, ownFD: -1, spaces: map[string]*Space{}, used: map[int32]bool{}, failed: map[string]failure{}, moved: true}
 	w.wanted.Store(&opts.Wanted)
 	w.view.Store(&View{Own: notAssigned})
-	w.stuck.paths = map[string]bool{}
 	defer func() {
 		if err != nil {
 			w.closeFiles()
@@ -208,6 +201,7 @@ func (w *Watcher) run(ctx context.Context) {
 			w.complain("wait for changes of the namespaces", err)
 			time.Sleep(LookEvery)
 		}
+		w.moved = w.moved || fds[0].Revents != 0
 		if fds[2].Revents != 0 {
 			var count [8]byte
 			_, _ = unix.Read(w.wakefd, count[:])
@@ -237,11 +231,15 @@ func (w *Watcher) look(now time.Time) {
 	if w.closeSeen(); w.changedIDs() {
 		changed = true
 	}
-	current, err := w.mounts.read()
-	if err != nil {
-		w.complain("see the names of namespaces", err)
-		return
+	if w.moved { // to read a thousand of them each second would be the most that the Watcher does
+		current, err := w.mounts.read()
+		if err != nil {
+			w.complain("see the names of namespaces", err)
+			return
+		}
+		w.current, w.moved = current, false
 	}
+	current := w.current
 	wanted := *w.wanted.Load()
 	inodes := map[uint64]bool{w.own: true}
 	for name, s := range w.spaces {
@@ -336,8 +334,8 @@ func (w *Watcher) changedIDs() (changed bool) {
 // add opens what has a name from now on, and returns nil if it cannot.
 func (w *Watcher) add(name string, m mount, now time.Time) *Space {
 	s := &Space{ID: notAssigned, Name: name, Since: now, path: m.path, inode: m.inode, fd: -1, wake: w.wake}
-	err := w.open(s, m)
-	if err == nil {
+	var err error
+	if s.fd, err = w.opener.open(m); err == nil {
 		s.ID, err = w.ids.of(s.fd)
 	}
 	if err != nil {
@@ -357,49 +355,6 @@ func (w *Watcher) fail(name string, m mount, now time.Time, err error) {
 		w.opts.Log.Error("events of a network namespace are not heard", zap.String("netns", name), zap.Error(err))
 	}
 	w.failed[name] = failure{m, now}
-}
-
-// open opens the namespace, on a goroutine of its own, since what a mount leads to may hang.
-func (w *Watcher) open(s *Space, m mount) (err error) {
-	w.stuck.Lock()
-	hangs := w.stuck.paths[m.path]
-	w.stuck.Unlock()
-	if hangs {
-		return fmt.Errorf("open %s: it hangs", m.path)
-	}
-	type opened struct {
-		fd  int
-		err error
-	}
-	done := make(chan opened, 1)
-	go func() {
-		fd, err := Open(m.path)
-		done <- opened{fd, err}
-	}()
-	select {
-	case o := <-done:
-		s.fd, err = o.fd, o.err
-	case <-time.After(openWithin):
-		w.stuck.Lock()
-		w.stuck.paths[m.path] = true
-		w.stuck.Unlock()
-		go func() {
-			o := <-done
-			closeFD(o.fd)
-			w.stuck.Lock()
-			delete(w.stuck.paths, m.path)
-			w.stuck.Unlock()
-		}()
-		return fmt.Errorf("open %s: it hangs", m.path)
-	}
-	if err != nil {
-		return err
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(s.fd, &st); err != nil || st.Ino != m.inode {
-		return errors.Join(err, fmt.Errorf("%s is another namespace by now", m.path))
-	}
-	return nil
 }
 
 // identify takes in what was added, and gives those an id that have none. They are in the View before: so the first event

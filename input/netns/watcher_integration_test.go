@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -166,7 +167,7 @@ func idOf(t *testing.T, name string) (int32, error) {
 		t.Fatal(err)
 	}
 	defer i.close()
-	fd, err := Open(filepath.Join(dirs[0], name))
+	fd, err := openPath(filepath.Join(dirs[0], name))
 	if err != nil {
 		return 0, err
 	}
@@ -230,7 +231,7 @@ func TestIDsOfOthers(t *testing.T) {
 
 func giveID(t *testing.T, ids *ids, path string, id int32) {
 	t.Helper()
-	fd, err := Open(path)
+	fd, err := openPath(path)
 	if err == nil {
 		err = ids.give(fd, id)
 		_ = unix.Close(fd)
@@ -331,6 +332,73 @@ func TestForeignFiles(t *testing.T) {
 	if len(v.Spaces) != 1 {
 		t.Errorf("known are %v", v.Spaces)
 	}
+}
+
+// TestHangingDirectory: names in a directory that hangs keep nobody from hearing those in the other one, whoever looks for them
+// has an error, and one looker waits. When the directory answers again, they are known.
+func TestHangingDirectory(t *testing.T) {
+	need(t)
+	if err := unix.Mount("none", "/run", "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount("/run", unix.MNT_DETACH) })
+	for _, d := range dirs {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, err := lab.NewFuse(dirs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const n = 20
+	hidden, _ := addHidden(t)
+	docker := filepath.Join(dirs[1], "blue")
+	if err := os.WriteFile(docker, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(hidden, docker, "none", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		hidden, _ := addHidden(t)
+		if err := unix.Mount(hidden, filepath.Join(dirs[0], fmt.Sprint("a", i)), "none", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.Hang()
+	listed, err := List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if names := listed.Names(); len(names) != n+1 {
+		t.Errorf("listed are %v", names)
+	}
+	for range 2 {
+		if _, err := listed.Inspect("a1"); err == nil || !strings.Contains(err.Error(), "hangs") {
+			t.Errorf("a namespace in a directory that hangs: %v", err)
+		}
+	}
+	if _, err := listed.Inspect("blue"); err != nil {
+		t.Error(err)
+	}
+	if got := f.Waiting(); got != 1 {
+		t.Errorf("%d wait for the directory", got)
+	}
+	var looks atomic.Int32
+	w, err := Watch(Options{Wanted: all, Look: func(*Space, time.Time) { looks.Add(1) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.Close)
+	eventually(t, w, "blue is known", func(v *View) bool { return named(v, "blue") != nil })
+	eventually(t, w, "it has looked for the others again and again", func(*View) bool { return looks.Load() >= 3 })
+	if got := f.Waiting(); got != 2 {
+		t.Errorf("%d wait for the directory", got)
+	}
+	f.Thaw()
+	eventually(t, w, "all are known", func(v *View) bool { return len(v.Spaces) == n+1 })
 }
 
 // TestManyNamespaces: many come at once and go at once, and leave no descriptor behind.
