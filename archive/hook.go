@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -22,7 +23,7 @@ import (
 // A hook is a foreign program, which may hang, write without end, or leave children behind. So a process of this binary
 // stands between it and the daemon: "ctlogd hook TIMEOUT COMMAND...". It has the lowest priority, reads what the hook
 // says and keeps the last of it, and ends the hook with all its children when its time is over or the daemon is gone. The
-// daemon waits for that process alone.
+// daemon waits for that process alone, and ends the hook's children if that process is killed.
 
 const (
 	hookTail   = 2 << 10 // bytes of what a hook says that are kept
@@ -49,9 +50,14 @@ func runHook(ctx context.Context, u *Upload, f *UploadFile) error {
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGTERM}
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
 	cmd.WaitDelay = 2 * hookGrace
-	var said bytes.Buffer // a line, see HookMain
-	cmd.Stderr = &said
+	var group, said bytes.Buffer // see HookMain
+	cmd.Stdout, cmd.Stderr = &group, &said
 	err := cmd.Run()
+	if state := cmd.ProcessState; state != nil && !state.Exited() { // it was killed, and the kernel has killed the hook with it
+		if pid, err := strconv.Atoi(strings.TrimSpace(group.String())); err == nil && pid > 1 {
+			_ = unix.Kill(-pid, unix.SIGKILL)
+		}
+	}
 	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -62,14 +68,15 @@ func runHook(ctx context.Context, u *Upload, f *UploadFile) error {
 	return err
 }
 
-// HookMain is what the process does that stands between daemon and hook. args are a duration and the command. When
-// the hook fails, it writes one line to stderr that says how. The status is the process's: 0 if the hook's was. The end of
-// ctx, SIGTERM or SIGINT ends the hook.
+// HookMain is what the process does that stands between daemon and hook. args are a duration and the command. It writes the
+// number of the hook's process group to stdout. When the hook fails, it writes one line to stderr that says how. The status is
+// the process's: 0 if the hook's was. The end of ctx, SIGTERM or SIGINT ends the hook.
 //
 // The process may not end before its hook, whatever signals come: the kernel sends SIGTERM for each thread of the daemon
 // that ends, and the daemon has sent one before if it ends by itself. So HookMain takes the signals from whoever had them.
-func HookMain(ctx context.Context, args []string, stderr io.Writer) (status int) {
+func HookMain(ctx context.Context, args []string, stdout, stderr io.Writer) (status int) {
 	signal.Reset(unix.SIGTERM, unix.SIGINT)
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE) // or what it writes when the daemon is gone would end it
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	if len(args) < 2 {
@@ -88,7 +95,7 @@ func HookMain(ctx context.Context, args []string, stderr io.Writer) (status int)
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it was ended after %s", timeout))
 	defer cancel()
 	said := &tail{}
-	if err := runGroup(ctx, args[1:], said); err != nil {
+	if err := runGroup(ctx, args[1:], stdout, said); err != nil {
 		if last := said.String(); last != "" {
 			err = fmt.Errorf("%w: %s", err, last)
 		}
@@ -98,8 +105,9 @@ func HookMain(ctx context.Context, args []string, stderr io.Writer) (status int)
 	return 0
 }
 
-// runGroup runs a command in a process group of its own, and returns when none of it is left. What ends ctx ends the group.
-func runGroup(ctx context.Context, argv []string, said *tail) error {
+// runGroup runs a command in a process group of its own, and returns when none of it is left. What ends ctx ends the group,
+// whose number goes to stdout.
+func runGroup(ctx context.Context, argv []string, stdout io.Writer, said *tail) error {
 	// The thread that starts the hook gives it its rights: none of the daemon's. For root that is what the bounding set has.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -111,6 +119,7 @@ func runGroup(ctx context.Context, argv []string, said *tail) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
+	fmt.Fprintln(stdout, cmd.Process.Pid)
 	group := -cmd.Process.Pid
 	ended := make(chan struct{})
 	var killing sync.WaitGroup

@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 		os.Exit(SealMain(os.Args[2:], os.Stdout, os.Stderr))
 	}
 	if len(os.Args) > 2 && os.Args[1] == "hook" {
-		os.Exit(HookMain(context.Background(), os.Args[2:], os.Stderr))
+		os.Exit(HookMain(context.Background(), os.Args[2:], os.Stdout, os.Stderr))
 	}
 	if script := os.Getenv(killedHook); script != "" {
 		_ = runHook(context.Background(), &Upload{Command: []string{"/bin/sh", "-c", script}, Timeout: time.Hour}, &UploadFile{})

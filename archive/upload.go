@@ -65,12 +65,13 @@ const (
 	uploadEvery   = time.Minute  // a look for what has changed otherwise
 	uploadRetry   = 5 * time.Second
 	uploadRetryUp = 10 * time.Minute
-	uploadCatalog = 64 << 20 // bytes of a catalog that are looked at at once
+	uploadPart    = 64 << 20 // bytes of a catalog that are looked at at once, and the rest of a line
 )
 
 // uploaded is what the other place has, as the file uploads.json.
 type uploaded struct {
 	V        int              `json:"v"`
+	Command  string           `json:"command"`  // SHA-256 of the command that has uploaded it, which leads to that place
 	Catalogs map[string]int64 `json:"catalogs"` // by date: so many bytes of it, and all that these name
 	Segments []string         `json:"segments"` // beyond that: date=2026-11-27/NAME
 	Note     string           `json:"note"`     // SHA-256 of it
@@ -85,9 +86,11 @@ type uploader struct {
 	now   func() int64
 	log   func(level Level, msg, file string, err error, remedy string)
 	retry time.Duration // at first
+	part  int64         // of a catalog, looked at at once
 
 	done   uploaded
-	first  bool           // nothing was known of what has been uploaded, and no look was taken yet
+	first  bool           // nothing is known to be uploaded there, and no look was taken yet
+	moved  bool           // first, as the command is another one
 	failed map[string]int // how often the upload of a segment has failed
 	wake   chan struct{}
 	over   chan struct{} // closed when run has returned
@@ -99,7 +102,7 @@ func (w *Writer) newUploader() *uploader {
 		return nil
 	}
 	u := &uploader{Upload: *w.o.Upload, dir: w.dir, host: w.o.Host, stats: &w.Stats.Upload, now: w.now, log: w.o.Log,
-		retry: min(uploadRetry, 5*w.o.retry), failed: map[string]int{}, wake: make(chan struct{}, 1), over: make(chan struct{})}
+		retry: min(uploadRetry, 5*w.o.retry), part: uploadPart, failed: map[string]int{}, wake: make(chan struct{}, 1), over: make(chan struct{})}
 	if u.Run == nil {
 		u.Run = func(ctx context.Context, f *UploadFile) error { return runHook(ctx, &u.Upload, f) }
 	}
@@ -155,7 +158,8 @@ func (u *uploader) run(ctx context.Context) {
 	}
 }
 
-// recall reads what has been uploaded. If that is not known, all is uploaded again.
+// recall reads what has been uploaded. If that is not known, or was uploaded by another command and so perhaps to another
+// place, all is uploaded again.
 func (u *uploader) recall() {
 	path := filepath.Join(u.dir, uploadsName)
 	text, err := os.ReadFile(path)
@@ -164,10 +168,14 @@ func (u *uploader) recall() {
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		u.log(Warn, "what was uploaded is not known: all is uploaded again", path, err, "")
+	}
+	command := hashOf([]byte(strings.Join(u.Command, "\x00")))
+	u.moved = err == nil && u.done.Command != command
+	u.first = err != nil || u.moved
+	if u.first {
 		u.done = uploaded{}
 	}
-	u.first = err != nil
-	u.done.V = 1
+	u.done.V, u.done.Command = 1, command
 	if u.done.Catalogs == nil {
 		u.done.Catalogs = map[string]int64{}
 	}
@@ -196,81 +204,86 @@ type uploadLine struct {
 // name is what a segment is remembered by.
 func (l *uploadLine) name() string { return "date=" + l.date + "/" + l.seg.File }
 
-// news returns the lines that the other place does not have, in the order of the chain.
-func (u *uploader) news() ([]uploadLine, error) {
+// news returns the lines that the other place does not have, in the order of the chain. Where a catalog has more than is
+// looked at at once, more is true, and what comes behind that part in the chain is left for the next look.
+func (u *uploader) news() (news []uploadLine, more bool, err error) {
 	folders, err := dates(u.dir)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	var news []uploadLine
 	known := map[string]bool{}
+	upTo := uint64(math.MaxUint64)
 	for _, folder := range folders {
 		date := strings.TrimPrefix(folder, "date=")
 		known[date] = true
-		lines, err := u.newsOf(date)
+		lines, cut, err := u.newsOf(date)
 		if err != nil {
-			return nil, err
+			return nil, false, err
+		}
+		if cut {
+			more, upTo = true, min(upTo, lines[len(lines)-1].n)
 		}
 		news = append(news, lines...)
 	}
+	news = slices.DeleteFunc(news, func(l uploadLine) bool { return l.n > upTo })
 	for date := range u.done.Catalogs {
 		if !known[date] {
 			delete(u.done.Catalogs, date)
 		}
 	}
 	slices.SortStableFunc(news, func(a, b uploadLine) int { return cmp.Compare(a.n, b.n) })
-	return news, nil
+	return news, more, nil
 }
 
-// newsOf returns those of a date.
-func (u *uploader) newsOf(date string) ([]uploadLine, error) {
+// newsOf returns those of a date, and whether there are more of them than are looked at at once.
+func (u *uploader) newsOf(date string) (lines []uploadLine, more bool, err error) {
 	f, err := os.Open(filepath.Join(u.dir, "date="+date, catalogName))
 	if errors.Is(err, fs.ErrNotExist) { // its first segment is being made
-		return nil, nil
+		return nil, false, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	from := u.done.Catalogs[date]
 	if info.Size() < from { // it is another file
 		from = 0
 		delete(u.done.Catalogs, date)
 	}
-	r := bufio.NewReader(io.NewSectionReader(f, from, uploadCatalog))
-	var lines []uploadLine
+	r := bufio.NewReader(io.NewSectionReader(f, from, info.Size()-from))
 	last := uint64(0)
 	for end := from; ; {
+		if end-from >= u.part {
+			return lines, true, nil
+		}
 		line, err := readLine(r)
 		if err == io.EOF {
-			return lines, nil
+			return lines, false, nil
 		}
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		end += int64(len(line)) + 1
-		var l Line
-		if err := json.Unmarshal(line, &l); err != nil { // damaged, as it is to be in the copy
-			lines = append(lines, uploadLine{n: last, date: date, end: end})
-			continue
+		l := uploadLine{n: last, date: date, end: end}
+		var parsed Line
+		if json.Unmarshal(line, &parsed) == nil { // else it is damaged, as it is to be in the copy
+			last, l.n = parsed.N, parsed.N
+			if parsed.Kind == KindSegment && parsed.Segment != nil && segmentName(parsed.File) {
+				l.seg = parsed.Segment
+			}
 		}
-		last = l.N
-		n := uploadLine{n: l.N, date: date, end: end}
-		if l.Kind == KindSegment && l.Segment != nil && segmentName(l.File) {
-			n.seg = l.Segment
-		}
-		lines = append(lines, n)
+		lines = append(lines, l)
 	}
 }
 
 // pass uploads what there is to upload. It returns the first error.
 func (u *uploader) pass(ctx context.Context) error {
 	for {
-		lines, err := u.news()
+		lines, more, err := u.news()
 		if err != nil {
 			u.log(Error, "the catalogs cannot be read, and nothing is uploaded", u.dir, err, "look after the disk")
 			return err
@@ -285,7 +298,7 @@ func (u *uploader) pass(ctx context.Context) error {
 		if err = cmp.Or(err, u.catalogs(ctx, ends)); err != nil {
 			return err
 		}
-		if len(part) < len(waiting) {
+		if more || len(part) < len(waiting) {
 			continue
 		}
 		return u.note(ctx, all)
@@ -325,8 +338,11 @@ func (u *uploader) waiting(lines []uploadLine) []*uploadLine {
 		}
 		waiting = append(waiting, l)
 	}
+	if u.moved {
+		u.log(Warn, fmt.Sprintf("the command of upload is another one: all is uploaded again, %d segments", len(waiting)), u.dir, nil, "")
+	}
 	if changed || u.first {
-		u.first = false
+		u.first, u.moved = false, false
 		u.remember()
 	}
 	slices.SortStableFunc(waiting, func(a, b *uploadLine) int { return cmp.Compare(u.failed[a.name()], u.failed[b.name()]) })
@@ -412,7 +428,7 @@ func (u *uploader) note(ctx context.Context, covered bool) error {
 	if err != nil || sum == u.done.Note {
 		return nil
 	}
-	lines, err := u.news()
+	lines, _, err := u.news()
 	if err != nil {
 		return err
 	}

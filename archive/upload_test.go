@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -212,6 +213,132 @@ func TestUploadOfOneFails(t *testing.T) {
 	until(t, "the removal", func() bool { return w.Stats.Upload.Missed.Load() == 1 && b.wholeCopy(1) == nil })
 }
 
+// TestUploadOfAnotherCommand: another command may lead to another place, which then gets all that is there, and the log tells how
+// many segments that are. What retention has removed before is not missed there.
+func TestUploadOfAnotherCommand(t *testing.T) {
+	old, b := newBucket(t), newBucket(t)
+	o := old.options(t)
+	o.Upload.Command = []string{"/usr/bin/env", "LAKE=old"}
+	w := openTest(t, o)
+	appendTest(t, w, 0, 130)
+	until(t, "a whole copy", func() bool { return old.wholeCopy(2) == nil })
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var said []string
+	o.Log = func(_ Level, msg, _ string, _ error, _ string) {
+		mu.Lock()
+		defer mu.Unlock()
+		said = append(said, msg)
+	}
+	told := func(what string) (n int) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, msg := range said {
+			if strings.Contains(msg, what) {
+				n++
+			}
+		}
+		return n
+	}
+	o.Upload = &Upload{Command: []string{"/usr/bin/env", "LAKE=new"}, Run: b.run}
+	w = openTest(t, o)
+	until(t, "a whole copy in the new place", func() bool { return b.wholeCopy(2) == nil })
+	if n := told("the command of upload is another one: all is uploaded again, 2 segments"); n != 1 {
+		t.Errorf("told %d times: %q", n, said)
+	}
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+
+	n := len(b.paths())
+	w = openTest(t, o)
+	appendTest(t, w, 130, 160)
+	until(t, "the next segment", func() bool { return b.wholeCopy(3) == nil })
+	for _, path := range b.paths()[n:] {
+		if slices.Contains(b.paths()[:n], path) && strings.HasSuffix(path, ".parquet") {
+			t.Errorf("%s was uploaded again by the same command", path)
+		}
+	}
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	o.Retention = Retention{MaxAge: 5 * 24 * time.Hour}
+	o.Upload = nil
+	w = openTest(t, o)
+	until(t, "the removal", func() bool { return w.Stats.RemovedAge.Load() == 1 })
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	third := newBucket(t)
+	o.Upload = &Upload{Command: []string{"/usr/bin/env", "LAKE=third"}, Run: third.run}
+	w = openTest(t, o)
+	until(t, "a whole copy in the third place", func() bool { return third.wholeCopy(2) == nil })
+	if n := told("another one: all is uploaded again, 2 segments"); n != 2 {
+		t.Errorf("told %d times: %q", n, said)
+	}
+	if n := w.Stats.Upload.Missed.Load(); n != 0 {
+		t.Errorf("%d are missed", n)
+	}
+}
+
+// TestUploadInParts: with more catalogs than are looked at at once, the copy has at no time lines without those before them.
+func TestUploadInParts(t *testing.T) {
+	b := newBucket(t)
+	o := b.options(t)
+	o.Records, o.Upload = 10, nil
+	o.Now = func() time.Time { return testNow.Add(-24 * time.Hour) }
+	sealTest(t, o, 60, 6)
+	o.Now = func() time.Time { return testNow }
+	writer := openTest(t, o)
+	appendTest(t, writer, 60, 130)
+	until(t, "the segments of the second day", func() bool { return writer.Stats.Seals.Load() == 7 })
+	if err := writer.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	o.Upload = &Upload{}
+	o.Log = func(Level, string, string, error, string) {}
+	w := &Writer{o: o, dir: filepath.Join(o.Dir, HostFolder(o.Host))}
+	u := w.newUploader()
+	looks, lines := 0, 0
+	u.Run = func(ctx context.Context, f *UploadFile) error {
+		if err := b.run(ctx, f); err != nil || f.Kind != kindCatalog {
+			return err
+		}
+		looks++
+		folders, err := dates(filepath.Join(b.dir, "host=gw1"))
+		if err != nil {
+			return err
+		}
+		var chain []uint64
+		for _, folder := range folders {
+			part, _, err := ReadCatalog(filepath.Join(b.dir, "host=gw1", folder))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			for _, l := range part {
+				chain = append(chain, l.N)
+			}
+		}
+		slices.Sort(chain)
+		lines = len(chain)
+		if last := chain[lines-1]; last != chain[0]+uint64(lines)-1 || chain[0] > 1 {
+			t.Errorf("the copy has the lines %d", chain)
+		}
+		return nil
+	}
+	u.part = 1
+	u.recall()
+	if err := u.pass(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if looks < 5 || lines != 13 {
+		t.Errorf("%d lines by %d uploads of catalogs", lines, looks)
+	}
+	eachOnce(t, b.dir, 0, 130)
+}
+
 // TestUploadHangs: an upload that hangs keeps nothing back, and ends with the Writer.
 func TestUploadHangs(t *testing.T) {
 	o := testOptions(t.TempDir())
@@ -275,6 +402,21 @@ func TestHook(t *testing.T) {
 			}
 		})
 	}
+	t.Run("loses the process between", func(t *testing.T) {
+		os.Remove(pids)
+		err := runHook(t.Context(), &Upload{Command: []string{"/bin/sh", "-c", `sh -c 'sleep 600 & echo $!; wait' >` + pids + ` & sleep 0.1; kill -9 $PPID; wait`}, Timeout: time.Minute}, file)
+		if err == nil || err.Error() != "signal: killed" {
+			t.Errorf("%v", err)
+		}
+		text, err := os.ReadFile(pids)
+		if err != nil || len(text) == 0 {
+			t.Fatalf("no grandchild: %v", err)
+		}
+		until(t, "its grandchild gone", func() bool {
+			_, err := os.Stat("/proc/" + strings.TrimSpace(string(text)) + "/exe")
+			return err != nil
+		})
+	})
 	if err := runHook(t.Context(), &Upload{Command: []string{filepath.Join(dir, "none")}, Timeout: time.Minute}, file); err == nil || !strings.Contains(err.Error(), "no such file") {
 		t.Errorf("without a program: %v", err)
 	}

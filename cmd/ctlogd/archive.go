@@ -90,7 +90,7 @@ func newSeal(stdout, stderr io.Writer) *cobra.Command {
 }
 
 // newHook makes the command that stands between an archive's output and the command of upload; see archive.HookMain.
-func newHook(stderr io.Writer) *cobra.Command {
+func newHook(stdout, stderr io.Writer) *cobra.Command {
 	return &cobra.Command{
 		Use:                "hook TIMEOUT COMMAND...",
 		Short:              "Run the command that uploads a file of an archive",
@@ -98,7 +98,7 @@ func newHook(stderr io.Writer) *cobra.Command {
 		Hidden:             true,
 		DisableFlagParsing: true, // the options are the command's
 		Run: func(cmd *cobra.Command, args []string) {
-			os.Exit(archive.HookMain(cmd.Context(), args, stderr))
+			os.Exit(archive.HookMain(cmd.Context(), args, stdout, stderr))
 		},
 	}
 }

@@ -246,7 +246,7 @@ func (c *OutputsConfig) largeWarnings(formats func(kind string, i int, name stri
 // largeCommands are the commands that a small build has not.
 func largeCommands(stdout, stderr io.Writer) []*cobra.Command {
 	return []*cobra.Command{newTop(stdout), newCat(stdout), newVerify(stdout, stderr), newKey(stdout), newSeal(stdout, stderr),
-		newHook(stderr), newWhois(stdout, stderr)}
+		newHook(stdout, stderr), newWhois(stdout, stderr)}
 }
 
 // newMetrics returns the server of metrics, health and the page, which serves nothing before it is configured.
