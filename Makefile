@@ -56,7 +56,7 @@ integration: setup
 # cache, and to test what reads and writes bytes on one 70 s, compiling included. So make test checks the types for each,
 # which finds what does not build, and runs those tests on mips, which has 32 bits and is big-endian, under qemu; make
 # cross-all builds the program for each, and runs the tests on a little-endian processor of 32 bits too. SMALL are types of the
-# build with the tag small, which the packages for OpenWrt hold.
+# build with the tag small, which the packages for OpenWrt hold; its tests are those that need nothing that it leaves out.
 CROSS        = 386 arm64 arm riscv64 mips mipsle mips64
 SMALL        = amd64,small arm,small mips,small
 BYTES        = -run 'Decode|Datagrams|Delivery|Threshold|Binary|Reopen|TornTail|Order|GapsInPlace|Golden|Runs|Variants|FormatsLines|FlatCases|FlowIDVectors|CommunityID' \
@@ -66,6 +66,7 @@ cross: setup
 	$(GO) run ./packaging/processors $(CROSS) $(SMALL)
 	$(FOR)=mips $(GO) test -exec qemu-mips $(BYTES)
 	$(FOR)=mips $(GO) test -exec qemu-mips -run 'TestValidate$$' ./output/archive
+	$(GO) test -tags small ./cmd/ctlogd ./live
 
 cross-all: cross
 	$(FOR)=arm $(GO) test -exec qemu-arm $(BYTES)
@@ -82,6 +83,7 @@ fuzz:
 lint:
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not gofmt-clean: $$unformatted"; exit 1; fi
 	$(GO) vet -tags integration ./...
+	$(GO) vet -tags small,integration ./...
 	$(GO) run $(STATICCHECK) -tags integration ./...
 
 # ctlogd against ulogd2 and a bare drain; BENCH='-p churn -k 3' chooses, see bench/compare.sh.

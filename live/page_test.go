@@ -1,3 +1,5 @@
+//go:build !small
+
 package live
 
 import (
@@ -142,4 +144,28 @@ func TestPageInChromium(t *testing.T) {
 	if !regexp.MustCompile(`<button id="pause" type="button" aria-pressed="false">`).MatchString(dom.String()) {
 		t.Error("the script has not run")
 	}
+}
+
+// The page answers while its daemon ends.
+func TestPageOfADaemonThatEnds(t *testing.T) {
+	f := newFixture(t)
+	f.Close()
+	answer, err := http.Get(f.serve(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		t.Error(answer.Status)
+	}
+}
+
+// serve has the page answer over TCP.
+func (f *fixture) serve(t *testing.T) string {
+	t.Helper()
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", f.Page)
+	s := httptest.NewServer(mux)
+	t.Cleanup(s.Close)
+	return s.URL
 }

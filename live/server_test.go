@@ -2,8 +2,6 @@ package live
 
 import (
 	"context"
-	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"path/filepath"
 	"testing"
@@ -108,14 +106,4 @@ func until(t *testing.T, what string, ok func() bool) {
 			t.Fatalf("waited in vain until %s", what)
 		}
 	}
-}
-
-// serve has the page answer over TCP.
-func (f *fixture) serve(t *testing.T) string {
-	t.Helper()
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", f.Page)
-	s := httptest.NewServer(mux)
-	t.Cleanup(s.Close)
-	return s.URL
 }

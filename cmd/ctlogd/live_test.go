@@ -33,6 +33,9 @@ func TestLiveExitCodes(t *testing.T) {
 		{"top --socket " + none, exitFailure, "", "ctlogd: " + noSocket + "\n"},
 		{"status --socket " + none, statusDown, "ctlogd: down\n  " + noSocket + "\n", ""},
 	} {
+		if name, _, _ := strings.Cut(tt.args, " "); !strings.Contains(commandNames, name) {
+			continue // in a small build
+		}
 		var stdout, stderr bytes.Buffer
 		if code := run(strings.Fields(tt.args), &stdout, &stderr); code != tt.code {
 			t.Errorf("%s: exit code %d, want %d", tt.args, code, tt.code)

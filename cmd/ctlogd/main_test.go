@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -37,10 +36,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "check" { // a check with the rights of another user
 		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 	}
-	if at := os.Getenv(asCommand); at != "" {
-		if t, err := time.Parse(time.RFC3339, at); err == nil {
-			clock = func() time.Time { return t }
-		}
+	if os.Getenv(asCommand) != "" {
 		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 	}
 	if file := os.Getenv(withConfig); file != "" {
@@ -57,8 +53,8 @@ func TestMain(m *testing.M) {
 }
 
 func TestExitCodes(t *testing.T) {
-	bad := filepath.Join("testdata", "bad-many.yaml")
-	messages, err := os.ReadFile(filepath.Join("testdata", "bad-many.err"))
+	bad := filepath.Join("testdata", "bad-enrich.yaml")
+	messages, err := os.ReadFile(filepath.Join("testdata", "bad-enrich.err"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +65,7 @@ func TestExitCodes(t *testing.T) {
 	}{
 		{"version", exitOK, ""},
 		{"--help", exitOK, ""},
-		{"", exitUsage, "ctlogd: no command given; use run, check, status, tap, top, list, whois, verify, ipfix or version\nsee ctlogd --help\n"},
+		{"", exitUsage, "ctlogd: no command given; use " + commandNames + "\nsee ctlogd --help\n"},
 		{"start", exitUsage, "ctlogd: unknown command \"start\" for \"ctlogd\"\nsee ctlogd --help\n"},
 		{"chekc", exitUsage, "ctlogd: unknown command \"chekc\" for \"ctlogd\"\n\nDid you mean this?\n    check\nsee ctlogd --help\n"},
 		{"run flows", exitUsage, "ctlogd: unknown command \"flows\" for \"ctlogd run\"\nsee ctlogd run --help\n"},
@@ -214,9 +210,9 @@ func TestSignalBeforeConfig(t *testing.T) {
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// The password stands for every file that a configuration names and that is looked into.
+	// The certificate stands for every file that a configuration names and that is looked into.
 	names := filepath.Join(t.TempDir(), "names.yaml")
-	text := fmt.Sprintf("outputs: {kafka: [{brokers: '127.0.0.1:1', topic: t, sasl: {mechanism: PLAIN, username: u, password_file: %s}}]}", fifo)
+	text := fmt.Sprintf("outputs: {ipfix: [{address: 'tls://127.0.0.1:1', tls: {ca: %s}}]}", fifo)
 	if err := os.WriteFile(names, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
