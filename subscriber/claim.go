@@ -42,6 +42,10 @@ type parser interface {
 	// wrong. Line and claim belong to the caller and the parser again then.
 	line(line []byte, tell func(*claim) error) error
 
+	// about returns the prefix that a line speaks of, which line has just found broken or which is too long for it: not valid if
+	// that cannot be read.
+	about(line []byte) netip.Prefix
+
 	// end is called behind the last line, and says whether something is missing.
 	end() error
 }

@@ -73,7 +73,27 @@ func (p *csvParser) line(line []byte, tell func(*claim) error) error {
 	return tell(&c)
 }
 
+func (*csvParser) about(line []byte) netip.Prefix { return firstPrefix(line) }
+
 func (*csvParser) end() error { return nil }
+
+// firstPrefix returns the prefix that a line begins with, also one with bits behind it: not valid if there is none.
+func firstPrefix(line []byte) netip.Prefix {
+	text := bytes.TrimLeft(line, " \t\"")
+	if end := bytes.IndexAny(text, ",;\"\r\n \t"); end >= 0 {
+		text = text[:end]
+	}
+	return readPrefix(string(text))
+}
+
+// readPrefix reads what parsePrefix does, and prefixes with bits behind them as well.
+func readPrefix(s string) netip.Prefix {
+	if p, err := netip.ParsePrefix(s); err == nil && !p.Addr().Is4In6() {
+		return p.Masked()
+	}
+	p, _ := parsePrefix(s)
+	return p
+}
 
 // nanos returns a time in seconds since 1970 in nanoseconds.
 func nanos(sec int64) (int64, error) {
@@ -177,6 +197,13 @@ func (p *dnsmasqParser) line(line []byte, tell func(*claim) error) error {
 	return tell(&c)
 }
 
+func (*dnsmasqParser) about(line []byte) netip.Prefix {
+	if f := strings.Fields(string(line)); len(f) > 2 {
+		return readPrefix(f[2])
+	}
+	return netip.Prefix{}
+}
+
 func (*dnsmasqParser) end() error { return nil }
 
 // choose returns what of a lease is its subscriber. A lease without it is called by what identifies it next best, so that it
@@ -247,22 +274,10 @@ func (p *keaParser) line(line []byte, tell func(*claim) error) error {
 		}
 		return nil
 	}
-	get := func(name string) string {
-		if i, ok := p.columns[name]; ok && i < len(f) {
-			return strings.ReplaceAll(f[i], "&#x2c", ",") // Kea's escape of a comma
-		}
-		return ""
-	}
+	get := func(name string) string { return p.column(f, name) }
 	var c claim
-	if c.prefix, err = parsePrefix(get("address")); err != nil {
+	if c.prefix, err = p.prefix(f); err != nil {
 		return err
-	}
-	if get("lease_type") == "2" { // IA_PD
-		n, err := strconv.Atoi(get("prefix_len"))
-		if err != nil || n < 0 || n > 128 || c.prefix.Addr().Is4() {
-			return fmt.Errorf("%q is no length of a prefix", cut(get("prefix_len")))
-		}
-		c.prefix = netip.PrefixFrom(c.prefix.Addr(), n).Masked()
 	}
 	valid, err := strconv.ParseUint(get("valid_lifetime"), 10, 32)
 	if err != nil {
@@ -293,6 +308,36 @@ func (p *keaParser) line(line []byte, tell func(*claim) error) error {
 	}
 	c.id = choose(p.id, mac, client, get("hostname"))
 	return tell(&c)
+}
+
+// column returns what the row has in the column of that name, "" if there is none.
+func (p *keaParser) column(row []string, name string) string {
+	if i, ok := p.columns[name]; ok && i < len(row) {
+		return strings.ReplaceAll(row[i], "&#x2c", ",") // Kea's escape of a comma
+	}
+	return ""
+}
+
+// prefix returns the address of a row, or the prefix that is delegated by it.
+func (p *keaParser) prefix(row []string) (netip.Prefix, error) {
+	q, err := parsePrefix(p.column(row, "address"))
+	if err != nil || p.column(row, "lease_type") != "2" { // IA_PD
+		return q, err
+	}
+	n, err := strconv.Atoi(p.column(row, "prefix_len"))
+	if err != nil || n < 0 || n > 128 || q.Addr().Is4() {
+		return netip.Prefix{}, fmt.Errorf("%q is no length of a prefix", cut(p.column(row, "prefix_len")))
+	}
+	return netip.PrefixFrom(q.Addr(), n).Masked(), nil
+}
+
+func (p *keaParser) about(line []byte) netip.Prefix {
+	f, err := p.fields(line)
+	if err != nil {
+		return firstPrefix(line)
+	}
+	q, _ := p.prefix(f)
+	return q
 }
 
 func (p *keaParser) end() error {
@@ -454,12 +499,25 @@ func (p *iscParser) finish(tell func(*claim) error) error {
 	c := &p.lease
 	if c.over = p.state != "active"; c.over {
 		if c.until == 0 {
+			*c = claim{}
 			return nil // it was never anybody's
 		}
-		return tell(c)
+	} else {
+		c.id = choose(p.id, p.mac, p.client, p.host)
 	}
-	c.id = choose(p.id, p.mac, p.client, p.host)
-	return tell(c)
+	if err := tell(c); err != nil {
+		return err
+	}
+	*c = claim{}
+	return nil
+}
+
+// about returns the prefix of the lease that a line has ended.
+func (p *iscParser) about([]byte) netip.Prefix {
+	if p.inside {
+		return netip.Prefix{}
+	}
+	return p.lease.prefix
 }
 
 func (p *iscParser) end() error {

@@ -15,12 +15,15 @@ func mustPrefix(s string) netip.Prefix {
 	return p
 }
 
-// who returns who had an address at a time, as the table has it.
+// who returns who had an address at a time, as the table has it; ? if that is unclear.
 func who(t *table, addr string, ns int64) string {
 	hi, lo := words(netip.MustParseAddr(addr))
 	g, s := t.at(hi, lo, ns, t.lengths[family(hi, lo)])
-	if s == nil {
+	switch s {
+	case nil:
 		return ""
+	case &unclear:
+		return "?"
 	}
 	return g.idOf(s)
 }

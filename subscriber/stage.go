@@ -117,13 +117,13 @@ func (s *Stage) name(b *flow.Batch, recs []flow.Record) {
 		}
 		start, end := lifetime(r)
 		w := &s.searches[i]
-		if w.slot.is(w.key) && w.slot.holds(start) && end < w.slot.until {
+		if w.slot.is(w.key) && w.slot.holds(start) && end < w.slot.until && w.table.unclear == nil {
 			w.page.tell(b, w.slot, &b.Extra(r).Subscriber).Source = w.table.source
 			named++
 			continue
 		}
 		var absent *table // one that has none of the longest prefixes around the address
-		if w.slot == &noSlot {
+		if w.slot == &noSlot && w.table != nil && w.table.unclear == nil {
 			absent = w.table
 		}
 		who, found := s.ask(b, &r.Orig.Src, start, end, absent)
@@ -176,17 +176,20 @@ func (s *Stage) ask(b *flow.Batch, a *flow.Addr, start, end int64, absent *table
 			lengths = lengths[1:]
 		}
 		g, first := t.at(hi, lo, start, lengths)
-		if first != nil {
+		broken := first == &unclear
+		if first != nil && !broken {
 			g.tell(b, first, &who)
 			who.Source, found = t.source, true
 		}
-		if first == nil || end >= first.until {
-			if g, last := t.at(hi, lo, end, lengths); last != nil && (first == nil || g.idOf(last) != who.ID) {
+		if !found || end >= first.until {
+			if g, last := t.at(hi, lo, end, lengths); last == &unclear {
+				broken = true
+			} else if last != nil && g.idOf(last) != who.ID {
 				who.Next, who.Source, found = b.Text(g.idOf(last)), t.source, true
 			}
 		}
-		if found {
-			return who, true
+		if found || broken {
+			return who, found
 		}
 	}
 	return who, false

@@ -87,6 +87,7 @@ func held(addr, id string, from, until int64) edit {
 // TestStage asks whose flow it is, of flows that begin and end before, with and after a change of hands.
 func TestStage(t *testing.T) {
 	first := sourceOf("first", held("100.64.0.7", "a", 100, 200), held("100.64.0.7", "b", 200, 300), held("2001:db8:1::/48", "six", 0, forever))
+	first.table.Store(first.table.Load().withUnclear(map[prefix]window{prefixOf(mustPrefix("100.64.0.9")): {200, 300}, prefixOf(mustPrefix("100.64.1.0/24")): {0, forever}}))
 	second := sourceOf("second", held("100.64.0.0/24", "net", 0, forever), held("10.0.0.80", "server", 0, forever))
 	stage := NewStage([]*Source{first, second})
 	in := "100.64.0.7"
@@ -108,6 +109,10 @@ func TestStage(t *testing.T) {
 		{"that is still there", flow.EventOpen, in, "198.51.100.1", 120, 250, flow.Subscriber{ID: "a", Name: "Name of a", Next: "b", Source: "first"}},
 		{"from outside to a server", flow.EventDestroy, "198.51.100.1", "10.0.0.80", 10, 20, flow.Subscriber{ID: "server", Name: "Name of server", Source: "second", Dst: true}},
 		{"from outside, routed", flow.EventDestroy, "2001:db8:ff::1", "2001:db8:1:2::3", 10, 20, flow.Subscriber{ID: "six", Name: "Name of six", Source: "first", Dst: true}},
+		{"unclear", flow.EventDestroy, "100.64.0.9", "198.51.100.1", 210, 220, flow.Subscriber{}},
+		{"unclear at the start", flow.EventDestroy, "100.64.0.9", "198.51.100.1", 210, 310, flow.Subscriber{}},
+		{"unclear at the end", flow.EventDestroy, "100.64.0.9", "198.51.100.1", 110, 210, flow.Subscriber{}},
+		{"of an unclear network", flow.EventDestroy, "100.64.1.9", "10.0.0.80", 110, 210, flow.Subscriber{ID: "server", Name: "Name of server", Source: "second", Dst: true}},
 		{"of nobody", flow.EventDestroy, "198.51.100.1", "198.51.100.2", 10, 20, flow.Subscriber{}},
 		{"an expectation", flow.EventExpectNew, in, in, 0, 150, flow.Subscriber{}},
 		{"a gap", flow.EventGap, in, in, 110, 150, flow.Subscriber{}},
@@ -131,7 +136,7 @@ func TestStage(t *testing.T) {
 			t.Errorf("%s:\n got %+v\nwant %+v", test.name, got, test.want)
 		}
 	}
-	if named, unknown, changed := stage.Named.Load(), stage.Unknown.Load(), stage.Changed.Load(); named != 11 || unknown != 1 || changed != 3 {
+	if named, unknown, changed := stage.Named.Load(), stage.Unknown.Load(), stage.Changed.Load(); named != 12 || unknown != 4 || changed != 3 {
 		t.Errorf("named %d, unknown %d, changed %d", named, unknown, changed)
 	}
 	stage.Use(nil)

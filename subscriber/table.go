@@ -148,11 +148,19 @@ func tagOf(h uint64) uint32 { return uint32(h) << 16 }
 type table struct {
 	pages   []page // a power of two; the upper bits of the hash say which
 	shift   uint
-	lengths [2][]uint8 // that occur, of IPv4 and IPv6, the longest first
-	leases  int        // prefixes
-	past    int        // intervals before the latest
-	source  string     // for flow.Subscriber.Source
+	lengths [2][]uint8        // that occur, of IPv4 and IPv6, the longest first
+	leases  int               // prefixes
+	past    int               // intervals before the latest
+	source  string            // for flow.Subscriber.Source
+	unclear map[prefix]window // of lines that are, or were, broken; nil: there are none
 }
+
+// window is a time in which it is not known who had a prefix: from is part of it, until is not.
+type window struct{ from, until int64 }
+
+// unclear is what at returns for an address of which it is not known who had it, though somebody may have: a line of the file
+// is broken. Neither a shorter prefix nor another source can tell.
+var unclear = slot{bits: 254}
 
 func newTable() *table { return &table{pages: make([]page, 1), shift: 64} }
 
@@ -166,10 +174,13 @@ func family(hi, lo uint64) int {
 	return 1
 }
 
-// at returns who had the address at a time, nil if that is not known, by the prefixes of these lengths.
+// at returns who had the address at a time by the prefixes of these lengths: nil if nobody, &unclear if the file has it broken.
 func (t *table) at(hi, lo uint64, ns int64, lengths []uint8) (*page, *slot) {
 	for _, n := range lengths {
 		p := masked(hi, lo, n)
+		if w, ok := t.unclear[p]; ok && w.from <= ns && ns < w.until {
+			return nil, &unclear
+		}
 		h := p.hash()
 		g := t.page(h)
 		s := g.find(p, h)
@@ -276,6 +287,24 @@ func (t *table) learn(lengths *[2][129]bool) {
 		}
 		t.lengths[f] = all
 	}
+}
+
+// withUnclear returns the table with these windows in the place of those that it has.
+func (t *table) withUnclear(windows map[prefix]window) *table {
+	if len(windows) == 0 && t.unclear == nil {
+		return t
+	}
+	now := *t
+	now.unclear = nil
+	if len(windows) > 0 {
+		now.unclear = windows
+	}
+	var lengths [2][129]bool
+	for p := range windows {
+		lengths[family(p.hi, p.lo)][p.bits] = true
+	}
+	now.learn(&lengths)
+	return &now
 }
 
 // each calls visit with every latest interval.

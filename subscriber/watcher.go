@@ -3,6 +3,7 @@ package subscriber
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -217,6 +218,9 @@ func (w *watcher) scan(ctx context.Context, f *os.File, l *loader) error {
 		line, err := in.ReadSlice('\n')
 		size := len(line)
 		long := errors.Is(err, bufio.ErrBufferFull)
+		if long {
+			line = bytes.Clone(line[:256]) // which is where its address stands
+		}
 		for errors.Is(err, bufio.ErrBufferFull) {
 			var more []byte
 			more, err = in.ReadSlice('\n')
@@ -241,6 +245,9 @@ func (w *watcher) scan(ctx context.Context, f *os.File, l *loader) error {
 			return fault
 		}
 		if fault != nil {
+			if p := w.parser.about(line); p.IsValid() {
+				l.unclear[prefixOf(p)] = forever
+			}
 			if l.broken++; l.broken <= told {
 				w.log.Warn("a broken line is skipped", zap.String("at", fmt.Sprintf("%s:%d", w.path, w.lines)), zap.Error(fault))
 			}
@@ -281,12 +288,13 @@ type loader struct {
 	horizon  int64
 	good     int
 	broken   uint64
+	unclear  map[prefix]int64 // of broken lines: until when it is not known who has them
 	rest     func()
 }
 
 func (w *watcher) loader(is stamp) *loader {
 	version := max(is.mtime, 1)
-	return &loader{source: w.source, table: w.source.table.Load(), pending: map[prefix]bool{}, whole: true, mark: w.mark, version: version,
+	return &loader{source: w.source, table: w.source.table.Load(), pending: map[prefix]bool{}, unclear: map[prefix]int64{}, whole: true, mark: w.mark, version: version,
 		previous: min(w.seen, version), horizon: w.now().Add(-w.source.cfg.History).UnixNano(), rest: w.pace.rest}
 }
 
@@ -308,12 +316,14 @@ func (l *loader) tell(c *claim) error {
 		l.flush() // the same once more: the last one counts
 	}
 	if c.over {
+		l.mend(p, l.version)
 		e.from, e.id = l.version, ""
 		if _, s := l.table.latest(p); s == nil && !l.pending[p] {
 			return nil
 		}
 		return l.add(e)
 	}
+	l.mend(p, cmp.Or(e.surely, l.version))
 	if l.pending[p] {
 		return l.add(e)
 	}
@@ -346,6 +356,44 @@ func (l *loader) since(e *edit, s *slot, same bool) {
 	}
 }
 
+// mend notes that a row tells again, from a time on, who has a prefix, or that nobody has it: in files in which the last row
+// counts. In others a line is broken as long as it stands there.
+func (l *loader) mend(p prefix, from int64) {
+	if t := l.source.cfg.Type; t != "kea" && t != "isc" {
+		return
+	}
+	until, broken := l.unclear[p]
+	if !broken {
+		until = l.table.unclear[p].until
+	}
+	if until == forever {
+		l.unclear[p] = from
+	}
+}
+
+// windows returns for which times it is not known who had a prefix, as the lines are that were read.
+func (l *loader) windows() map[prefix]window {
+	next := map[prefix]window{}
+	for p, w := range l.table.unclear {
+		until, told := l.unclear[p]
+		switch {
+		case told:
+			w.until = until
+		case l.whole:
+			w.until = min(w.until, l.version)
+		}
+		if w.until > l.horizon {
+			next[p] = w
+		}
+	}
+	for p, until := range l.unclear {
+		if _, known := next[p]; !known {
+			next[p] = window{max(l.previous, 1), until} // until it was seen so, what it was before is certain
+		}
+	}
+	return next
+}
+
 func (l *loader) add(e edit) error {
 	l.edits = append(l.edits, e)
 	l.pending[e.prefix] = true
@@ -370,6 +418,7 @@ func (l *loader) finish() error {
 	if l.whole {
 		l.table, _ = l.table.without(l.version, func(s *slot) bool { return s.mark != l.mark && s.until > l.version }, l.horizon, l.rest)
 	}
+	l.table = l.table.withUnclear(l.windows())
 	if l.table.leases > l.source.cfg.Limit {
 		return errFull(l.source.cfg.Limit)
 	}

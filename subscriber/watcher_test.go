@@ -277,6 +277,76 @@ func TestBrokenLines(t *testing.T) {
 	}
 }
 
+// TestBrokenLineNamesNobody wants the prefix of a broken line to be nobody's while it stands there: neither the one before nor the
+// shorter prefix around it tells who has it now.
+func TestBrokenLineNamesNobody(t *testing.T) {
+	f := newFile(t, Config{Type: "csv"})
+	net := "100.64.0.0/24,,,net,\n"
+	for _, line := range []string{"100.64.0.7,yesterday,,b,", "100.64.0.7,,,,", "100.64.0.7", "100.64.0.7,,,\"b,", " \"100.64.0.7\",,,b,c,d", "100.64.0.7/32;;;b;",
+		"100.64.0.7,,," + strings.Repeat("x", 300) + ",", "100.64.0.7,,," + strings.Repeat("x", 200_000) + ",", "100.64.0.7,1970-01-01T00:01:00Z,1970-01-01T00:00:10Z,b,"} {
+		one := newFile(t, Config{Type: "csv"})
+		one.must(one.at(100, net+line+"\n100.64.0.7,,1970-01-01T00:00:50Z,a,\n"))
+		one.had("100.64.0.7", 20, "?") // the good line may be of before, or of after
+		one.had("100.64.0.7", 200, "?")
+		one.had("100.64.0.8", 200, "net")
+	}
+	good := net + "100.64.0.7,,,alice,\n"
+	f.must(f.at(100, good))
+	f.must(f.at(200, net+"100.64.0.7,,,,Alice\n"))
+	f.must(f.at(250, net+"100.64.0.7,,,,Alice\n100.64.0.9,,,dave,\n"))
+	f.had("100.64.0.7", 99, "alice")
+	f.had("100.64.0.7", 150, "?") // the line may have been changed any time since
+	f.had("100.64.0.7", 260, "?")
+	f.must(f.at(300, net+"100.64.0.7,,,bob,\n"))
+	f.had("100.64.0.7", 99, "alice")
+	f.had("100.64.0.7", 299, "?")
+	f.had("100.64.0.7", 300, "bob")
+	f.must(f.at(400, net+"100.64.0.7/24,,,bob,\n100.64.0.9,,,dave,\n")) // which of them is meant?
+	f.had("100.64.0.8", 401, "?")
+	f.had("100.64.0.9", 401, "dave")
+	f.w.source.cfg.History = 0
+	f.must(f.at(1990, net))
+	f.must(f.at(1995, net))
+	if table := f.w.source.table.Load(); table.unclear != nil {
+		t.Errorf("%v is remembered for ever", table.unclear)
+	}
+
+	k := newFile(t, Config{Type: "kea"})
+	row := func(addr, mac string, valid, expire string) string {
+		return fmt.Sprintf("%s,%s,,%s,%s,1,0,0,host,0,,0\n", addr, mac, valid, expire)
+	}
+	text := keaHead + row("100.64.0.7", "a", "100", "300")
+	k.must(k.at(210, text))
+	text += row("100.64.0.7", "b", "100", "x")
+	k.must(k.at(250, text))
+	k.had("100.64.0.7", 209, "a")
+	k.had("100.64.0.7", 220, "?")
+	k.had("100.64.0.7", 290, "?")
+	text += row("100.64.0.7", "c", "100", "380")
+	k.must(k.at(290, text))
+	k.had("100.64.0.7", 279, "?")
+	k.had("100.64.0.7", 281.5, "c")
+	text += "100.64.0.7,\"d\n" + row("100.64.0.7", "c", "0", "320") // given back
+	k.must(k.at(330, text))
+	k.had("100.64.0.7", 329, "?")
+	k.had("100.64.0.7", 331, "")
+
+	i := newFile(t, Config{Type: "isc"})
+	lease := "lease 100.64.0.7 {\n  starts 4 1970/01/01 00:01:40;\n  ends never;\n  binding state active;\n  hardware ethernet a;\n}\n"
+	i.must(i.at(100, lease))
+	i.must(i.at(200, lease+strings.Replace(lease, "starts 4", "starts", 1)))
+	i.had("100.64.0.7", 99, "")
+	i.had("100.64.0.7", 201, "?")
+
+	d := newFile(t, Config{Type: "dnsmasq"})
+	other := "1000 02:00:00:00:00:0b 100.64.0.8 b *\n"
+	d.must(d.at(100, "1000 02:00:00:00:00:0a 100.64.0.7 a *\n"+other))
+	d.must(d.at(200, "? 02:00:00:00:00:0a 100.64.0.7 a *\n"+other))
+	d.had("100.64.0.7", 99, "")
+	d.had("100.64.0.7", 201, "?")
+	d.had("100.64.0.8", 201, "02:00:00:00:00:0b")
+}
+
 // TestBrokenFiles wants the old table to stay, and the failure to be told.
 func TestBrokenFiles(t *testing.T) {
 	good := "100.64.0.7,,,a,\n"
@@ -446,6 +516,9 @@ func FuzzParsers(f *testing.F) {
 		p := newParser(&Config{Type: Types[kind%4]})
 		table := newTable()
 		for line := range strings.Lines(string(text)) {
+			if q := p.about([]byte(line)); q.IsValid() && q != q.Masked() {
+				t.Fatalf("prefix %s of %q", q, line)
+			}
 			_ = p.line([]byte(strings.TrimRight(line, "\r\n")), func(c *claim) error {
 				if err := c.check(); err != nil {
 					return err
