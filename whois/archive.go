@@ -18,15 +18,14 @@ import (
 
 // Archive is a source of one archive or more.
 type Archive struct {
-	reader *archive.Reader
+	sealed archive.Reader // reads the segments of all: it keeps some of them open
 	table  *Table
 	hosts  []*archiveHost
 }
 
 type archiveHost struct {
 	*archive.Host
-	sealed   *archive.Reader // of the segments alone
-	logs     kept            // rows of row logs, and of the table
+	logs     kept // rows of row logs, and of the table
 	gaps     []archive.Gap
 	checks   []check // of the catalogs and the row logs, in their order
 	unsynced doubtful
@@ -74,7 +73,7 @@ func OpenArchive(dirs, hosts []string, table *Table) (*Archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Archive{reader: r, table: table}
+	a := &Archive{table: table}
 	for _, h := range r.Hosts {
 		a.hosts = append(a.hosts, &archiveHost{Host: h, keys: map[string]format.ObserverKey{}})
 	}
@@ -277,24 +276,20 @@ func (a *Archive) Collect(ctx context.Context, q *Question) (rows []row, all []*
 		since := f.since(q)
 		rows = h.logs.answer(rows, q, since)
 		f.over = h.logs.over
-		if h.sealed == nil {
-			h.sealed = new(archive.Reader)
-		}
-		sealed := h.sealed
 		host := *h.Host
 		host.RowLogs = nil // they were read once for all questions
-		sealed.Hosts = []*archive.Host{&host}
+		a.sealed.Hosts = []*archive.Host{&host}
 		seen := map[string]bool{}
 		bounded := q.query(since)
 		if f.after != nil {
 			bounded.Until = f.until
 		}
-		f.looked = sealed.Files(h.Host, &bounded)
+		f.looked = a.sealed.Files(h.Host, &bounded)
 		for i, query := range q.queries(since) {
 			if f.after != nil {
 				query.Until = f.until
 			}
-			for w, err := range sealed.Rows(ctx, &query) {
+			for w, err := range a.sealed.Rows(ctx, &query) {
 				if err := ctx.Err(); err != nil {
 					return nil, nil, err
 				}

@@ -2,6 +2,7 @@ package whois
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -70,5 +71,32 @@ func TestCopyKeptLonger(t *testing.T) {
 	}
 	if a := answer(t, "copy", point(noon)); a.Verdict != Sole || !a.Complete || len(a.Holders) != 1 {
 		t.Errorf("in the copy: %s, complete %t, %d holders", a.Verdict, a.Complete, len(a.Holders))
+	}
+}
+
+// TestManyHosts: however many hosts are asked, few files are open.
+func TestManyHosts(t *testing.T) {
+	dir := small(t)
+	const hosts = 120
+	for i := range hosts {
+		if err := os.CopyFS(filepath.Join("fleet", fmt.Sprintf("host=gw%d", i)), os.DirFS(filepath.Join(dir, "host=gw1"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if a := answer(t, "fleet", point(noon)); len(a.Hosts) != hosts || len(a.Holders) != hosts {
+		t.Errorf("%d hosts, %d holders", len(a.Hosts), len(a.Holders))
+	}
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := 0
+	for _, fd := range fds {
+		if path, _ := os.Readlink(filepath.Join("/proc/self/fd", fd.Name())); filepath.Ext(path) == ".parquet" {
+			open++
+		}
+	}
+	if open == 0 || open > 100 { // 0: it has looked at others
+		t.Errorf("%d segments are open", open)
 	}
 }
