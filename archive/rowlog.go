@@ -173,7 +173,8 @@ type rowScan struct {
 	at     int64  // of the next frame
 	whole  int64  // end of the last intact frame
 	next   uint64 // number that the next record shall have
-	buf    []byte
+	ahead  []byte // what was read of the file last
+	begins int64  // where that is in the file
 	damage damage
 	inside damage // of it, what is before the last intact frame
 	end    uint64 // number after the last record of that
@@ -198,16 +199,16 @@ func newRowScan(f io.ReaderAt, size int64) (*rowScan, error) {
 // frame returns the payload of the next intact frame, valid until the next call, where in the file it begins, and how
 // many records it holds; io.EOF at the end. What Lost tells then is all that was passed over.
 func (s *rowScan) frame() (payload []byte, at int64, f frame, err error) {
-	var head [frameHeader]byte
 	for s.at < s.size {
 		if s.size-s.at < frameHeader {
 			s.pass(s.size - s.at)
 			break
 		}
-		if _, err := s.f.ReadAt(head[:], s.at); err != nil {
+		head, err := s.read(s.at, frameHeader)
+		if err != nil {
 			return nil, 0, f, err
 		}
-		f, ok := parseFrameHeader(head[:])
+		f, ok := parseFrameHeader(head)
 		if !ok {
 			if err := s.find(); err != nil {
 				return nil, 0, f, err
@@ -222,11 +223,7 @@ func (s *rowScan) frame() (payload []byte, at int64, f frame, err error) {
 			s.at = s.size
 			break
 		}
-		if uint32(cap(s.buf)) < f.size {
-			s.buf = make([]byte, f.size)
-		}
-		payload = s.buf[:f.size]
-		if n, err := s.f.ReadAt(payload, s.at+frameHeader); n < len(payload) {
+		if payload, err = s.read(s.at+frameHeader, int(f.size)); err != nil {
 			return nil, 0, f, err
 		}
 		at = s.at + frameHeader
@@ -244,6 +241,25 @@ func (s *rowScan) frame() (payload []byte, at int64, f frame, err error) {
 		return payload, at, f, nil
 	}
 	return nil, 0, f, io.EOF
+}
+
+// readAhead is how much is read at a time at least: where little happens, a frame has a record or two.
+const readAhead = 256 << 10
+
+// read returns n bytes of the file, which are in it, valid until the next call.
+func (s *rowScan) read(at int64, n int) ([]byte, error) {
+	if at < s.begins || at+int64(n) > s.begins+int64(len(s.ahead)) {
+		want := int(min(int64(max(n, readAhead)), s.size-at))
+		if cap(s.ahead) < want {
+			s.ahead = make([]byte, want)
+		}
+		got, err := s.f.ReadAt(s.ahead[:want], at)
+		s.begins, s.ahead = at, s.ahead[:got]
+		if got < n {
+			return nil, err
+		}
+	}
+	return s.ahead[at-s.begins:][:n], nil
 }
 
 // count counts the records of a frame whose payload is damaged.

@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math"
 	"math/rand/v2"
@@ -31,7 +32,7 @@ type leaf struct {
 
 // leaves finds every leaf of a Record by reflection, those of Extra included, so that a field that is added later is
 // among them.
-func leaves(t *testing.T) (all []leaf) {
+func leaves(t testing.TB) (all []leaf) {
 	t.Helper()
 	var walk func(path string, typ reflect.Type, get func(*Record) reflect.Value)
 	walk = func(path string, typ reflect.Type, get func(*Record) reflect.Value) {
@@ -59,7 +60,7 @@ func leaves(t *testing.T) (all []leaf) {
 }
 
 // values returns values of v's type that are not zero, the greatest and the least among them.
-func values(t *testing.T, path string, v reflect.Value) (vals []reflect.Value) {
+func values(t testing.TB, path string, v reflect.Value) (vals []reflect.Value) {
 	t.Helper()
 	add := func(x any) { vals = append(vals, reflect.ValueOf(x).Convert(v.Type())) }
 	switch v.Kind() {
@@ -115,7 +116,7 @@ func TestBinaryFields(t *testing.T) {
 }
 
 // randomRecord returns a record of which each field is set with probability one half.
-func randomRecord(t *testing.T, rnd *rand.Rand, all []leaf) *Record {
+func randomRecord(t testing.TB, rnd *rand.Rand, all []leaf) *Record {
 	t.Helper()
 	r := new(Record)
 	if rnd.IntN(2) == 0 {
@@ -304,6 +305,58 @@ func BenchmarkBinary(b *testing.B) {
 			if _, err := batch.DecodeBinary(enc); err != nil {
 				b.Fatal(err)
 			}
+		}
+	})
+	b.Run("glance", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetBytes(int64(len(enc)))
+		frame := bytes.Repeat(enc, 256)
+		rest := frame
+		var g Glance
+		for b.Loop() {
+			var err error
+			if rest, err = g.Read(rest); err != nil {
+				b.Fatal(err)
+			}
+			if len(rest) == 0 {
+				rest = frame
+			}
+		}
+	})
+}
+
+// agree holds a Glance to say of src what DecodeBinary does.
+func agree(t *testing.T, src []byte) {
+	t.Helper()
+	b, g := NewBatch(1, nil), Glance{}
+	rest, err := b.DecodeBinary(src)
+	left, failed := g.Read(src)
+	if err != failed || len(left) != len(rest) {
+		t.Fatalf("decoded: %d bytes left, %v; at a glance: %d, %v", len(rest), err, len(left), failed)
+	}
+	if err != nil {
+		return
+	}
+	r := &b.Records[0]
+	at, _ := r.Time()
+	ends := func(u *Tuple) GlanceTuple {
+		return GlanceTuple{{TailOf(&u.Src), u.SrcPort}, {TailOf(&u.Dst), u.DstPort}}
+	}
+	if want := (Glance{r.Event, r.Has, at, r.Start, ends(&r.Orig), ends(&r.Reply)}); g != want {
+		t.Fatalf("decoded: %+v\nat a glance: %+v", want, g)
+	}
+}
+
+// FuzzGlance holds a Glance at any bytes to what decoding them says.
+func FuzzGlance(f *testing.F) {
+	for seed := range uint64(64) {
+		f.Add(AppendBinary(nil, randomRecord(f, rand.New(rand.NewPCG(seed, 0)), leaves(f))))
+	}
+	f.Add(AppendBinary(nil, typicalRecord()))
+	f.Fuzz(func(t *testing.T, src []byte) {
+		agree(t, src)
+		for n := range min(len(src), 300) { // as a torn one
+			agree(t, src[:n])
 		}
 	})
 }

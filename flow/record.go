@@ -252,15 +252,17 @@ func (r *Record) NAT() NAT {
 
 // Time returns the time of the event and whether it is the kernel's: the end of a flow that has ended, the kernel's
 // stamp of any other event, else the time at which the message was read.
-func (r *Record) Time() (ns int64, kernel bool) {
-	t := r.Stamp
-	if r.Event == EventDestroy {
-		t = r.Stop // the stamp of a DESTROY is that of its delivery, up to seconds later
+func (r *Record) Time() (ns int64, kernel bool) { return timeOf(r.Event, r.Received, r.Stop, r.Stamp) }
+
+func timeOf(event Event, received, stop, stamp int64) (ns int64, kernel bool) {
+	t := stamp
+	if event == EventDestroy {
+		t = stop // the stamp of a DESTROY is that of its delivery, up to seconds later
 	}
-	if t != 0 && r.Event != EventOpen && r.Event < EventGap {
+	if t != 0 && event != EventOpen && event < EventGap {
 		return t, true
 	}
-	return r.Received, false
+	return received, false
 }
 
 // StateName returns the name of the protocol state, "" if there is none; an unknown number gives "unknown".

@@ -121,7 +121,7 @@ func isDir(path string, e fs.DirEntry) bool {
 // Prepare reads the table, where it is needed, and then the row logs: in this order, so that a flow that ends meanwhile
 // is in one of them.
 func (a *Archive) Prepare(ctx context.Context, questions []*Question) error {
-	want := wanted(questions)
+	want, glance := wanted(questions), glanced(questions)
 	for _, h := range a.hosts {
 		h.logs, h.gaps, h.problems, h.unsynced = kept{}, nil, nil, doubtful{}
 		h.ends, h.begins, h.live, h.liveErr = 0, 0, false, nil
@@ -139,7 +139,7 @@ func (a *Archive) Prepare(ctx context.Context, questions []*Question) error {
 		}
 		h.leftOut = spans(h.Lines)
 		latest := h.sealedChecks()
-		if err := h.readLogs(ctx, want, latest); err != nil {
+		if err := h.readLogs(ctx, want, glance, latest); err != nil {
 			return err
 		}
 		for i := range h.Lines {
@@ -192,12 +192,18 @@ func (h *archiveHost) note(t int64) {
 }
 
 // readLogs reads the row logs of a host. latest is that of what is sealed.
-func (h *archiveHost) readLogs(ctx context.Context, want func(*flow.Record) bool, latest int64) error {
+func (h *archiveHost) readLogs(ctx context.Context, want func(*flow.Record) bool, glance func(*flow.Glance) bool, latest int64) error {
 	logs := &archive.Reader{Hosts: []*archive.Host{{Dir: h.Dir, Name: h.Name, RowLogs: h.RowLogs}}}
-	q := archive.Query{Where: func(r *flow.Record) bool {
-		t, _ := r.Time()
+	seen := func(t int64, has flow.Has) {
 		h.note(t)
-		h.unsynced.add(t, r.Has&flow.Unsynchronized != 0)
+		h.unsynced.add(t, has&flow.Unsynchronized != 0)
+	}
+	q := archive.Query{Glance: func(g *flow.Glance) bool {
+		seen(g.Time, g.Has)
+		return glance(g)
+	}, Where: func(r *flow.Record) bool {
+		t, _ := r.Time()
+		seen(t, r.Has) // for the first time if the row log has become a segment meanwhile
 		if r.Event == flow.EventGap {
 			h.gaps = append(h.gaps, archive.GapOf(r))
 			return false

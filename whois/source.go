@@ -168,6 +168,15 @@ func (q *Question) key() (e End, ok bool) {
 	return q.Dst, true
 }
 
+// spanOf returns the times between which flows have to have lived that one of the questions may be about.
+func spanOf(questions []*Question) (from, to int64) {
+	from, to = int64(1<<62), int64(0)
+	for _, q := range questions {
+		from, to = min(from, q.From), max(to, q.To)
+	}
+	return from - int64(lookBack), to
+}
+
 // wanted returns what tells a record that one of the questions may be about from the many others. It is quick, however
 // many questions there are.
 func wanted(questions []*Question) func(r *flow.Record) bool {
@@ -177,9 +186,7 @@ func wanted(questions []*Question) func(r *flow.Record) bool {
 	}
 	addrs, ends := map[flow.Addr]bool{}, map[end]bool{} // true: whatever the port
 	var prefixes []*Question
-	least, most := int64(1<<62), int64(0)
 	for _, q := range questions {
-		least, most = min(least, q.From), max(most, q.To)
 		e, ok := q.key()
 		if !ok {
 			prefixes = append(prefixes, q)
@@ -191,7 +198,7 @@ func wanted(questions []*Question) func(r *flow.Record) bool {
 			ends[end{a, e.Port}] = true
 		}
 	}
-	least -= int64(lookBack)
+	from, to := spanOf(questions)
 	has := func(a flow.Addr, ports ...uint16) bool {
 		any, ok := addrs[a]
 		return ok && (any || slices.ContainsFunc(ports, func(p uint16) bool { return ends[end{a, p}] }))
@@ -201,12 +208,58 @@ func wanted(questions []*Question) func(r *flow.Record) bool {
 			return false
 		}
 		start, last, known := archive.Lifetime(r)
-		if r.Has&flow.Stepped == 0 && (last < least || known && start > most) {
+		if r.Has&flow.Stepped == 0 && (last < from || known && start > to) {
 			return false
 		}
 		o, p := &r.Orig, &r.Reply
 		return has(o.Src, o.SrcPort) || has(o.Dst, o.DstPort) || has(p.Src, p.SrcPort) || has(p.Dst, p.DstPort, p.SrcPort) ||
 			slices.ContainsFunc(prefixes, func(q *Question) bool { return q.matches(r) })
+	}
+}
+
+// glanced returns what tells by a glance at a record that wanted wants none of it. It may let one pass that is not wanted,
+// and holds back no gap and no checkpoint.
+func glanced(questions []*Question) func(g *flow.Glance) bool {
+	// Which ends of flows are asked for, by their hashes: one bit in 64 is set at most.
+	size := 12
+	for len(questions) > 1<<size/64 && size < 24 {
+		size++
+	}
+	asked, ports, addrs, all := make([]uint64, 1<<size/64), false, false, false
+	place := func(tail uint32, port uint16) (word, bit uint64) {
+		h := (uint64(tail)<<16 | uint64(port)) * 0x9e3779b97f4a7c15 >> (64 - size)
+		return h / 64, 1 << (h % 64)
+	}
+	for _, q := range questions {
+		e, ok := q.key()
+		if !ok {
+			all = true
+			continue
+		}
+		if !e.HasPort {
+			e.Port = 0
+		}
+		ports, addrs = ports || e.HasPort, addrs || !e.HasPort
+		a := flow.AddrFrom(e.Addr)
+		word, bit := place(flow.TailOf(&a), e.Port)
+		asked[word] |= bit
+	}
+	has := func(tail uint32, port uint16) bool {
+		word, bit := place(tail, port)
+		return asked[word]&bit != 0
+	}
+	from, to := spanOf(questions)
+	return func(g *flow.Glance) bool {
+		if g.Event >= flow.EventOpen { // gaps and checkpoints are among them
+			return true
+		}
+		if g.Event != flow.EventDestroy || g.Has&flow.Stepped == 0 && (g.Time < from || g.Start > to) {
+			return false
+		}
+		o, p := &g.Orig, &g.Reply
+		return all ||
+			ports && (has(o[0].Tail, o[0].Port) || has(o[1].Tail, o[1].Port) || has(p[0].Tail, p[0].Port) || has(p[1].Tail, p[1].Port) || has(p[1].Tail, p[0].Port)) ||
+			addrs && (has(o[0].Tail, 0) || has(o[1].Tail, 0) || has(p[0].Tail, 0) || has(p[1].Tail, 0))
 	}
 }
 
