@@ -2,6 +2,7 @@ package archive
 
 import (
 	"bytes"
+	"encoding/binary"
 	"io"
 	"net/netip"
 	"os"
@@ -139,7 +140,95 @@ func FuzzSegment(f *testing.F) {
 			}
 			table.may(g, q)
 			_, _ = table.find(g, q)
-			_ = table.records(g, all(g.rows), func(int64, *flow.Record) bool { return true })
+			oneByOne(t, table, g)
 		}
 	})
+}
+
+// oneByOne holds rows that are read together to be what each is by itself: no page has a say in the rows of another.
+func oneByOne(t *testing.T, table *table, g *rowGroup) (rows int) {
+	t.Helper()
+	var together [][]byte
+	if err := table.records(g, all(g.rows), func(_ int64, r *flow.Record) bool {
+		together = append(together, flow.AppendBinary(nil, r))
+		return true
+	}); err != nil {
+		return 0
+	}
+	for i := range min(int64(len(together)), 40) {
+		row := i * int64(len(together)) / min(int64(len(together)), 40)
+		err := table.records(g, []int64{row}, func(_ int64, r *flow.Record) bool {
+			if alone := flow.AppendBinary(nil, r); !bytes.Equal(alone, together[row]) {
+				t.Fatalf("row %d of %d is %x by itself, and %x among the others", row, len(together), alone, together[row])
+			}
+			return true
+		})
+		if err != nil {
+			t.Fatalf("row %d of %d by itself: %v", row, len(together), err)
+		}
+	}
+	return len(together)
+}
+
+// TestDamagedLevels: levels of lists that are not those of the page's rows are damage. They were read as empty lists, or as
+// those of other rows, and with them went what is said of the clock.
+func TestDamagedLevels(t *testing.T) {
+	dir := t.TempDir()
+	var recs []*flow.Record
+	for range 2 + pageRows/3000 {
+		recs = append(recs, everyKind()...)
+	}
+	seg, date, err := Seal(newTestLog(t, dir, nil, recs))
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(filepath.Join(dir, "date="+date, seg.File))
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func() *table {
+		table, err := openTable(bytes.NewReader(data), int64(len(data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return table
+	}
+	tried := 0
+	good := open()
+	for n, g := range good.groups {
+		for c := range columns {
+			if columns[c].list == nil || g.empty(c) {
+				continue
+			}
+			places, err := good.places(g, c, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, at := range places {
+				whole := data[at.at:][:at.size]
+				h, levels, err := readHead(whole)
+				if err != nil {
+					t.Fatal(err)
+				}
+				levels = levels[:h.defs+h.reps]
+				as := bytes.Clone(levels)
+				for rep := range byte(3) { // each entry begins a row, none does, and there is no such level
+					run := append(binary.AppendUvarint(nil, uint64(h.values)<<1), rep)
+					if len(run) > int(h.reps) || rep == 0 && h.values == at.end-at.row {
+						continue
+					}
+					copy(levels, run)
+					table := open()
+					rows := oneByOne(t, table, table.groups[n])
+					if tried++; rows > 0 {
+						t.Errorf("%s: a page of %d rows with %d levels %d was read", columns[c].name, at.end-at.row, h.values, rep)
+					}
+					copy(levels, as)
+				}
+			}
+		}
+	}
+	if tried < 5 {
+		t.Fatalf("%d pages are not enough", tried)
+	}
 }

@@ -728,11 +728,27 @@ func (t *table) page(g *rowGroup, c int, at place) (*page, error) {
 				return nil, errPage
 			}
 		}
-		if n != h.values-h.nulls {
+		if n != h.values-h.nulls || list && !levelsOf(p, rows) {
 			return nil, errPage
 		}
 	}
 	return p, t.pageValues(p, g, c, &h, b)
+}
+
+// levelsOf reports whether the levels of a page of lists are those of so many rows: each row begins with a repetition level
+// of 0, and what goes on in it follows an element and is one.
+func levelsOf(p *page, rows int64) bool {
+	before := byte(0) // definition level of what precedes in the row; 0: nothing may follow
+	for i, rep := range p.reps {
+		switch {
+		case rep == 0:
+			rows--
+		case rep > 1 || before != 2 || p.defs[i] != 2:
+			return false
+		}
+		before = p.defs[i]
+	}
+	return rows == 0
 }
 
 // pageValues sets the values of a page.
