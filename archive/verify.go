@@ -44,6 +44,22 @@ type Finding struct {
 	File    string `json:"file,omitempty"`
 	Line    int    `json:"line,omitempty"` // of File, from 1
 	Text    string `json:"text"`
+
+	// More is how many later checkpoints show the same as the one that Text names, and Last the time of the last of them.
+	More int   `json:"more,omitempty"`
+	Last *Time `json:"last,omitempty"`
+}
+
+// String returns the sentence.
+func (f *Finding) String() string {
+	if f.More == 0 {
+		return f.Text
+	}
+	checkpoints := "1 more checkpoint shows"
+	if f.More > 1 {
+		checkpoints = fmt.Sprintf("%d more checkpoints show", f.More)
+	}
+	return fmt.Sprintf("%s; %s the same, the last of %s", f.Text, checkpoints, *f.Last)
 }
 
 // RemovedBy sums up the segments that retention has removed for one reason.
@@ -118,12 +134,16 @@ type verifier struct {
 	byN     map[uint64]*Line
 	sealed  map[uint64]bool // row logs that a line names
 	hashes  map[uint64]*rowHash
+	shown   map[shown]int // what checkpoints have shown: its number among the findings
 }
+
+// shown is what a checkpoint shows, and others may, too.
+type shown struct{ from, format, of string }
 
 // Verify compares what is in a host's folder with its catalog, the catalog with itself, and all with checkpoints. It only
 // reads, and a daemon may write meanwhile. The error is of ctx, or of a folder that cannot be read at all.
 func Verify(ctx context.Context, h *Host, o VerifyOptions) (*Verification, error) {
-	v := &verifier{o: o, h: h, hashes: map[uint64]*rowHash{}}
+	v := &verifier{o: o, h: h, hashes: map[uint64]*rowHash{}, shown: map[shown]int{}}
 	// The note first and the catalog last: what is written meanwhile is then in the catalog, and is not missing there.
 	msg, noteErr := h.LastNote()
 	folders, err := dates(h.Dir)
@@ -178,7 +198,24 @@ func Verify(ctx context.Context, h *Host, o VerifyOptions) (*Verification, error
 }
 
 func (v *verifier) find(verdict, file string, line int, format string, args ...any) {
-	v.v.Findings = append(v.v.Findings, Finding{verdict, file, line, fmt.Sprintf(format, args...)})
+	v.v.Findings = append(v.v.Findings, Finding{Verdict: verdict, File: file, Line: line, Text: fmt.Sprintf(format, args...)})
+}
+
+// findBy finds what a checkpoint from a file shows of something. The same once more is counted: there is a checkpoint for each
+// hour, and what is wrong with one mostly is with all that follow.
+func (v *verifier) findBy(n *Note, from, of, verdict, file string, line int, format string, args ...any) {
+	key := shown{from, format, of}
+	i, again := v.shown[key]
+	if !again {
+		v.shown[key] = len(v.v.Findings)
+		v.find(verdict, file, line, format, args...)
+		return
+	}
+	f := &v.v.Findings[i]
+	f.More++
+	if f.Last == nil || *f.Last < n.Time {
+		f.Last = new(n.Time)
+	}
 }
 
 func catalogOf(l *Line) string { return filepath.Join("date="+l.Date, catalogName) }
@@ -530,7 +567,7 @@ func (v *verifier) open(from string, msg []byte) *Note {
 	}
 	if !bytes.Contains(msg, []byte("\n\n—")) {
 		if v.keyed() {
-			v.find(Forged, from, 0, "the checkpoint of %s is not signed, and the catalog says that there is a key which signs it", plain.Time)
+			v.findBy(plain, from, "", Forged, from, 0, "the checkpoint of %s is not signed, and the catalog says that there is a key which signs it", plain.Time)
 			return nil
 		}
 		return plain // there never was a key
@@ -542,12 +579,12 @@ func (v *verifier) open(from string, msg []byte) *Note {
 	case err == nil:
 		return n
 	case errors.As(err, &invalid):
-		v.find(Forged, from, 0, "the checkpoint of %s was altered: its signature by %s is not right", plain.Time, invalid.Name)
+		v.findBy(plain, from, invalid.Name, Forged, from, 0, "the checkpoint of %s was altered: its signature by %s is not right", plain.Time, invalid.Name)
 	case errors.As(err, &unverified):
-		v.find(Forged, from, 0, "the checkpoint of %s says that it is signed by %s, and there is no signature by a key to trust: one that was given, or that one of those has signed for",
+		v.findBy(plain, from, strings.Join(plain.Keys, ", "), Forged, from, 0, "the checkpoint of %s says that it is signed by %s, and there is no signature by a key to trust: one that was given, or that one of those has signed for",
 			plain.Time, strings.Join(plain.Keys, ", "))
 	default:
-		v.find(Forged, from, 0, "the checkpoint of %s: %v", plain.Time, err)
+		v.findBy(plain, from, err.Error(), Forged, from, 0, "the checkpoint of %s: %v", plain.Time, err)
 	}
 	return nil
 }
@@ -559,13 +596,13 @@ func (v *verifier) compare(from string, n *Note, own uint64) {
 	broken := slices.ContainsFunc(v.v.Findings, func(f Finding) bool { return f.Verdict == Broken })
 	if n.Lines > there && !broken {
 		if from != noteName && own <= there {
-			v.find(Replayed, "", 0, "an earlier state was put back: the checkpoint of %s in %s has seen %d lines of the catalog, and here are %d", n.Time, from, n.Lines, there)
+			v.findBy(n, from, "", Replayed, "", 0, "an earlier state was put back: the checkpoint of %s in %s has seen %d lines of the catalog, and here are %d", n.Time, from, n.Lines, there)
 		} else {
-			v.find(Cut, "", 0, "the end of the catalog was cut off: the checkpoint of %s in %s has seen %d lines, and here are %d", n.Time, from, n.Lines, there)
+			v.findBy(n, from, "", Cut, "", 0, "the end of the catalog was cut off: the checkpoint of %s in %s has seen %d lines, and here are %d", n.Time, from, n.Lines, there)
 		}
 	} else if n.Lines > 0 {
 		if l := v.byN[n.Lines-1]; l != nil && l.Hash != n.Hash && !broken {
-			v.find(Rewritten, catalogOf(l), l.Number, "the catalog was rewritten: this line, %d of the chain, is another than the checkpoint of %s in %s has seen", l.N, n.Time, from)
+			v.findBy(n, from, "", Rewritten, catalogOf(l), l.Number, "the catalog was rewritten: this line, %d of the chain, is another than the checkpoint of %s in %s has seen", l.N, n.Time, from)
 		}
 	}
 	for _, r := range n.Rows {
@@ -598,16 +635,16 @@ func (v *verifier) compareRows(from string, n *Note, r NoteRows) {
 			return
 		}
 		if slices.Contains(v.v.Aside, name+".aside") {
-			v.find(Altered, name+".aside", 0, "the row log was damaged, and put aside: the checkpoint of %s in %s has seen %d bytes of it", n.Time, from, r.Bytes)
+			v.findBy(n, from, name, Altered, name+".aside", 0, "the row log was damaged, and put aside: the checkpoint of %s in %s has seen %d bytes of it", n.Time, from, r.Bytes)
 			return
 		}
-		v.find(Missing, name, 0, "the row log is missing, and no segment was made of it: the checkpoint of %s in %s has seen %d bytes of it; of a copy that was made without row logs, only what is sealed can be verified", n.Time, from, r.Bytes)
+		v.findBy(n, from, name, Missing, name, 0, "the row log is missing, and no segment was made of it: the checkpoint of %s in %s has seen %d bytes of it; of a copy that was made without row logs, only what is sealed can be verified", n.Time, from, r.Bytes)
 	case err != nil:
-		v.find(Unreadable, name, 0, "%v", err)
+		v.findBy(n, from, name, Unreadable, name, 0, "%v", err)
 	case info.Size() < r.Bytes:
-		v.find(Cut, name, 0, "the end of the row log was cut off: it has %d bytes, and the checkpoint of %s in %s has seen %d; a power failure does this too where fsync is never", info.Size(), n.Time, from, r.Bytes)
+		v.findBy(n, from, name, Cut, name, 0, "the end of the row log was cut off: it has %d bytes, and the checkpoint of %s in %s has seen %d; a power failure does this too where fsync is never", info.Size(), n.Time, from, r.Bytes)
 	case sum != r.SHA256:
-		v.find(Altered, name, 0, "the row log was altered: its first %d bytes are not those that the checkpoint of %s in %s has seen", r.Bytes, n.Time, from)
+		v.findBy(n, from, name, Altered, name, 0, "the row log was altered: its first %d bytes are not those that the checkpoint of %s in %s has seen", r.Bytes, n.Time, from)
 	default:
 		for i := range v.v.Unsealed {
 			if u := &v.v.Unsealed[i]; u.File == name {

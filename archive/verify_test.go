@@ -323,6 +323,68 @@ func TestVerifyReplay(t *testing.T) {
 	}
 }
 
+// TestVerifyFolds: what many checkpoints show is one finding, with the first, how many more, and the last; what another file
+// or another thing shows is one of its own.
+func TestVerifyFolds(t *testing.T) {
+	o, public := signedArchive(t, nil)
+	old := filepath.Join(t.TempDir(), "old")
+	if err := os.CopyFS(old, os.DirFS(o.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	var notes []Witness
+	for i := range 6 {
+		goOn(t, o, 165+60*i, 225+60*i)
+		notes = append(notes, lastNote(t, o.Dir))
+	}
+	notes[5].From = "another"
+	first, err := ReadNote(notes[0].Text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fifth, err := ReadNote(notes[4].Text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, stranger, _ := NewKey("gw1")
+	anew := o
+	anew.Dir = filepath.Join(t.TempDir(), "anew")
+	goOn(t, anew, 1000, 1600)
+	for _, tt := range []struct {
+		name, dir, key, verdict string
+		want                    []string // place, and more
+		text                    string   // of the finding about elsewhere
+	}{
+		{"a wrong key", o.Dir, stranger, Forged, []string{"checkpoint.note +0", "elsewhere +4", "another +0"},
+			fmt.Sprintf("the checkpoint of %s says that it is signed by %s", first.Time, public)},
+		{"an earlier state", old, public, Replayed, []string{" +4", " +0"}, "the checkpoint of " + first.Time.String() + " in elsewhere has seen"},
+		{"made anew", anew.Dir, public, Rewritten, []string{"date=", "date="}, "is another than the checkpoint of " + first.Time.String() + " in elsewhere has seen"},
+	} {
+		v := verifyTest(t, tt.dir, VerifyOptions{Keys: []string{tt.key}, Notes: notes, Witness: true})
+		var got []string
+		told := ""
+		for _, f := range v.Findings {
+			if f.Verdict == tt.verdict {
+				got = append(got, fmt.Sprintf("%s +%d", f.File, f.More))
+			}
+			if f.More > 0 && told == "" {
+				told = f.String()
+			}
+		}
+		if v.Verdict != tt.verdict || len(got) != len(tt.want) {
+			t.Errorf("%s: %v: %s", tt.name, got, asJSON(v))
+			continue
+		}
+		for i := range got {
+			if !strings.HasPrefix(got[i], tt.want[i]) {
+				t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+			}
+		}
+		if end := fmt.Sprintf("; 4 more checkpoints show the same, the last of %s", fifth.Time); !strings.Contains(told, tt.text) || !strings.HasSuffix(told, end) {
+			t.Errorf("%s: %s\nwant %s ...%s", tt.name, told, tt.text, end)
+		}
+	}
+}
+
 // TestVerifyRetention: what retention has removed is law and no tampering, and is told.
 func TestVerifyRetention(t *testing.T) {
 	o, public := signedArchive(t, nil)

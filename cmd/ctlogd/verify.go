@@ -226,7 +226,8 @@ func verdictText(v *archive.Verification, o archive.VerifyOptions, now time.Time
 		word = "sealed and whole"
 	}
 	fmt.Fprintf(&b, "%s: %s\n", printable.Text(v.Host), word)
-	for i, f := range v.Findings {
+	for i := range v.Findings {
+		f := &v.Findings[i]
 		if i == maxFindings {
 			say("... and %d findings more; --json has them all", len(v.Findings)-i)
 			break
@@ -235,7 +236,7 @@ func verdictText(v *archive.Verification, o archive.VerifyOptions, now time.Time
 		if f.Line != 0 {
 			place += fmt.Sprintf(":%d", f.Line)
 		}
-		say("%s", strings.Join(slices.DeleteFunc([]string{f.Verdict, place, f.Text}, func(s string) bool { return s == "" }), ": "))
+		say("%s", strings.Join(slices.DeleteFunc([]string{f.Verdict, place, f.String()}, func(s string) bool { return s == "" }), ": "))
 	}
 	span := ""
 	if v.First != nil {
