@@ -571,8 +571,8 @@ func (h *Host) Witness(at int64) (c Checkpoint, ok bool) {
 	return Checkpoint{}, false
 }
 
-// OriginOf returns where the records of a segment or a row log come from.
-func OriginOf(path string) (o Origin, err error) {
+// Origin returns where the records of a segment or a row log come from.
+func (r *Reader) Origin(path string) (o Origin, err error) {
 	if _, ok := rowLogSequence(filepath.Base(path)); ok {
 		f, err := os.Open(path)
 		if err != nil {
@@ -583,9 +583,10 @@ func OriginOf(path string) (o Origin, err error) {
 		return o, err
 	}
 	defer damaged(&err)
-	t, err := openSegment(path)
+	t, err := r.tables.open(path)
 	if err != nil {
 		return o, err
 	}
-	return t.origin, t.close()
+	defer r.tables.done(path, t)
+	return t.origin, nil
 }

@@ -33,8 +33,7 @@ type archiveHost struct {
 	ends     int64 // of the row logs
 	begins   int64
 	problems []Reason
-	dropped  []string
-	looked   bool // dropped is known
+	dropped  map[string][]string // keys that are left out, by file
 	live     bool
 	liveErr  error
 	keys     map[string]format.ObserverKey
@@ -75,7 +74,7 @@ func OpenArchive(dirs, hosts []string, table *Table) (*Archive, error) {
 	}
 	a := &Archive{table: table}
 	for _, h := range r.Hosts {
-		a.hosts = append(a.hosts, &archiveHost{Host: h, keys: map[string]format.ObserverKey{}})
+		a.hosts = append(a.hosts, &archiveHost{Host: h, keys: map[string]format.ObserverKey{}, dropped: map[string][]string{}})
 	}
 	return a, nil
 }
@@ -222,7 +221,6 @@ func (h *archiveHost) readLogs(ctx context.Context, want func(*flow.Record) bool
 			h.problems = append(h.problems, problem(h.Name, w.File.Path, err))
 			continue
 		}
-		h.dropped, h.looked = w.Origin.Dropped, true
 		h.logs.add(h.row(w))
 	}
 	return nil
@@ -291,6 +289,7 @@ func (a *Archive) Collect(ctx context.Context, q *Question) (rows []row, all []*
 			bounded.Until = f.until
 		}
 		f.looked = a.sealed.Files(h.Host, &bounded)
+		f.dropped = a.droppedIn(h, f.looked)
 		for i, query := range q.queries(since) {
 			if f.after != nil {
 				query.Until = f.until
@@ -318,22 +317,29 @@ func (a *Archive) Collect(ctx context.Context, q *Question) (rows []row, all []*
 				rows = append(rows, r)
 			}
 		}
-		if !h.looked {
-			h.lookAtOrigin(&archive.Query{From: q.From, To: q.To})
-		}
-		f.dropped = h.dropped
 	}
 	return rows, all, nil
 }
 
-// lookAtOrigin learns which keys are left out, from one of the files that may hold what is asked for.
-func (h *archiveHost) lookAtOrigin(q *archive.Query) {
-	for _, f := range new(archive.Reader).Files(h.Host, q) {
-		if o, err := archive.OriginOf(f.Path); err == nil {
-			h.dropped, h.looked = o.Dropped, true
-			return
+// droppedIn returns the keys that are left out of one of the files or more.
+func (a *Archive) droppedIn(h *archiveHost, files []archive.File) (all []string) {
+	for _, f := range files {
+		keys, known := h.dropped[f.Path]
+		if !known {
+			o, err := a.sealed.Origin(f.Path)
+			if err != nil {
+				continue // which is told where its rows are read
+			}
+			keys = o.Dropped
+			h.dropped[f.Path] = keys
+		}
+		for _, key := range keys {
+			if !slices.Contains(all, key) {
+				all = append(all, key)
+			}
 		}
 	}
+	return all
 }
 
 func (h *archiveHost) facts(q *Question) *facts {

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/ctlogd/ctlogd/archive"
+	"github.com/ctlogd/ctlogd/flow"
 )
 
 // TestCopyKeptLonger: what retention has removed is there in a copy that is kept longer, also when the copy has got the
@@ -98,5 +100,55 @@ func TestManyHosts(t *testing.T) {
 	}
 	if open == 0 || open > 100 { // 0: it has looked at others
 		t.Errorf("%d segments are open", open)
+	}
+}
+
+// TestDroppedOnce: what was left out of the records of one time is told of that time, whatever the records of another have.
+func TestDroppedOnce(t *testing.T) {
+	dir := t.TempDir()
+	minute := 60 * second
+	for _, w := range []struct {
+		drop []string
+		at   int64
+	}{{[]string{"nat_src_port"}, noon}, {nil, noon + 10*hour}} {
+		a, err := archive.Open(archive.Options{Dir: dir, Host: "gw1", Observer: "obs", Interval: time.Hour, Records: 1, Sync: archive.SyncNever, Drop: w.drop,
+			Now: func() time.Time { return time.Unix(0, w.at+10*minute) },
+			Seal: func(_ context.Context, path string) (s archive.Sealed, err error) {
+				s.Segment, s.Date, err = archive.Seal(path)
+				return s, err
+			}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := snat("10.64.3.7:51544", "198.51.100.80:443", 40000, w.at-minute, w.at+minute)
+		r.Received = r.Stop
+		if _, err := a.Append([]*flow.Record{r}); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(time.Minute); a.Stats.Seals.Load() == 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("not sealed")
+			}
+		}
+		if err := a.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := Open([]string{dir}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	questions := []*Question{point(noon + 10*hour), point(noon)}
+	if err := s.Prepare(context.Background(), questions); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []bool{false, true} {
+		a, err := Ask(context.Background(), s, questions[i], time.Unix(0, noon+24*hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := slices.ContainsFunc(a.Missing, func(r Reason) bool { return r.Kind == "dropped" }); got != want {
+			t.Errorf("question %d: %s, %v", i, a.Verdict, a.Missing)
+		}
 	}
 }
