@@ -264,16 +264,7 @@ func TestJudge(t *testing.T) {
 func small(t *testing.T) string {
 	t.Helper()
 	t.Chdir(t.TempDir())
-	clock := noon - 2*hour
-	a, err := archive.Open(archive.Options{Dir: "archive", Host: "gw1", Observer: "obs", Interval: time.Hour, Records: 7, Sync: archive.SyncNever,
-		Compression: "none", Now: func() time.Time { return time.Unix(0, clock) },
-		Seal: func(_ context.Context, path string) (s archive.Sealed, err error) {
-			s.Segment, s.Date, err = archive.Seal(path)
-			return s, err
-		}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := openArchive(t, noon-2*hour, archive.Options{Dir: "archive", Records: 7})
 	minute := 60 * second
 	done := func(at int64) *flow.Record {
 		return &flow.Record{Event: flow.EventOpen, Start: at, Stop: at + second, Received: at + second, Timeout: 3600, Extra: &flow.Extra{Checkpoint: flow.CheckpointWhole}}
@@ -297,14 +288,7 @@ func small(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	for deadline := time.Now().Add(time.Minute); a.Stats.RowLogs.Load() > 1; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("not sealed")
-		}
-	}
-	if err := a.Close(context.Background()); err != nil {
-		t.Fatal(err)
-	}
+	closeArchive(t, a, sealed(a))
 	return "archive"
 }
 
@@ -469,15 +453,7 @@ func TestReportPrints(t *testing.T) {
 // before it, at a time after it, is found all the same; and a gap of that time counts.
 func TestClockSetBack(t *testing.T) {
 	dir, minute := t.TempDir(), 60*second
-	a, err := archive.Open(archive.Options{Dir: dir, Host: "gw1", Observer: "obs", Interval: time.Hour, Records: 2, Sync: archive.SyncNever,
-		Compression: "none", Now: func() time.Time { return time.Unix(0, noon) },
-		Seal: func(_ context.Context, path string) (s archive.Sealed, err error) {
-			s.Segment, s.Date, err = archive.Seal(path)
-			return s, err
-		}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := openArchive(t, noon, archive.Options{Dir: dir, Records: 2})
 	at := func(start, end int64) *flow.Record {
 		r := snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon+start*minute, noon+end*minute)
 		r.Received = r.Stop
@@ -501,14 +477,7 @@ func TestClockSetBack(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for deadline := time.Now().Add(time.Minute); a.Stats.RowLogs.Load() > 1; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("not sealed")
-		}
-	}
-	if err := a.Close(context.Background()); err != nil {
-		t.Fatal(err)
-	}
+	closeArchive(t, a, sealed(a))
 	for m, want := range map[int64]string{-46: Sole, -45: Sole, -47: None, 21: None} {
 		q := point(noon + m*minute)
 		got := answer(t, dir, q)
@@ -707,26 +676,11 @@ func TestClockOfNobody(t *testing.T) {
 			want := map[flow.Has]int{0: ExitNone, flow.Unsynchronized: ExitIncomplete}[has]
 			for where, records := range map[string]uint64{"sealed": 3, "row log": 4} {
 				dir := t.TempDir()
-				a, err := archive.Open(archive.Options{Dir: dir, Host: "gw1", Observer: "obs", Interval: time.Hour, Records: records, Sync: archive.SyncNever,
-					Now: func() time.Time { return time.Unix(0, noon) },
-					Seal: func(_ context.Context, path string) (s archive.Sealed, err error) {
-						s.Segment, s.Date, err = archive.Seal(path)
-						return s, err
-					}})
-				if err != nil {
-					t.Fatal(err)
-				}
+				a := openArchive(t, noon, archive.Options{Dir: dir, Records: records})
 				if _, err := a.Append(recs(has)); err != nil {
 					t.Fatal(err)
 				}
-				for deadline := time.Now().Add(time.Minute); records == 3 && a.Stats.Seals.Load() == 0; time.Sleep(time.Millisecond) {
-					if time.Now().After(deadline) {
-						t.Fatal("not sealed")
-					}
-				}
-				if err := a.Close(context.Background()); err != nil {
-					t.Fatal(err)
-				}
+				closeArchive(t, a, func() bool { return records != 3 || a.Stats.Seals.Load() > 0 })
 				if got := answer(t, dir, point(noon)); got.Verdict != None || got.Exit() != want {
 					t.Errorf("%s, %s, flags %x: %s, exit status %d, want %d: %v", name, where, has, got.Verdict, got.Exit(), want, got.Missing)
 				}

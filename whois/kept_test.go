@@ -20,27 +20,11 @@ func TestCopyKeptLonger(t *testing.T) {
 	// until runs a Writer at a time, until no file is there that matches.
 	until := func(now int64, r archive.Retention, pattern string) {
 		t.Helper()
-		w, err := archive.Open(archive.Options{Dir: dir, Host: "gw1", Observer: "obs", Interval: time.Hour, Records: 7, Sync: archive.SyncNever,
-			Compression: "none", Now: func() time.Time { return time.Unix(0, now) }, Retention: r,
-			Seal: func(_ context.Context, path string) (s archive.Sealed, err error) {
-				s.Segment, s.Date, err = archive.Seal(path)
-				return s, err
-			}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
-			left, err := filepath.Glob(filepath.Join(dir, pattern))
-			if err != nil || time.Now().After(deadline) {
-				t.Fatalf("%v are left, %v", left, err)
-			}
-			if len(left) == 0 {
-				break
-			}
-		}
-		if err := w.Close(context.Background()); err != nil {
-			t.Fatal(err)
-		}
+		w := openArchive(t, now, archive.Options{Dir: dir, Records: 7, Retention: r})
+		closeArchive(t, w, func() bool {
+			left, _ := filepath.Glob(filepath.Join(dir, pattern))
+			return len(left) == 0
+		})
 	}
 	until(noon+48*hour, archive.Retention{}, "host=*/*.rows")
 	if err := os.CopyFS("copy", os.DirFS(dir)); err != nil {
@@ -111,28 +95,13 @@ func TestDroppedOnce(t *testing.T) {
 		drop []string
 		at   int64
 	}{{[]string{"nat_src_port"}, noon}, {nil, noon + 10*hour}} {
-		a, err := archive.Open(archive.Options{Dir: dir, Host: "gw1", Observer: "obs", Interval: time.Hour, Records: 1, Sync: archive.SyncNever, Drop: w.drop,
-			Now: func() time.Time { return time.Unix(0, w.at+10*minute) },
-			Seal: func(_ context.Context, path string) (s archive.Sealed, err error) {
-				s.Segment, s.Date, err = archive.Seal(path)
-				return s, err
-			}})
-		if err != nil {
-			t.Fatal(err)
-		}
+		a := openArchive(t, w.at+10*minute, archive.Options{Dir: dir, Records: 1, Drop: w.drop})
 		r := snat("10.64.3.7:51544", "198.51.100.80:443", 40000, w.at-minute, w.at+minute)
 		r.Received = r.Stop
 		if _, err := a.Append([]*flow.Record{r}); err != nil {
 			t.Fatal(err)
 		}
-		for deadline := time.Now().Add(time.Minute); a.Stats.Seals.Load() == 0; time.Sleep(time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatal("not sealed")
-			}
-		}
-		if err := a.Close(context.Background()); err != nil {
-			t.Fatal(err)
-		}
+		closeArchive(t, a, func() bool { return a.Stats.Seals.Load() > 0 })
 	}
 	s, err := Open([]string{dir}, nil, nil)
 	if err != nil {

@@ -161,16 +161,7 @@ func newWorld(host string, n int, seed uint64) *world {
 // nothing is.
 func (w *world) archive(t testing.TB, dir string, perSegment uint64, maxAge time.Duration) {
 	t.Helper()
-	clock := w.end - 1
-	a, err := archive.Open(archive.Options{Dir: dir, Host: w.host, Observer: "obs-" + w.host, Interval: time.Hour, Records: perSegment, Sync: archive.SyncNever,
-		Compression: "none", Now: func() time.Time { return time.Unix(0, clock) }, Retention: archive.Retention{MaxAge: maxAge},
-		Seal: func(_ context.Context, path string) (s archive.Sealed, err error) {
-			s.Segment, s.Date, err = archive.Seal(path)
-			return s, err
-		}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := openArchive(t, w.end-1, archive.Options{Dir: dir, Host: w.host, Observer: "obs-" + w.host, Records: perSegment, Retention: archive.Retention{MaxAge: maxAge}})
 	for recs := w.recs; len(recs) > 0; {
 		n := min(500, len(recs))
 		if _, err := a.Append(recs[:n]); err != nil {
@@ -178,14 +169,7 @@ func (w *world) archive(t testing.TB, dir string, perSegment uint64, maxAge time
 		}
 		recs = recs[n:]
 	}
-	for deadline := time.Now().Add(time.Minute); a.Stats.RowLogs.Load() > 1 || maxAge != 0 && a.Stats.RemovedAge.Load() == 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the row logs are not sealed")
-		}
-	}
-	if err := a.Close(context.Background()); err != nil {
-		t.Fatal(err)
-	}
+	closeArchive(t, a, func() bool { return sealed(a)() && (maxAge == 0 || a.Stats.RemovedAge.Load() > 0) })
 }
 
 // lines writes a world's records as JSON lines.
@@ -488,15 +472,7 @@ func TestCopiedWhileWritten(t *testing.T) {
 	w := newWorld("gw1", 800, 5)
 	questions := w.questions(60, 6)
 	dir := t.TempDir()
-	a, err := archive.Open(archive.Options{Dir: dir, Host: w.host, Observer: "obs-gw1", Interval: time.Hour, Records: uint64(len(w.recs) / 9), Sync: archive.SyncNever,
-		Compression: "none", Now: func() time.Time { return time.Unix(0, w.end-1) },
-		Seal: func(_ context.Context, path string) (s archive.Sealed, err error) {
-			s.Segment, s.Date, err = archive.Seal(path)
-			return s, err
-		}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := openArchive(t, w.end-1, archive.Options{Dir: dir, Host: w.host, Observer: "obs-gw1", Records: uint64(len(w.recs) / 9)})
 	host := filepath.Join(dir, "host=gw1")
 	copyOf := func(to, what string) {
 		t.Helper()
@@ -523,11 +499,7 @@ func TestCopiedWhileWritten(t *testing.T) {
 		if _, err := a.Append(recs); err != nil {
 			t.Fatal(err)
 		}
-		for deadline := time.Now().Add(time.Minute); a.Stats.RowLogs.Load() > 1; time.Sleep(time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatal("the row logs are not sealed")
-			}
-		}
+		waitFor(t, sealed(a))
 	}
 	for i := range parts {
 		copies[i] = t.TempDir()
