@@ -411,6 +411,46 @@ func TestReport(t *testing.T) {
 	}
 }
 
+// TestReportOfTwoArchives: the note of an archive covers no other one of the same host.
+func TestReportOfTwoArchives(t *testing.T) {
+	dir := small(t)
+	if err := os.CopyFS("other", os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	notes, err := filepath.Glob(filepath.Join(dir, "host=gw1", "*.note"))
+	if err != nil || len(notes) == 0 {
+		t.Fatal(notes, err)
+	}
+	for _, n := range notes {
+		if err := os.Remove(n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, dirs := range [][]string{{dir, "other"}, {"other", dir}} {
+		s, err := Open(dirs, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := point(noon)
+		if err := s.Prepare(context.Background(), []*Question{q}); err != nil {
+			t.Fatal(err)
+		}
+		a, err := Ask(context.Background(), s, q, time.Unix(0, noon+24*hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		covered := map[string]bool{}
+		for _, f := range NewReport(a, Who{}, "test", time.Unix(0, noon+24*hour)).Files {
+			if f.Line > 0 {
+				covered[strings.Split(f.Path, "/")[0]] = f.Covered
+			}
+		}
+		if diff := cmp.Diff(map[string]bool{dir: false, "other": true}, covered); diff != "" {
+			t.Errorf("%v: covered (-want +got):\n%s", dirs, diff)
+		}
+	}
+}
+
 // TestReportPrints: on paper, the report of a question with two holders is two pages of A4, with nothing cut off.
 func TestReportPrints(t *testing.T) {
 	for _, name := range []string{"chromium", "pdftotext", "pdfinfo"} {

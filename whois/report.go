@@ -60,7 +60,7 @@ const mostFiles = 40
 // NewReport reads the files that the answer rests on once more, for their hashes.
 func NewReport(a *Answer, by Who, version string, now time.Time) *Report {
 	r := &Report{Answer: a, Made: now, By: by, Version: version, Statement: a.statement()}
-	lines := map[string]uint64{} // that a note covers, by host
+	lines := map[*archive.Host]uint64{} // that a note covers; two archives may be of one host
 	for _, h := range a.Hosts {
 		if h.host == nil {
 			continue
@@ -68,7 +68,7 @@ func NewReport(a *Answer, by Who, version string, now time.Time) *Report {
 		c, covers := coveringNote(h.host)
 		if c != nil {
 			r.Notes = append(r.Notes, *c)
-			lines[h.Host] = covers
+			lines[h.host] = covers
 		}
 	}
 	named := map[string]int{}
@@ -125,7 +125,7 @@ func NewReport(a *Answer, by Who, version string, now time.Time) *Report {
 				for i := range h.host.Lines {
 					if l := &h.host.Lines[i]; l.Segment != nil && l.File == f.segment.File {
 						e.Line = int(l.N) + 1
-						e.Covered = l.N < lines[f.host]
+						e.Covered = l.N < lines[h.host]
 					}
 				}
 			}
