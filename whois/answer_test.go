@@ -217,8 +217,21 @@ func TestJudge(t *testing.T) {
 		"a subscriber, of whom one of a pair knows": {rows: func() []row {
 			r := a()
 			r.Start, r.Extra = r.Start+1, &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17"}}
-			return asRows(a(), r)
+			rows := asRows(a(), r)
+			rows[1].host = "gw2"
+			return rows
 		}(), facts: whole(), verdict: Sole},
+		"a subscriber, of whom a flow of the same machine does not tell": {rows: func() []row {
+			r := a()
+			r.Start, r.Extra = r.Start+1, &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17"}}
+			return asRows(a(), r)
+		}(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "no source of subscribers told whose they were"},
+		"a subscriber, of whom another machine knew before": {rows: func() []row {
+			rows := asRows(a(), snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-3*minute, noon-2*minute))
+			rows[1].Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17"}}
+			rows[1].host = "gw2"
+			return rows
+		}(), facts: whole(), change: func(q *Question) { q.From = noon - 3*minute }, verdict: Ambiguous, exit: 4, decides: "more exact time"},
 		"a subscriber with two addresses": {rows: func() []row {
 			x, y := a(), b()
 			x.Extra, y.Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17"}}, &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17"}}

@@ -408,22 +408,35 @@ func (h *Holder) personAddr(s *flow.Subscriber) netip.Addr {
 	return r.Orig.DstAddr()
 }
 
-// identify gives holders of whom no source has told the name of others with the same line: one of a pair may have asked it,
-// and the other not.
+// identify gives holders of whom no source has told the name that another machine tells of the same line at that time: one of
+// a pair may have asked it, and the other not. A machine that has told a name of the line has told all that it knows.
 func (a *Answer) identify() {
-	ids := map[string]string{} // by line; "": several
+	type named struct {
+		id       string // "": several
+		from, to int64
+		hosts    []string
+	}
+	lines := map[string]*named{}
 	for _, h := range a.Holders {
-		if id, ok := ids[h.Line]; h.Subscriber != h.Line {
-			if ok && id != h.Subscriber {
-				ids[h.Line] = ""
-			} else {
-				ids[h.Line] = h.Subscriber
-			}
+		if h.Subscriber == h.Line {
+			continue
+		}
+		n := lines[h.Line]
+		if n == nil {
+			n = &named{id: h.Subscriber, from: h.Start, to: h.until()}
+			lines[h.Line] = n
+		} else if n.id != h.Subscriber {
+			n.id = ""
+		}
+		n.from, n.to = min(n.from, h.Start), max(n.to, h.until())
+		if !slices.Contains(n.hosts, h.host) {
+			n.hosts = append(n.hosts, h.host)
 		}
 	}
 	for _, h := range a.Holders {
-		if id := ids[h.Line]; id != "" {
-			h.Subscriber = id
+		n := lines[h.Line]
+		if n != nil && n.id != "" && h.Subscriber == h.Line && !slices.Contains(n.hosts, h.host) && h.Start <= n.to && h.until() >= n.from {
+			h.Subscriber = n.id
 		}
 	}
 }
@@ -574,6 +587,9 @@ func (a *Answer) decides() string {
 		return "Linux gives one address and port to several at once if they talk to different destinations: the destination with its port decides (--dst ADDRESS:PORT), with the protocol (--proto)."
 	case !slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Inside.Addr != a.Holders[0].Inside.Addr || h.Subscriber != h.Line }):
 		return "They have one inside address in different zones or namespaces: which of these is meant decides."
+	case !slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Line != a.Holders[0].Line }) &&
+		slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Subscriber == h.Line }):
+		return "They have one inside address, and of some of its flows no source of subscribers told whose they were: DHCP or RADIUS may know who had it then."
 	case left:
 		return "Linux gives one address and port to several at once if they talk to different destinations, and destinations are left out of these records: nothing in them decides."
 	}
