@@ -14,7 +14,7 @@ import (
 // tests alone are left out.
 var ranBy = map[string]string{
 	"clickhouse/archive.sql":    "clickhouse.TestTables",
-	"clickhouse/kafka.sql":      "clickhouse.TestTables", // but for the engine Kafka itself
+	"clickhouse/kafka.sql":      "clickhouse.TestTables", // the engine Kafka itself: clickhouse.TestKafkaEngine
 	"clickhouse/rates.sql":      "clickhouse.TestGrafanaQueries",
 	"clickhouse/tables.sql":     "clickhouse.TestTables",
 	"clickhouse/views.sql":      "clickhouse.TestWhois",

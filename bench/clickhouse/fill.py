@@ -1,6 +1,6 @@
 """fill.py DIR: reads names of files of JSON lines from standard input, puts them into the tables, and measures at each line
 "measure"."""
-import random, resource, sys, time
+import os, random, resource, sys, time
 from tables import Tables
 
 t = Tables(sys.argv[1])
@@ -26,6 +26,7 @@ def ask(samples, name, sql):
 
 def measure(took, burnt):
     rows = int(t.one("SELECT count() FROM flows"))
+    print("load        %9.2f %.2f %.2f on %d processors" % (*os.getloadavg(), os.cpu_count()))
     print(f"insert      {rows / took:10,.0f} rows a second, {burnt / rows * 1e6:.1f} us of CPU a row")
     began, before = time.time(), cpu()
     t.run("OPTIMIZE TABLE flows FINAL")

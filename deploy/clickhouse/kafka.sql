@@ -39,7 +39,8 @@ CREATE MATERIALIZED VIEW notes_of_queue TO notes AS
 SELECT host, time, ifNull(lines, 0) AS lines, hash, note FROM flows_queue
 WHERE _error = '' AND v = 1 AND event = 'checkpoint';
 
--- What cannot be read does not stop the others, and is not lost either.
+-- What cannot be read does not stop the others, and is not lost either: its text is here. Of a record of another version its
+-- place is: the engine gives the text only of what it could not parse. "kcat -C -t TOPIC -p PARTITION -o OFFSET -c 1" reads it.
 CREATE TABLE rejects
 (
     received DateTime DEFAULT now(),

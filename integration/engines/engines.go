@@ -104,6 +104,29 @@ func Spark() (dir string, err error) {
 	return dir, err
 }
 
+// KafkaEngine returns a folder for PYTHONPATH with the last ClickHouse that makes a table of the engine Kafka when it is embedded.
+func KafkaEngine() (dir string, err error) {
+	python, err := Python()
+	if err != nil {
+		return "", err
+	}
+	err = locked(func(cache string) error {
+		dir = filepath.Join(cache, "kafka-1")
+		if _, err := os.Stat(dir); err == nil {
+			return nil
+		}
+		fresh := dir + ".new"
+		if err := os.RemoveAll(fresh); err != nil {
+			return err
+		}
+		if err := run(python, "-m", "pip", "install", "-q", "--no-deps", "--target", fresh, "chdb-core==26.1.0"); err != nil {
+			return err
+		}
+		return os.Rename(fresh, dir)
+	})
+	return dir, err
+}
+
 // locked calls do with the folder of the engines; one process at a time.
 func locked(do func(dir string) error) error {
 	cache, err := os.UserCacheDir()
