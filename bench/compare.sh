@@ -32,9 +32,9 @@
 #   ctlogd-spooled                    ctlogd-kafka with the default queue, much smaller than the burst, and a spool behind it
 # Options:
 #   -o ROW,ROW...    only these rows, drain-nap for the ratios among them
-#   -b NAME=BINARY   another ctlogd, an older one say: beside each ctlogd-ROW goes a NAME-ROW, at once behind it, with the
-#                    same configuration; where it refuses that, the row is left out. Paired rows of one run can be compared
-#                    where the machine is not quiet.
+#   -b NAME=BINARY   another ctlogd, an older one say: beside each ctlogd-ROW goes a NAME-ROW, at once behind it and in each
+#                    second run before it, with the same configuration; where it refuses that, the row is left out. Paired
+#                    rows of one run can be compared where the machine is not quiet.
 #   NAME=COMMAND     one more row: COMMAND runs in a scratch folder, and the lines that it writes there to standard output
 #                    and *.json* files are its records; NAME-ipfix sends its records to udp://127.0.0.1:4739.
 # $BENCH_DIR (default /var/tmp) is where the scratch folder is made, so it says which disk is measured.
@@ -84,6 +84,23 @@ in_ns sh -c 'ip link set lo up
 hz=$(getconf CLK_TCK)
 ticks() { awk '{sub(/.*\) /, ""); print $12 + $13}' "/proc/$1/stat" 2>/dev/null || echo 0; }
 
+# settled PID waits until the process has used no CPU for a second, a minute at most, and prints its ticks.
+settled() {
+    local now prev= quiet=0
+    for _ in $(seq 600); do
+        sleep 0.1
+        now=$(ticks "$1")
+        if [[ $now == "$prev" ]]; then
+            quiet=$((quiet + 1))
+            if [[ $quiet -ge 10 ]]; then break; fi
+        else
+            quiet=0
+        fi
+        prev=$now
+    done
+    echo "$now"
+}
+
 # chosen ROW... says whether one of them is to be measured.
 chosen() {
     local row
@@ -110,8 +127,8 @@ row() {
         pid= sink=
         return
     fi
-    local before after prev= quiet=0 speed sealing=0
-    before=$(ticks "$pid")
+    local before after speed sealing=0
+    before=$(settled "$pid") # a start reads the whole table, for a second or more
     if [[ $pattern == burst ]]; then
         local t0 t1
         t0=$(date +%s%N); in_ns conntrack -F >/dev/null 2>&1; t1=$(date +%s%N)
@@ -119,17 +136,7 @@ row() {
     else
         speed=$(in_ns "$work/ctflood" churn "$n" $rate) speed=${speed##*= } speed=${speed%/s}
     fi
-    for _ in $(seq 600); do # until it has used no CPU for a second
-        sleep 0.1
-        after=$(ticks "$pid")
-        if [[ $after == "$prev" ]]; then
-            quiet=$((quiet + 1))
-            if [[ $quiet -ge 10 ]]; then break; fi
-        else
-            quiet=0
-        fi
-        prev=$after
-    done
+    after=$(settled "$pid")
     local peak records
     peak=$(awk '/VmHWM/{print $2}' "/proc/$pid/status" 2>/dev/null || echo 0)
     kill "$pid" 2>/dev/null || true
@@ -183,8 +190,12 @@ ulogd() { # KIND
 # its folder. AROUND, if given, is called with begin before and with end after.
 ctlogd() {
     chosen "ctlogd-$1" || return 0
-    local binary name output
-    for binary in "ctlogd=$work/ctlogd" "${others[@]}"; do
+    local binary name output binaries=("ctlogd=$work/ctlogd" "${others[@]}")
+    if ((run % 2 == 0)); then # whoever comes first may pay for a machine that has cooled down, or gain by it
+        binaries=()
+        for binary in "ctlogd=$work/ctlogd" "${others[@]}"; do binaries=("$binary" "${binaries[@]}"); done
+    fi
+    for binary in "${binaries[@]}"; do
         name=${binary%%=*}-$1
         output=${2//@DIR@/$work/run/$name/out}
         cat >"$work/$name.yaml" <<END
