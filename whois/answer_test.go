@@ -253,6 +253,16 @@ func TestJudge(t *testing.T) {
 			x.Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17", Dst: true}}
 			return asRows(x, x)
 		}(), facts: whole(), verdict: Sole},
+		"two of one name": {rows: func() []row {
+			x, y := a(), b()
+			x.Extra, y.Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17", Name: "Jane"}}, &flow.Extra{Subscriber: flow.Subscriber{ID: "c-18", Name: "Jane"}}
+			return asRows(x, y)
+		}(), facts: whole(), change: func(q *Question) { q.Public, q.Person = End{}, "Jane" }, verdict: Ambiguous, exit: 4, decides: "by id"},
+		"one of one name, twice": {rows: func() []row {
+			x, y := a(), b()
+			x.Extra, y.Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17", Name: "Jane"}}, &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17", Name: "Jane"}}
+			return asRows(x, y)
+		}(), facts: whole(), change: func(q *Question) { q.Public, q.Person = End{}, "Jane" }, verdict: Sole},
 		"two zones": {rows: func() []row { r := a(); r.Zone, r.Start = 5, r.Start+1; return asRows(a(), with(r, flow.HasZone)) }(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "different zones or namespaces"},
 	} {
 		q := point(noon)

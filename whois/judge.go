@@ -142,6 +142,7 @@ func judge(q *Question, rows []row, hosts []*facts, now time.Time) *Answer {
 	}
 	a.setAside()
 	a.identify()
+	a.namesakes()
 	slices.SortStableFunc(a.Holders, func(x, y *Holder) int {
 		return cmp.Or(cmp.Compare(len(x.Doubts), len(y.Doubts)), cmp.Compare(x.Subscriber, y.Subscriber), cmp.Compare(x.Start, y.Start),
 			cmp.Compare(x.host, y.host), cmp.Compare(x.file, y.file), cmp.Compare(x.number, y.number))
@@ -441,6 +442,30 @@ func (a *Answer) identify() {
 	}
 }
 
+// namesakes tells subscribers of one name apart by their ids.
+func (a *Answer) namesakes() {
+	of := func(h *Holder) string { // the id of whoever has the name that is asked for
+		if s := h.Record.Subscriber(); s != nil && s.Name == a.Question.Person && s.ID != a.Question.Person && s.Next != a.Question.Person {
+			return s.ID
+		}
+		return ""
+	}
+	var ids []string
+	for _, h := range a.Holders {
+		if id := of(h); a.Question.Person != "" && id != "" && !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	if len(ids) < 2 {
+		return
+	}
+	for _, h := range a.Holders {
+		if id := of(h); id != "" {
+			h.Subscriber = id
+		}
+	}
+}
+
 // strip takes from a record what is to be left out; a row log has it still.
 func strip(r *flow.Record, dropped []string) {
 	for _, key := range dropped {
@@ -502,7 +527,7 @@ func (a *Answer) verdict() {
 		a.Verdict = None
 		a.Summary = "Nobody had " + what + "."
 		if q.Src.IsValid() {
-			a.Summary = strings.TrimSuffix(cmp.Or(q.SrcEnd.String(), q.Src.String()), "/32") + " had no flow."
+			a.Summary = cmp.Or(q.SrcEnd.String(), q.Src.String()) + " had no flow."
 		} else if q.Person != "" {
 			a.Summary = q.Person + " had no flow."
 		}
@@ -558,6 +583,8 @@ func (a *Answer) decides() string {
 	}
 	left := slices.ContainsFunc(a.Holders, func(h *Holder) bool { return !h.Far.Addr.IsValid() })
 	switch {
+	case q.Person != "":
+		return "Several subscribers have this name: ask for one of them by id."
 	case !slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Line != a.Holders[0].Line }) &&
 		slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Next != "" && h.Next != h.Subscriber }):
 		return "The inside address went from one subscriber to another while a flow lived: the source that has told so knows when."
