@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
+	"time"
 )
 
 // Host returns the host's name, as it is now.
@@ -32,10 +34,51 @@ func Unnamed(name string) bool {
 	return false
 }
 
-const machineFile = "/etc/machine-id"
+// Machine returns the machine's id (machine-id(5)). The error says why there is none. It does not wait long for a file system
+// that hangs.
+func Machine() (string, error) { return etc.look() }
 
-// Machine returns the machine's id (machine-id(5)). The error says why there is none.
-func Machine() (string, error) { return machine(machineFile) }
+var etc = lookup{file: "/etc/machine-id"}
+
+// lookWithin bounds a look at the file.
+const lookWithin = time.Second
+
+// lookup reads the file, once at a time: one that hangs keeps one goroutine, however often it is looked at.
+type lookup struct {
+	file string
+
+	mu    sync.Mutex
+	under *reading // way; nil: none is
+}
+
+type reading struct {
+	done chan struct{}
+	id   string
+	err  error
+}
+
+func (l *lookup) look() (string, error) {
+	l.mu.Lock()
+	r := l.under
+	if r == nil {
+		r = &reading{done: make(chan struct{})}
+		l.under = r
+		go func() {
+			r.id, r.err = machine(l.file)
+			l.mu.Lock()
+			l.under = nil
+			l.mu.Unlock()
+			close(r.done)
+		}()
+	}
+	l.mu.Unlock()
+	select {
+	case <-r.done:
+		return r.id, r.err
+	case <-time.After(lookWithin):
+		return "", fmt.Errorf("%s: no answer for %v, its file system hangs", l.file, lookWithin)
+	}
+}
 
 func machine(file string) (string, error) {
 	text, err := os.ReadFile(file)

@@ -3,8 +3,11 @@ package identity
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestUnnamed(t *testing.T) {
@@ -35,6 +38,40 @@ func TestMachine(t *testing.T) {
 		}
 	}
 	if _, err := machine("/nonexistent"); err == nil || err.Error() != "/nonexistent does not exist" {
+		t.Error(err)
+	}
+}
+
+// TestMachineHangs: a file that does not answer is told of, keeps one goroutine however often it is looked at, and is read
+// when it answers.
+func TestMachineHangs(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "machine-id")
+	if err := unix.Mkfifo(file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l := lookup{file: file}
+	before := runtime.NumGoroutine()
+	for range 3 {
+		if id, err := l.look(); err == nil || !strings.Contains(err.Error(), "its file system hangs") {
+			t.Fatalf("%q, %v", id, err)
+		}
+	}
+	if n := runtime.NumGoroutine() - before; n != 1 {
+		t.Errorf("%d goroutines are left", n)
+	}
+	if err := os.WriteFile(file, []byte("6b1d0e0a2f6c4f6a8f5d3c0e9b7a1234\n"), 0); err != nil { // a FIFO's reader gets it
+		t.Fatal(err)
+	}
+	l.mu.Lock()
+	r := l.under
+	l.mu.Unlock()
+	if r != nil {
+		<-r.done
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.look(); err == nil || !strings.Contains(err.Error(), "does not exist") {
 		t.Error(err)
 	}
 }

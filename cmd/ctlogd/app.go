@@ -108,10 +108,10 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, ow
 	checking, stopChecking := context.WithCancel(context.Background())
 	defer stopChecking()
 	go logChecks(checking, cfg, log.Named("check")) // an output's check may wait for its destination
-	stopReloading := a.follow(ctx, signals.hangup)
-	stopOpening := answer(signals.open, a.openOnRequest)
 	log.Info("logging flows", zap.Strings("events", cfg.Input.Conntrack.Events),
 		zap.String("delivery", cfg.Input.Conntrack.Delivery), zap.Int("outputs", len(a.outputs)))
+	stopReloading := a.follow(ctx, signals.hangup)
+	stopOpening := answer(signals.open, a.openOnRequest)
 
 	// Reading goes on while the outputs settle: what ends meanwhile is queued, and the guard stands by.
 	reading, stopReading := context.WithCancel(context.Background())
