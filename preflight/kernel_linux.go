@@ -195,6 +195,9 @@ func exchange(protocol int, msg, flags uint16, body []byte) ([][]byte, error) {
 	for {
 		block := make([]byte, 32<<10) // the most that a dump puts into one datagram
 		n, _, err := unix.Recvfrom(s, block, 0)
+		if err == unix.EINTR { // the runtime's signals end a call that has a timeout, see signal(7)
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
