@@ -8,7 +8,9 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
+	"unsafe"
 
 	"github.com/parquet-go/parquet-go"
 	"github.com/parquet-go/parquet-go/encoding/rle"
@@ -69,81 +71,122 @@ func (e encoding) format() format.Encoding {
 	return format.Plain
 }
 
-// builder holds one column of a row group while it is made. It is used for one after the other.
+// builder holds one column of a row group while it is made.
 type builder struct {
 	col      *column
 	encoding encoding
+	s        *scratch
+	most     int // rows of a group
 	sum      columnHash
 	names    []uint64 // hashes of the column's names
 
 	rows   int
-	defs   []byte  // definition levels: one a row, or one an element of a list
-	reps   []byte  // lists: repetition levels
-	starts []int32 // lists: where in defs each row begins
-	nulls  int     // of defs, those without a value
-	values []int64 // the others, or their number in the dictionary
+	levels int      // that there are: one a row, or one an element of a list
+	nulls  int      // of them, those without a value
+	left   int      // rows at the end that have none, and are not in what follows yet
+	defs   []byte   // definition levels
+	reps   []byte   // lists: repetition levels
+	starts []int32  // lists: where in defs each row begins
+	there  []byte   // lists: which rows have one
+	values []uint64 // values of a column without a dictionary
+	ints   []int32  // with one: their numbers in it
 	dict   dictionary
-
-	ints []int32 // scratch
-	page []byte  // scratch: a page before compression
-	head []byte  // scratch: its levels
+	lists  [8]listed
 }
 
-// reset makes the builder ready for a column of another row group. The sum goes on from sum.
-func (b *builder) reset(c *column, sum columnHash) {
-	b.col, b.encoding, b.sum, b.names = c, encodingOf(c), sum, nameSums()[c.name]
-	b.rows, b.nulls = 0, 0
-	b.defs, b.reps, b.starts, b.values = b.defs[:0], b.reps[:0], b.starts[:0], b.values[:0]
+// scratch is what the builders of all columns need for a moment.
+type scratch struct {
+	values []uint64
+	sums   []uint64
+	ints   []int32
+	packed []byte
+	page   []byte // before compression
+	head   []byte // its levels
+	zeros  []byte
+}
+
+// reset makes the builder ready for another row group.
+func (b *builder) reset() {
+	b.rows, b.levels, b.nulls, b.left = 0, 0, 0, 0
+	b.defs, b.reps, b.starts, b.there, b.values, b.ints = b.defs[:0], b.reps[:0], b.starts[:0], b.there[:0], b.values[:0], b.ints[:0]
 	b.dict.reset()
+	clear(b.lists[:])
+}
+
+// skip adds n rows without a value.
+func (b *builder) skip(n int) {
+	b.rows, b.levels, b.nulls, b.left = b.rows+n, b.levels+n, b.nulls+n, b.left+n
 }
 
 // fill adds the column's values of some records.
 func (b *builder) fill(recs []flow.Record) {
+	if cap(b.defs) == 0 { // all at once: growing leaves garbage behind
+		b.defs = make([]byte, 0, b.most)
+		if b.encoding.dictionary() {
+			b.ints = make([]int32, 0, b.most)
+		} else {
+			b.values = make([]uint64, 0, b.most)
+		}
+	}
+	b.settle()
 	b.rows += len(recs)
-	switch c := b.col; {
-	case c.list != nil:
+	switch {
+	case b.col.list != nil:
 		b.fillLists(recs)
-	case c.addr != nil:
-		for i := range recs {
-			if a, v6 := c.addr(&recs[i]); a == nil {
-				b.null()
-			} else {
-				b.address(a, v6)
-			}
-		}
-	case c.text != nil:
-		for i := range recs {
-			if text := c.text(&recs[i]); len(text) == 0 {
-				b.null()
-			} else {
-				b.sum.add(maphash.Bytes(hashSeed, text))
-				b.value(int64(b.dict.text(text)))
-			}
-		}
+	case b.col.addr != nil:
+		b.fillAddresses(recs)
+	case b.col.text != nil:
+		b.fillTexts(recs)
 	default:
-		for i := range recs {
-			if v, ok := c.number(&recs[i]); !ok {
-				b.null()
-			} else {
-				b.number(v)
-			}
-		}
+		b.fillNumbers(recs)
 	}
 }
 
-// fillNulls adds n rows without a value.
-func (b *builder) fillNulls(n int) {
-	b.rows += n
-	b.nulls += n
-	b.sum.none(n)
-	b.defs = append(b.defs, make([]byte, n)...)
+// settle puts down the rows that were skipped, as others follow.
+func (b *builder) settle() {
+	if b.left == 0 {
+		return
+	}
+	zeros := b.s.none(b.left)
 	if b.col.list != nil {
-		b.reps = append(b.reps, make([]byte, n)...)
-		for range n {
+		for range zeros {
 			b.starts = append(b.starts, int32(len(b.starts)))
 		}
+		b.reps, b.there = append(b.reps, zeros...), append(b.there, zeros...)
+	}
+	b.defs, b.left = append(b.defs, zeros...), 0
+}
+
+// finish ends the row group.
+func (b *builder) finish() {
+	if b.left == b.rows {
+		b.sum.none(b.rows)
+		return
+	}
+	b.settle()
+	if b.col.list != nil {
+		b.sum.where(b.there)
+	} else {
+		b.sum.where(b.defs)
 	}
 }
+
+// none returns n zeros.
+func (s *scratch) none(n int) []byte {
+	if n > len(s.zeros) {
+		s.zeros = make([]byte, max(n, groupRows))
+	}
+	return s.zeros[:n]
+}
+
+// more returns s with n more elements, which hold anything, and these.
+func more[E any](s []E, n int) (all, fresh []E) {
+	all = slices.Grow(s, n)[:len(s)+n]
+	return all, all[len(s):]
+}
+
+// sized returns a slice of n elements, which hold anything, in the memory of s where that is enough.
+func sized[E any](s []E, n int) []E { return slices.Grow(s[:0], n)[:n] }
 
 // nameSums are the hashes of the names of columns.
 var nameSums = sync.OnceValue(func() map[string][]uint64 {
@@ -156,26 +199,45 @@ var nameSums = sync.OnceValue(func() map[string][]uint64 {
 	return sums
 })
 
-func (b *builder) null() {
-	b.nulls++
-	b.sum.none(1)
-	b.defs = append(b.defs, 0)
-}
-
-func (b *builder) value(v int64) {
-	b.defs = append(b.defs, 1)
-	b.values = append(b.values, v)
-}
-
-func (b *builder) number(v uint64) {
-	if b.names == nil {
-		b.sum.add(v)
-	} else {
-		b.sum.add(b.names[v])
+func (b *builder) fillNumbers(recs []flow.Record) {
+	b.s.values = sized(b.s.values, len(recs))
+	all, defs := more(b.defs, len(recs))
+	values, number, n := b.s.values, b.col.number, 0
+	for i := range recs {
+		v, ok := number(&recs[i])
+		def := byte(0)
+		if ok {
+			def = 1
+		}
+		defs[i], values[n] = def, v
+		n += int(def)
 	}
-	if b.encoding.dictionary() {
-		n, fresh := b.dict.find(dictKey{lo: v})
-		if fresh {
+	b.defs, values = all, values[:n]
+	b.levels, b.nulls = b.levels+len(recs), b.nulls+len(recs)-n
+	if b.names == nil {
+		b.sum.add(values)
+	} else {
+		b.s.sums = sized(b.s.sums, n)
+		for i, v := range values {
+			b.s.sums[i] = b.names[v]
+		}
+		b.sum.add(b.s.sums)
+	}
+	if !b.encoding.dictionary() {
+		b.values = append(b.values, values...)
+		return
+	}
+	var ints []int32
+	b.ints, ints = more(b.ints, n)
+	last, k := uint64(0), uint32(0) // many rows have what the one before has
+	for i, v := range values {
+		if i > 0 && v == last {
+			ints[i] = int32(k)
+			continue
+		}
+		last = v
+		var fresh bool
+		if k, fresh = b.dict.find(dictKey{lo: v}); fresh {
 			switch b.encoding {
 			case dict32:
 				b.dict.plain = binary.LittleEndian.AppendUint32(b.dict.plain, uint32(v))
@@ -185,20 +247,55 @@ func (b *builder) number(v uint64) {
 				b.dict.append(b.col.names[v])
 			}
 		}
-		v = uint64(n)
+		ints[i] = int32(k)
 	}
-	b.value(int64(v))
 }
 
-func (b *builder) address(a *flow.Addr, v6 bool) {
-	k := keyOf(a, v6)
-	b.sum.add(k.hash())
-	n, fresh := b.dict.find(k)
-	if fresh {
-		var text [48]byte
-		b.dict.append(string(appendAddr(text[:0], a, v6)))
+// value adds the number in the dictionary of a row's value, and its hash.
+func (b *builder) value(n uint32, hash uint64) {
+	b.defs, b.ints, b.s.values = append(b.defs, 1), append(b.ints, int32(n)), append(b.s.values, hash)
+	b.levels++
+}
+
+func (b *builder) null() {
+	b.defs = append(b.defs, 0)
+	b.levels++
+	b.nulls++
+}
+
+func (b *builder) fillAddresses(recs []flow.Record) {
+	b.s.values = b.s.values[:0]
+	var last dictKey
+	var n uint32
+	for i := range recs {
+		a, v6 := b.col.addr(&recs[i])
+		if a == nil {
+			b.null()
+			continue
+		}
+		if k := keyOf(a, v6); k != last || len(b.s.values) == 0 {
+			last = k
+			var fresh bool
+			if n, fresh = b.dict.find(k); fresh {
+				var text [48]byte
+				b.dict.append(string(appendAddr(text[:0], a, v6)))
+			}
+		}
+		b.value(n, last.hash())
 	}
-	b.value(int64(n))
+	b.sum.add(b.s.values)
+}
+
+func (b *builder) fillTexts(recs []flow.Record) {
+	b.s.values = b.s.values[:0]
+	for i := range recs {
+		if text := b.col.text(&recs[i]); len(text) == 0 {
+			b.null()
+		} else {
+			b.value(b.dict.text(text), maphash.Bytes(hashSeed, text))
+		}
+	}
+	b.sum.add(b.s.values)
 }
 
 func appendAddr(b []byte, a *flow.Addr, v6 bool) []byte {
@@ -210,46 +307,61 @@ func netipOf(a *flow.Addr, v6 bool) netip.Addr {
 	return t.SrcAddr()
 }
 
-// fillLists is fill for a column of lists. An element's definition level is 2; that of a list without one is 1.
+// listed is a list that was made lately: most rows have one of few.
+type listed struct {
+	bits uint32
+	ints []int32
+}
+
+// The levels of a list with so many elements. That of a list without one is 1.
+var (
+	listReps = [32]byte{1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1, 9: 1, 10: 1, 11: 1, 12: 1, 13: 1, 14: 1, 15: 1, 16: 1,
+		17: 1, 18: 1, 19: 1, 20: 1, 21: 1, 22: 1, 23: 1, 24: 1, 25: 1, 26: 1, 27: 1, 28: 1, 29: 1, 30: 1, 31: 1}
+	listDefs = [32]byte([]byte(strings.Repeat("\x02", 32)))
+)
+
 func (b *builder) fillLists(recs []flow.Record) {
-	last := struct { // the list made last: that of the next row is the same, mostly
-		bits       uint32
-		reps, defs []byte
-		values     []int64
-	}{}
+	b.s.values = b.s.values[:0]
 	for i := range recs {
 		b.starts = append(b.starts, int32(len(b.defs)))
 		v, ok := b.col.list.bits(&recs[i])
-		switch {
-		case !ok:
-			b.reps = append(b.reps, 0)
+		if !ok {
+			b.reps, b.there = append(b.reps, 0), append(b.there, 0)
 			b.null()
 			continue
-		case v == 0:
-			b.sum.add(0)
-			b.nulls++
+		}
+		b.there, b.s.values = append(b.there, 1), append(b.s.values, uint64(v))
+		if v == 0 {
 			b.reps, b.defs = append(b.reps, 0), append(b.defs, 1)
+			b.levels++
+			b.nulls++
 			continue
-		case v != last.bits:
-			last.bits, last.reps, last.defs, last.values = v, last.reps[:0], last.defs[:0], last.values[:0]
+		}
+		l := &b.lists[v*0x9e3779b9>>29]
+		if l.bits != v {
+			l.bits, l.ints = v, l.ints[:0]
 			for left := v; left != 0; left &= left - 1 {
 				bit := bits.TrailingZeros32(left)
-				n, fresh := b.dict.find(dictKey{lo: uint64(bit)})
+				k, fresh := b.dict.find(dictKey{lo: uint64(bit)})
 				if fresh {
 					b.dict.append(b.col.list.sets[bit])
 				}
-				last.reps, last.defs, last.values = append(last.reps, 1), append(last.defs, 2), append(last.values, int64(n))
+				l.ints = append(l.ints, int32(k))
 			}
-			last.reps[0] = 0
 		}
-		b.sum.add(uint64(v))
-		b.reps, b.defs, b.values = append(b.reps, last.reps...), append(b.defs, last.defs...), append(b.values, last.values...)
+		n := len(l.ints)
+		b.reps, b.defs, b.ints = append(b.reps, listReps[:n]...), append(b.defs, listDefs[:n]...), append(b.ints, l.ints...)
+		b.levels += n
 	}
+	b.sum.add(b.s.values)
 }
+
+// empty reports whether no row has a value.
+func (b *builder) empty() bool { return b.levels == b.nulls }
 
 // one reports whether all rows have the same value, or none.
 func (b *builder) one() bool {
-	return len(b.values) == 0 || b.nulls == 0 && b.col.list == nil && b.encoding.dictionary() && len(b.dict.keys) == 1
+	return b.empty() || b.nulls == 0 && b.col.list == nil && b.encoding.dictionary() && len(b.dict.keys) == 1
 }
 
 // maxDef is the definition level of what has a value.
@@ -263,10 +375,13 @@ func (b *builder) maxDef() byte {
 // cut is one page of a column.
 type cut struct {
 	row, rows    int // its first row, and how many
-	level, value int // where in defs and values it begins
+	level, value int // where in defs it begins, and which of the values is its first
 	levels       int
 	nulls        int
 }
+
+// values returns how many values the page has.
+func (c *cut) values() int { return c.levels - c.nulls }
 
 // cuts calls do for each page.
 func (b *builder) cuts(do func(c cut) error) error {
@@ -275,19 +390,19 @@ func (b *builder) cuts(do func(c cut) error) error {
 		step = b.rows
 	}
 	c := cut{}
-	for ; c.row < b.rows; c.row, c.level, c.value = c.row+c.rows, c.level+c.levels, c.value+c.levels-c.nulls {
+	for ; c.row < b.rows; c.row, c.level, c.value = c.row+c.rows, c.level+c.levels, c.value+c.values() {
 		c.rows = min(step, b.rows-c.row)
 		end := c.row + c.rows
-		if b.col.list != nil {
-			if end < b.rows {
-				end = int(b.starts[end])
-			} else {
-				end = len(b.defs)
-			}
+		if end == b.rows {
+			end = b.levels
+		} else if b.col.list != nil {
+			end = int(b.starts[end])
 		}
-		c.levels = end - c.level
-		c.nulls = 0
-		if b.nulls > 0 {
+		c.levels, c.nulls = end-c.level, 0
+		switch {
+		case b.empty():
+			c.nulls = c.levels
+		case b.nulls > 0:
 			c.nulls = c.levels - bytes.Count(b.defs[c.level:end], []byte{b.maxDef()})
 		}
 		if err := do(c); err != nil {
@@ -302,81 +417,102 @@ var (
 	level2 = rle.Encoding{BitWidth: 2}
 )
 
-// levels appends the levels of a page to b.head, and returns the sizes of both kinds.
-func (b *builder) levels(c cut) (reps, defs int, err error) {
-	b.head = b.head[:0]
-	if b.col.list != nil {
-		if b.page, err = level1.EncodeLevels(b.page, b.reps[c.level:c.level+c.levels]); err != nil {
-			return 0, 0, err
-		}
-		b.head = append(b.head, b.page...)
-		reps = len(b.page)
+// heads makes the scratch's head of the levels of a page, and returns the sizes of both kinds.
+func (b *builder) heads(c cut) (reps, defs int, err error) {
+	s, from, to := b.s, c.level, c.level+c.levels
+	s.head = s.head[:0]
+	levels := b.defs
+	if b.left == b.rows {
+		levels = s.none(b.rows)
 	}
 	encoding := &level1
-	if b.maxDef() == 2 {
+	if b.col.list != nil {
 		encoding = &level2
+		repeated := b.reps
+		if b.left == b.rows {
+			repeated = levels
+		}
+		if s.packed, err = level1.EncodeLevels(s.packed, repeated[from:to]); err != nil {
+			return 0, 0, err
+		}
+		s.head = append(s.head, s.packed...)
+		reps = len(s.head)
 	}
-	if b.page, err = encoding.EncodeLevels(b.page, b.defs[c.level:c.level+c.levels]); err != nil {
+	if s.packed, err = encoding.EncodeLevels(s.packed, levels[from:to]); err != nil {
 		return 0, 0, err
 	}
-	b.head = append(b.head, b.page...)
-	return reps, len(b.page), nil
+	s.head = append(s.head, s.packed...)
+	return reps, len(s.packed), nil
 }
 
-// data makes b.page of the values of a page.
-func (b *builder) data(values []int64) (err error) {
-	b.page = b.page[:0]
+// data makes the scratch's page of the values of a page.
+func (b *builder) data(c cut) (err error) {
+	if b.encoding.dictionary() {
+		ints := b.ints[c.value : c.value+c.values()]
+		all := int32(0)
+		for _, v := range ints {
+			all |= v
+		}
+		width := rle.Encoding{BitWidth: bits.Len32(uint32(all))}
+		if b.s.packed, err = width.EncodeInt32(b.s.packed, ints); err == nil {
+			b.s.page = append(append(b.s.page[:0], byte(width.BitWidth)), b.s.packed...)
+		}
+		return err
+	}
+	values := b.values[c.value : c.value+c.values()]
 	switch b.encoding {
 	case plain64:
+		b.s.page = b.s.page[:0]
 		for _, v := range values {
-			b.page = binary.LittleEndian.AppendUint64(b.page, uint64(v))
+			b.s.page = binary.LittleEndian.AppendUint64(b.s.page, v)
 		}
 	case plainBool:
-		b.page = append(b.page, make([]byte, (len(values)+7)/8)...)
+		b.s.page = sized(b.s.page, (len(values)+7)/8)
+		clear(b.s.page)
 		for i, v := range values {
-			b.page[i/8] |= byte(v) << (i % 8)
+			b.s.page[i/8] |= byte(v) << (i % 8)
 		}
 	case delta64:
-		b.page, err = parquet.DeltaBinaryPacked.EncodeInt64(b.page, values)
-	default:
-		b.ints = b.ints[:0]
-		for _, v := range values {
-			b.ints = append(b.ints, int32(v))
+		b.s.page, err = parquet.DeltaBinaryPacked.EncodeInt64(b.s.page, unsafe.Slice((*int64)(unsafe.Pointer(unsafe.SliceData(values))), len(values)))
+	case delta32:
+		b.s.ints = sized(b.s.ints, len(values))
+		for i, v := range values {
+			b.s.ints[i] = int32(v)
 		}
-		if b.encoding == delta32 {
-			b.page, err = parquet.DeltaBinaryPacked.EncodeInt32(b.page, b.ints)
-		} else {
-			b.page, err = parquet.RLEDictionary.EncodeInt32(b.page, b.ints)
-		}
+		b.s.page, err = parquet.DeltaBinaryPacked.EncodeInt32(b.s.page, b.s.ints)
 	}
 	return err
 }
 
-// bounds returns the least and the greatest of values, which are not empty.
-func (b *builder) bounds(values []int64) (lo, hi int64) {
-	lo, hi = values[0], values[0]
-	switch {
-	case b.encoding.dictionary():
+// bounds returns the least and the greatest of the values of a page, which has some: numbers, or those of entries of the
+// dictionary.
+func (b *builder) bounds(c cut) (lo, hi int64) {
+	if b.encoding.dictionary() {
+		ints := b.ints[c.value : c.value+c.values()]
+		lo, hi = int64(ints[0]), int64(ints[0])
 		b.dict.page++
-		for _, v := range values {
+		for _, v := range ints {
 			if b.dict.seen[v] == b.dict.page {
 				continue
 			}
 			b.dict.seen[v] = b.dict.page
-			lo, hi = b.least(lo, v), b.greatest(hi, v)
+			lo, hi = b.least(lo, int64(v)), b.greatest(hi, int64(v))
 		}
-	case b.encoding == delta64: // times have a sign
-		for _, v := range values {
-			lo, hi = min(lo, v), max(hi, v)
-		}
-	default:
-		l, h := uint64(lo), uint64(hi)
-		for _, v := range values {
-			l, h = min(l, uint64(v)), max(h, uint64(v))
-		}
-		lo, hi = int64(l), int64(h)
+		return lo, hi
 	}
-	return lo, hi
+	values := b.values[c.value : c.value+c.values()]
+	if b.encoding == delta64 { // times have a sign
+		lo, hi = int64(values[0]), int64(values[0])
+		for _, v := range values {
+			lo, hi = min(lo, int64(v)), max(hi, int64(v))
+		}
+		return lo, hi
+	}
+	l, h := values[0], values[0]
+	for _, v := range values {
+		l, h = min(l, v), max(h, v)
+	}
+	return int64(l), int64(h)
 }
 
 func (b *builder) least(x, y int64) int64 {
@@ -446,8 +582,9 @@ func (k *dictKey) hash() uint64 {
 // dictionary are the distinct values of a column in a row group, in the order of their first use.
 type dictionary struct {
 	keys  []dictKey
-	table []uint32 // by the hash of its key, the number of an entry and 1; a power of two, at most half full
-	last  uint32   // entry that was found last
+	table []slot  // by the hash of its key; a power of two, at most half full
+	class dictKey // the first key
+	mixed bool    // keys differ in more than their low halves
 	texts map[string]uint32
 
 	plain []byte   // the entries as a page
@@ -457,45 +594,52 @@ type dictionary struct {
 	page uint32
 }
 
+// slot is a place in the table: the low half of a key, which mostly tells it from all others, so that the key itself need
+// not be brought into the cache.
+type slot struct{ low, n uint32 } // n is the number of the entry and 1; 0: there is none
+
 func (d *dictionary) reset() {
 	clear(d.table)
 	clear(d.texts)
-	d.keys, d.plain, d.ends, d.seen, d.last, d.page = d.keys[:0], d.plain[:0], d.ends[:0], d.seen[:0], 0, 0
+	d.keys, d.plain, d.ends, d.seen, d.mixed, d.page = d.keys[:0], d.plain[:0], d.ends[:0], d.seen[:0], false, 0
 }
+
+// alike reports whether two keys differ in their low halves alone, if at all.
+func (k *dictKey) alike(o *dictKey) bool { return k.hi == o.hi && k.lo>>32 == o.lo>>32 && k.v6 == o.v6 }
 
 // find returns the number of an entry. If it is fresh, the caller appends its value.
 func (d *dictionary) find(k dictKey) (n uint32, fresh bool) {
-	if int(d.last) < len(d.keys) && d.keys[d.last] == k {
-		return d.last, false
-	}
 	if len(d.keys)*2 >= len(d.table) {
 		d.grow()
 	}
-	mask := uint64(len(d.table) - 1)
+	if len(d.keys) == 0 {
+		d.class = k
+	}
+	d.mixed = d.mixed || !k.alike(&d.class)
+	mask, low := uint64(len(d.table)-1), uint32(k.lo)
 	for i := k.hash() & mask; ; i = (i + 1) & mask {
-		switch n := d.table[i]; {
-		case n == 0:
+		switch s := &d.table[i]; {
+		case s.n == 0:
 			d.keys = append(d.keys, k)
-			d.table[i] = uint32(len(d.keys))
-			d.last = uint32(len(d.keys) - 1)
 			d.seen = append(d.seen, 0)
-			return d.last, true
-		case d.keys[n-1] == k:
-			d.last = n - 1
-			return d.last, false
+			*s = slot{low, uint32(len(d.keys))}
+			return s.n - 1, true
+		case s.low == low && (!d.mixed || d.keys[s.n-1] == k):
+			return s.n - 1, false
 		}
 	}
 }
 
 func (d *dictionary) grow() {
-	d.table = make([]uint32, max(256, 2*len(d.table)))
+	d.table = make([]slot, max(256, 2*len(d.table)))
 	mask := uint64(len(d.table) - 1)
 	for n := range d.keys {
-		i := d.keys[n].hash() & mask
-		for d.table[i] != 0 {
+		k := &d.keys[n]
+		i := k.hash() & mask
+		for d.table[i].n != 0 {
 			i = (i + 1) & mask
 		}
-		d.table[i] = uint32(n + 1)
+		d.table[i] = slot{uint32(k.lo), uint32(n + 1)}
 	}
 }
 

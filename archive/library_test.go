@@ -2,7 +2,9 @@ package archive
 
 import (
 	"bytes"
+	"errors"
 	"io"
+	"slices"
 	"testing"
 
 	"github.com/parquet-go/parquet-go"
@@ -18,9 +20,9 @@ func segmentOf(t testing.TB, n int) (file []byte, recs []flow.Record) {
 		recs = append(recs, *r)
 	}
 	var w bytes.Buffer
-	tw, err := newTableWriter(&w, codecOf("zstd-1"), [columnCount]bool{})
-	for rest := recs; len(rest) > 0 && err == nil; rest = rest[min(groupRows, len(rest)):] {
-		err = tw.group(rest[:min(groupRows, len(rest))])
+	tw, err := newTableWriter(&w, len(recs), codecOf("zstd-1"), [columnCount]bool{})
+	if err == nil {
+		err = errors.Join(tw.add(recs), tw.group())
 	}
 	if err == nil {
 		err = tw.close(format.KeyValue{Key: metaOrigin, Value: "{}"})
@@ -89,6 +91,154 @@ func (c *column) values(recs []flow.Record, values []parquet.Value) []parquet.Va
 	return values
 }
 
+// writeTable writes a table of some records, and returns it with the sums of its columns.
+func writeTable(t *testing.T, recs []flow.Record) (*parquet.File, columnSums) {
+	t.Helper()
+	var w bytes.Buffer
+	tw, err := newTableWriter(&w, len(recs), codecOf("zstd-1"), [columnCount]bool{})
+	if err == nil {
+		err = errors.Join(tw.add(recs), tw.group(), tw.close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := parquet.OpenFile(bytes.NewReader(w.Bytes()), int64(w.Len()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f, tw.columnSums()
+}
+
+// TestRareValues: columns that few rows have a value in, wherever in a row group these are, are read by the library as they were
+// written, null or not.
+func TestRareValues(t *testing.T) {
+	_, plain := segmentOf(t, 5*blockRows)
+	var rare []flow.Record
+	for _, r := range everyKind() {
+		rare = append(rare, *r)
+	}
+	recs := slices.Concat(plain[:2*blockRows+100], rare[:300], plain[2*blockRows:4*blockRows], rare[300:310], plain[4*blockRows:])
+	f, sums := writeTable(t, recs)
+	if len(f.RowGroups()) != 1 {
+		t.Fatalf("%d row groups", len(f.RowGroups()))
+	}
+	some := 0
+	for i, chunk := range f.RowGroups()[0].ColumnChunks() {
+		var got []parquet.Value
+		pages := chunk.Pages()
+		for {
+			page, err := pages.ReadPage()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatalf("%s: %v", columns[i].name, err)
+			}
+			values := make([]parquet.Value, page.NumValues())
+			if n, err := page.Values().ReadValues(values); n < len(values) {
+				t.Fatalf("%s: %v", columns[i].name, err)
+			}
+			got = append(got, values...)
+		}
+		want := columns[i].values(recs, nil)
+		if len(got) != len(want) {
+			t.Errorf("%s: %d values, want %d", columns[i].name, len(got), len(want))
+			continue
+		}
+		for k := range got {
+			if !parquet.Equal(got[k], want[k]) || got[k].DefinitionLevel() != want[k].DefinitionLevel() || got[k].RepetitionLevel() != want[k].RepetitionLevel() {
+				t.Errorf("%s: value %d is %v, want %v", columns[i].name, k, got[k], want[k])
+				break
+			}
+		}
+		if slices.ContainsFunc(want, func(v parquet.Value) bool { return !v.IsNull() }) {
+			some++
+		}
+	}
+	if some < columnCount-5 {
+		t.Errorf("only %d columns have a value", some)
+	}
+	if read, err := sumsOf(f); err != nil || read != sums {
+		t.Errorf("what is read has other sums than what was written: %v", err)
+	}
+}
+
+// TestColumnSums: the sum of a column tells of a value that has changed, has gone, or stands elsewhere.
+func TestColumnSums(t *testing.T) {
+	_, recs := segmentOf(t, 3000)
+	_, before := writeTable(t, recs)
+	for _, tt := range []struct {
+		name   string
+		change func(recs []flow.Record)
+		column int
+	}{
+		{"a number", func(recs []flow.Record) { recs[2500].OrigCounters.Bytes++ }, cOrigBytes},
+		{"a number of a dictionary", func(recs []flow.Record) { recs[2500].Orig.DstPort = 4711 }, cDstPort},
+		{"an address", func(recs []flow.Record) { recs[10].Orig.Dst[15]++ }, cDstIP},
+		{"a name", func(recs []flow.Record) { recs[10].Event = flow.EventOpen }, cEvent},
+		{"a list", func(recs []flow.Record) { recs[10].Status ^= 1 << 7 }, cStatus},
+		{"two in another order", func(recs []flow.Record) { recs[7].Start, recs[8].Start = recs[8].Start, recs[7].Start }, cStart},
+		{"one that is gone", func(recs []flow.Record) { recs[7].Start = 0 }, cStart},
+		{"all that are gone", func(recs []flow.Record) {
+			for i := range recs {
+				recs[i].Start = 0
+			}
+		}, cStart},
+	} {
+		changed := slices.Clone(recs)
+		tt.change(changed)
+		if f, after := writeTable(t, changed); after[tt.column] == before[tt.column] {
+			t.Errorf("%s: column %s has the same sum", tt.name, columns[tt.column].name)
+		} else if read, err := sumsOf(f); err != nil || read != after {
+			t.Errorf("%s: what is read has another sum than what was written: %v", tt.name, err)
+		}
+	}
+}
+
+// TestDictionary: keys that differ in their high halves alone, or in their family, are entries of their own.
+func TestDictionary(t *testing.T) {
+	var d dictionary
+	var numbers, addresses []dictKey
+	for i := range uint64(500) {
+		numbers = append(numbers, dictKey{lo: i<<32 | 5})
+		addresses = append(addresses, dictKey{hi: i, lo: 7, v6: true}, dictKey{hi: i, lo: 7})
+	}
+	for range 2 {
+		for _, keys := range [][]dictKey{append(numbers, numbers...), append(addresses, addresses...)} {
+			d.reset()
+			seen := map[dictKey]uint32{}
+			for _, k := range keys {
+				want, known := seen[k]
+				if !known {
+					want = uint32(len(seen))
+					seen[k] = want
+				}
+				if n, fresh := d.find(k); n != want || fresh == known {
+					t.Errorf("%+v is entry %d, fresh %v; want %d, %v", k, n, fresh, want, !known)
+				}
+			}
+		}
+	}
+}
+
+// TestIncompressible: a column that compression does not make smaller is stored as it is, and costs no reader a decompression.
+func TestIncompressible(t *testing.T) {
+	file, _ := segmentOf(t, 20000)
+	f, err := parquet.OpenFile(bytes.NewReader(file), int64(len(file)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range f.Metadata().RowGroups[0].Columns {
+		m := &c.MetaData
+		if m.DictionaryPageOffset == 0 && m.TotalCompressedSize > m.TotalUncompressedSize {
+			t.Errorf("%s: %d bytes, %d without compression", columns[i].name, m.TotalCompressedSize, m.TotalUncompressedSize)
+		}
+		if i == cOrigBytes && m.TotalCompressedSize > m.TotalUncompressedSize/2 {
+			t.Errorf("%s is not compressed: %d bytes, %d without", columns[i].name, m.TotalCompressedSize, m.TotalUncompressedSize)
+		}
+	}
+}
+
 // BenchmarkWrite says what a row costs that our writer makes a row group of, and one that the library's does.
 func BenchmarkWrite(b *testing.B) {
 	_, recs := segmentOf(b, groupRows)
@@ -98,9 +248,9 @@ func BenchmarkWrite(b *testing.B) {
 	b.Run("own", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			w, err := newTableWriter(io.Discard, codecOf("zstd-1"), [columnCount]bool{})
+			w, err := newTableWriter(io.Discard, len(recs), codecOf("zstd-1"), [columnCount]bool{})
 			if err == nil {
-				err = w.group(recs)
+				err = errors.Join(w.add(recs), w.group())
 			}
 			if err == nil {
 				err = w.close()

@@ -2,21 +2,23 @@ package archive
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash"
+	"hash/crc32"
 	"hash/maphash"
 	"io"
-	"math/bits"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"time"
+	"unsafe"
 
 	"github.com/parquet-go/parquet-go"
 	"github.com/parquet-go/parquet-go/compress"
@@ -212,7 +214,7 @@ func Seal(path string) (seg Segment, date string, err error) {
 		return seg, "", errEmpty
 	}
 	order.sort()
-	debug.FreeOSMemory() // what sorting took, before the file's pages come in
+	runtime.GC() // what sorting took is there for what comes next
 
 	date = s.Origin.Created.date()
 	dir := filepath.Join(filepath.Dir(path), "date="+date)
@@ -235,7 +237,7 @@ func Seal(path string) (seg Segment, date string, err error) {
 		return seg, "", err
 	}
 	defer out.Close()
-	sum := sha256.New()
+	sum := crc32.New(castagnoli)
 	written, err := writeSegment(io.MultiWriter(out, sum), &s.Origin, &seg.Facts, order.rows, rows, lost)
 	if err != nil {
 		return seg, "", fmt.Errorf("write %s: %w", tmp, err)
@@ -250,12 +252,14 @@ func Seal(path string) (seg Segment, date string, err error) {
 		return seg, "", err
 	}
 	// What counts is what the file holds, not what was meant to be in it.
-	if seg.Bytes, seg.SHA256, err = hashFile(out); err != nil {
+	read, digest := crc32.New(castagnoli), sha256.New()
+	if seg.Bytes, err = copyFrom(io.MultiWriter(read, digest), out); err != nil {
 		return seg, "", err
 	}
-	if seg.SHA256 != hex.EncodeToString(sum.Sum(nil)) {
+	if read.Sum32() != sum.Sum32() {
 		return seg, "", fmt.Errorf("%s reads back other bytes than were written", tmp)
 	}
+	seg.SHA256 = hex.EncodeToString(digest.Sum(nil))
 	if err := readBack(out, seg.Bytes, facts.Records, written); err != nil {
 		return seg, "", fmt.Errorf("read %s back: %w", tmp, err)
 	}
@@ -339,37 +343,46 @@ func survey(s *rowScan) (rows *order, facts Facts, lost *flow.Record, err error)
 	return rows, facts, lost, nil
 }
 
-// columnHash is of a column's values in their order.
-type columnHash struct {
-	sum   uint64
-	nulls uint64 // since the last value
+// columnHash is of a column: of its values in their order, and of where there are none. However the rows are cut into pages, it is
+// the same.
+type columnHash struct{ values, there maphash.Hash }
+
+func newColumnHash() (h columnHash) {
+	h.values.SetSeed(hashSeed)
+	h.there.SetSeed(hashSeed)
+	return h
 }
 
-// none adds n nulls.
-func (h *columnHash) none(n int) { h.nulls += uint64(n) }
+// add adds values: numbers, the bits of lists, or hashes of texts or addresses.
+func (h *columnHash) add(values []uint64) {
+	_, _ = h.values.Write(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(values))), 8*len(values)))
+}
 
-// add adds a value: a number, the bits of a list, or a hash of a text or an address.
-func (h *columnHash) add(v uint64) {
-	if h.nulls != 0 {
-		h.mix(^h.nulls)
-		h.nulls = 0
+// where adds which rows of a row group have a value: 1 says that one has.
+func (h *columnHash) where(there []byte) {
+	if bytes.IndexByte(there, 1) < 0 {
+		h.none(len(there))
+		return
 	}
-	h.mix(v)
+	_, _ = h.there.Write(there)
 }
 
-func (h *columnHash) mix(y uint64) { h.sum = (bits.RotateLeft64(h.sum, 5) ^ y) * 0x9e3779b97f4a7c15 }
+// none adds a row group of n rows without a value.
+func (h *columnHash) none(n int) { maphash.WriteComparable(&h.there, n) }
 
 // value is the hash of all.
-func (h columnHash) value() uint64 {
-	h.mix(^h.nulls)
-	return h.sum
-}
+func (h *columnHash) value() columnSum { return columnSum{h.values.Sum64(), h.there.Sum64()} }
+
+// columnSum tells columns apart.
+type columnSum struct{ values, there uint64 }
+
+type columnSums [columnCount]columnSum
 
 var hashSeed = maphash.MakeSeed()
 
 // writeSegment writes the table to w: the records of the row log, whose bytes are rows, in the order of keys. lost, if
 // there is one, comes first.
-func writeSegment(w io.Writer, o *Origin, facts *Facts, keys []rowKey, rows []byte, lost *flow.Record) (sums [columnCount]columnHash, err error) {
+func writeSegment(w io.Writer, o *Origin, facts *Facts, keys []rowKey, rows []byte, lost *flow.Record) (sums columnSums, err error) {
 	origin, err := json.Marshal(o)
 	if err != nil {
 		return sums, err
@@ -379,11 +392,11 @@ func writeSegment(w io.Writer, o *Origin, facts *Facts, keys []rowKey, rows []by
 		return sums, err
 	}
 	buffered := bufio.NewWriterSize(w, 256<<10)
-	t, err := newTableWriter(buffered, codecOf(o.Level), dropped(o.Dropped))
+	t, err := newTableWriter(buffered, len(keys)+1, codecOf(o.Level), dropped(o.Dropped))
 	if err != nil {
 		return sums, err
 	}
-	batch := flow.NewBatch(groupRows, nil)
+	batch := flow.NewBatch(blockRows, nil)
 	if lost != nil {
 		batch.Append([]flow.Record{*lost})
 	}
@@ -392,23 +405,29 @@ func writeSegment(w io.Writer, o *Origin, facts *Facts, keys []rowKey, rows []by
 		if i%ahead == 0 {
 			touch(keys[i:min(i+ahead, len(keys))], rows)
 		}
-		if i > 0 && k.long() != keys[i-1].long() || batch.Full() {
-			if err := t.group(batch.Records); err != nil {
+		ends := i > 0 && k.long() != keys[i-1].long()
+		if ends || batch.Full() {
+			if err := t.add(batch.Records); err != nil {
 				return sums, err
 			}
 			batch.Reset()
+		}
+		if ends {
+			if err := t.group(); err != nil {
+				return sums, err
+			}
 		}
 		if _, err := batch.DecodeBinary(rows[k.off:]); err != nil {
 			return sums, err
 		}
 	}
-	if err := t.group(batch.Records); err != nil {
+	if err := errors.Join(t.add(batch.Records), t.group()); err != nil {
 		return sums, err
 	}
 	if err := t.close(format.KeyValue{Key: metaOrigin, Value: string(origin)}, format.KeyValue{Key: metaFacts, Value: string(about)}); err != nil {
 		return sums, err
 	}
-	return t.sums, buffered.Flush()
+	return t.columnSums(), buffered.Flush()
 }
 
 // ahead is how many records are brought into the cache at once: they lie anywhere, and waiting for one after the other
@@ -433,7 +452,7 @@ func hashFile(f *os.File) (size int64, sum string, err error) {
 	return size, hex.EncodeToString(h.Sum(nil)), nil
 }
 
-func copyFrom(h hash.Hash, f *os.File) (int64, error) {
+func copyFrom(h io.Writer, f *os.File) (int64, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return 0, err
@@ -442,7 +461,10 @@ func copyFrom(h hash.Hash, f *os.File) (int64, error) {
 }
 
 // readBack reads every value of a segment, and tells whether it is what was written.
-func readBack(f io.ReaderAt, size, records int64, want [columnCount]columnHash) error {
+func readBack(f io.ReaderAt, size, records int64, want columnSums) error {
+	// What was needed to write goes. Then little is alive, and what is read is garbage at once.
+	runtime.GC()
+	defer debug.SetGCPercent(debug.SetGCPercent(200))
 	pf, err := parquet.OpenFile(f, size, parquet.SkipPageIndex(true), parquet.SkipBloomFilters(true))
 	if err != nil {
 		return err
@@ -455,7 +477,7 @@ func readBack(f io.ReaderAt, size, records int64, want [columnCount]columnHash) 
 		return err
 	}
 	for i := range got {
-		if got[i].value() != want[i].value() {
+		if got[i] != want[i] {
 			return fmt.Errorf("column %s holds other values than were written", columns[i].name)
 		}
 	}
@@ -463,7 +485,12 @@ func readBack(f io.ReaderAt, size, records int64, want [columnCount]columnHash) 
 }
 
 // sumsOf reads every value of the columns that are known. The library does it, which did not write them.
-func sumsOf(pf *parquet.File) (sums [columnCount]columnHash, err error) {
+func sumsOf(pf *parquet.File) (sums columnSums, err error) {
+	var hashes [columnCount]columnHash
+	for i := range hashes {
+		hashes[i] = newColumnHash()
+	}
+	var r columnReader
 	for _, g := range pf.RowGroups() {
 		chunks := g.ColumnChunks()
 		for i := range columns {
@@ -471,38 +498,53 @@ func sumsOf(pf *parquet.File) (sums [columnCount]columnHash, err error) {
 			if !ok {
 				continue
 			}
-			if err := sums[i].chunk(&columns[i], chunks[leaf.ColumnIndex]); err != nil {
+			if err := r.chunk(&columns[i], chunks[leaf.ColumnIndex], &hashes[i]); err != nil {
 				return sums, fmt.Errorf("column %s: %w", columns[i].name, err)
 			}
 		}
 	}
+	for i := range hashes {
+		sums[i] = hashes[i].value()
+	}
 	return sums, nil
 }
 
-// chunk adds the values of a column of a row group.
-func (h *columnHash) chunk(c *column, chunk parquet.ColumnChunk) error {
+// columnReader makes hashes of what the library reads.
+type columnReader struct {
+	there   []byte   // of a row group, which rows have a value
+	entries []uint64 // of its dictionary, what columnHash takes
+	values  []uint64 // of a page
+}
+
+// chunk adds a column of a row group to h.
+func (r *columnReader) chunk(c *column, chunk parquet.ColumnChunk, h *columnHash) error {
 	pages := chunk.Pages()
 	defer pages.Close()
-	var entries []uint64 // of the dictionary, what add takes
+	r.there, r.entries = r.there[:0], r.entries[:0]
 	for {
 		page, err := pages.ReadPage()
 		if err == io.EOF {
+			h.where(r.there)
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		if d := page.Dictionary(); d != nil && entries == nil {
-			entries = make([]uint64, d.Len())
-			for i := range entries {
-				entries[i] = c.entry(d.Index(int32(i)))
+		if d := page.Dictionary(); d != nil && len(r.entries) == 0 {
+			for i := range d.Len() {
+				r.entries = append(r.entries, c.entry(d.Index(int32(i))))
 			}
 		}
+		r.values = r.values[:0]
 		if c.list != nil {
-			h.lists(page, entries)
+			r.lists(page)
 		} else {
-			h.page(page, entries, encodingOf(c))
+			r.there = append(r.there, page.DefinitionLevels()...)
+			if page.NumNulls() < page.NumValues() {
+				r.page(page, encodingOf(c))
+			}
 		}
+		h.add(r.values)
 		parquet.Release(page)
 	}
 }
@@ -528,61 +570,50 @@ func (c *column) entry(v parquet.Value) uint64 {
 	return v.Uint64()
 }
 
-// page adds a page of a column that is no list.
-func (h *columnHash) page(page parquet.Page, entries []uint64, e encoding) {
+// page reads the values of a page of a column that is no list.
+func (r *columnReader) page(page parquet.Page, e encoding) {
 	data := page.Data()
-	defs := page.DefinitionLevels()
-	if page.NumNulls() == page.NumValues() {
-		h.none(len(defs))
-		return
-	}
-	next := 0
-	add := func(value func(i int) uint64) {
-		for _, d := range defs {
-			if d == 0 {
-				h.none(1)
-				continue
-			}
-			h.add(value(next))
-			next++
-		}
-	}
 	switch {
 	case e.dictionary():
 		ints := data.Int32()
-		add(func(i int) uint64 { return entries[ints[i]] })
+		r.values = sized(r.values, len(ints))
+		for i, v := range ints {
+			r.values[i] = r.entries[v]
+		}
 	case e == plainBool:
-		bits := data.Boolean()
-		add(func(i int) uint64 { return uint64(bits[i/8] >> (i % 8) & 1) })
+		packed := data.Boolean()
+		for i := range int(page.NumValues() - page.NumNulls()) {
+			r.values = append(r.values, uint64(packed[i/8]>>(i%8)&1))
+		}
 	case e == delta32:
-		ints := data.Uint32()
-		add(func(i int) uint64 { return uint64(ints[i]) })
+		for _, v := range data.Uint32() {
+			r.values = append(r.values, uint64(v))
+		}
 	default:
-		ints := data.Uint64()
-		add(func(i int) uint64 { return ints[i] })
+		r.values = append(r.values, data.Uint64()...)
 	}
 }
 
-// lists adds a page of lists.
-func (h *columnHash) lists(page parquet.Page, entries []uint64) {
+// lists reads the bits of a page of lists.
+func (r *columnReader) lists(page parquet.Page) {
 	defs, reps := page.DefinitionLevels(), page.RepetitionLevels()
 	var ints []int32
-	if entries != nil {
+	if len(r.entries) > 0 {
 		data := page.Data()
 		ints = data.Int32()
 	}
 	v := uint64(0)
 	for i, d := range defs {
 		if d == 0 {
-			h.none(1)
+			r.there = append(r.there, 0)
 			continue
 		}
 		if d == 2 {
-			v |= entries[ints[0]]
+			v |= r.entries[ints[0]]
 			ints = ints[1:]
 		}
 		if i+1 == len(reps) || reps[i+1] == 0 {
-			h.add(v)
+			r.there, r.values = append(r.there, 1), append(r.values, v)
 			v = 0
 		}
 	}

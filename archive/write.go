@@ -33,8 +33,10 @@ type tableWriter struct {
 	codec compress.Codec
 	drop  [columnCount]bool
 
-	b       builder
-	sums    [columnCount]columnHash // of what was written so far
+	rows     int // of the row group that is being made
+	builders [columnCount]builder
+	scratch  scratch
+
 	meta    format.FileMetaData
 	columns [][]format.ColumnIndex
 	offsets [][]format.OffsetIndex
@@ -45,9 +47,13 @@ type tableWriter struct {
 
 const magic = "PAR1"
 
-// newTableWriter returns a writer of a table to w. The columns in drop are left empty.
-func newTableWriter(w io.Writer, codec compress.Codec, drop [columnCount]bool) (*tableWriter, error) {
+// newTableWriter returns a writer of a table of some rows to w. The columns in drop are left empty.
+func newTableWriter(w io.Writer, rows int, codec compress.Codec, drop [columnCount]bool) (*tableWriter, error) {
 	t := &tableWriter{w: w, codec: codec, drop: drop}
+	for i := range columns {
+		c := &columns[i]
+		t.builders[i] = builder{col: c, encoding: encodingOf(c), s: &t.scratch, most: min(rows, groupRows), sum: newColumnHash(), names: nameSums()[c.name]}
+	}
 	return t, t.write([]byte(magic))
 }
 
@@ -67,31 +73,50 @@ func (t *tableWriter) encode(v any) error {
 	return t.write(t.head.Bytes())
 }
 
-// group writes a row group.
-func (t *tableWriter) group(recs []flow.Record) error {
-	if len(recs) == 0 {
+// blockRows is how many records are taken at once. Each column passes over them, so they are to stay in the cache.
+const blockRows = 1024
+
+// add adds rows to the row group, and writes it when it is full.
+func (t *tableWriter) add(recs []flow.Record) error {
+	for len(recs) > 0 {
+		block := recs[:min(len(recs), blockRows, groupRows-t.rows)]
+		recs = recs[len(block):]
+		has := featuresOf(block)
+		for i := range t.builders {
+			if b := &t.builders[i]; t.drop[i] || b.col.needs&^has != 0 {
+				b.skip(len(block))
+			} else {
+				b.fill(block)
+			}
+		}
+		if t.rows += len(block); t.rows == groupRows {
+			if err := t.group(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// group writes the row group, if it has rows.
+func (t *tableWriter) group() error {
+	if t.rows == 0 {
 		return nil
 	}
-	g := format.RowGroup{NumRows: int64(len(recs)), Ordinal: int16(len(t.meta.RowGroups)), FileOffset: t.at}
+	g := format.RowGroup{NumRows: int64(t.rows), Ordinal: int16(len(t.meta.RowGroups)), FileOffset: t.at}
 	columnIndex, offsetIndex := make([]format.ColumnIndex, columnCount), make([]format.OffsetIndex, columnCount)
 	var filters [columnCount]bloom.SplitBlockFilter
-	has := featuresOf(recs)
-	for i := range columns {
-		c := &columns[i]
-		t.b.reset(c, t.sums[i])
-		if t.drop[i] || c.needs&^has != 0 {
-			t.b.fillNulls(len(recs))
-		} else {
-			t.b.fill(recs)
-		}
-		t.sums[i] = t.b.sum
-		chunk, err := t.chunk(&columnIndex[i], &offsetIndex[i])
+	for i := range t.builders {
+		b := &t.builders[i]
+		b.finish()
+		chunk, err := t.chunk(b, &columnIndex[i], &offsetIndex[i])
 		if err != nil {
 			return err
 		}
-		if c.filter {
-			filters[i] = t.b.filter()
+		if b.col.filter {
+			filters[i] = b.filter()
 		}
+		b.reset()
 		g.TotalByteSize += chunk.TotalUncompressedSize
 		g.TotalCompressedSize += chunk.TotalCompressedSize
 		g.Columns = append(g.Columns, format.ColumnChunk{MetaData: chunk})
@@ -117,21 +142,22 @@ func (t *tableWriter) group(recs []flow.Record) error {
 		}
 		m.BloomFilterLength = int32(t.at - m.BloomFilterOffset)
 	}
+	t.rows = 0
 	t.meta.RowGroups = append(t.meta.RowGroups, g)
 	t.columns, t.offsets = append(t.columns, columnIndex), append(t.offsets, offsetIndex)
 	return nil
 }
 
-// chunk writes the column that t.b holds.
-func (t *tableWriter) chunk(index *format.ColumnIndex, offsets *format.OffsetIndex) (m format.ColumnMetaData, err error) {
-	b := &t.b
+// chunk writes the column that b holds.
+func (t *tableWriter) chunk(b *builder, index *format.ColumnIndex, offsets *format.OffsetIndex) (m format.ColumnMetaData, err error) {
 	began := t.at
 	m.Type = physical[b.encoding]
 	m.PathInSchema = b.col.path()
 	m.Codec = t.codec.CompressionCodec()
-	m.NumValues = int64(len(b.defs))
+	m.NumValues = int64(b.levels)
+	pack := m.Codec != format.Uncompressed // until a page of the column shows that it does not pay
 	encoding := b.encoding.format()
-	if len(b.values) == 0 {
+	if b.empty() {
 		encoding = format.Plain // there is no dictionary
 	}
 	m.Encoding = append(m.Encoding, format.RLE, encoding)
@@ -140,7 +166,13 @@ func (t *tableWriter) chunk(index *format.ColumnIndex, offsets *format.OffsetInd
 		m.DictionaryPageOffset = t.at
 		header := format.PageHeader{Type: format.DictionaryPage}
 		header.DictionaryPageHeader.Set(format.DictionaryPageHeader{NumValues: int32(len(b.dict.keys)), Encoding: format.Plain})
-		if err := t.page(&m, &header, nil, b.dict.plain); err != nil {
+		packed := b.dict.plain
+		if pack {
+			if packed, err = t.pack(b.dict.plain); err != nil {
+				return m, err
+			}
+		}
+		if err := t.page(&m, &header, nil, len(b.dict.plain), packed); err != nil {
 			return m, err
 		}
 	}
@@ -148,35 +180,43 @@ func (t *tableWriter) chunk(index *format.ColumnIndex, offsets *format.OffsetInd
 	least, greatest, ascending, known := int64(0), int64(0), true, false
 	var before [2]int64
 	err = b.cuts(func(c cut) error {
-		reps, defs, err := b.levels(c)
+		reps, defs, err := b.heads(c)
 		if err != nil {
 			return err
 		}
-		values := b.values[c.value : c.value+c.levels-c.nulls]
-		if b.page = b.page[:0]; encoding == b.encoding.format() {
-			if err := b.data(values); err != nil {
+		if b.s.page = b.s.page[:0]; encoding == b.encoding.format() {
+			if err := b.data(c); err != nil {
 				return err
 			}
 		}
 		header := format.PageHeader{Type: format.DataPageV2}
 		v2 := format.DataPageHeaderV2{NumValues: int32(c.levels), NumNulls: int32(c.nulls), NumRows: int32(c.rows),
 			Encoding: encoding, RepetitionLevelsByteLength: int32(reps), DefinitionLevelsByteLength: int32(defs)}
-		v2.IsCompressed.Set(m.Codec != format.Uncompressed && len(b.page) > 0)
+		packed := b.s.page
+		if pack && len(b.s.page) > 0 {
+			if packed, err = t.pack(b.s.page); err != nil {
+				return err
+			}
+			if len(packed) > len(b.s.page)-len(b.s.page)/leastGain {
+				packed, pack = b.s.page, false
+			}
+		}
+		v2.IsCompressed.Set(pack && len(b.s.page) > 0)
 		header.DataPageHeaderV2.Set(v2)
 		place := format.PageLocation{Offset: t.at, FirstRowIndex: int64(c.row)}
-		if err := t.page(&m, &header, b.head, b.page); err != nil {
+		if err := t.page(&m, &header, b.s.head, len(b.s.page), packed); err != nil {
 			return err
 		}
 		place.CompressedPageSize = int32(t.at - place.Offset)
 		offsets.PageLocations = append(offsets.PageLocations, place)
 
-		index.NullPages = append(index.NullPages, len(values) == 0)
+		index.NullPages = append(index.NullPages, c.values() == 0)
 		index.NullCounts = append(index.NullCounts, int64(c.nulls))
-		if len(values) == 0 {
+		if c.values() == 0 {
 			index.MinValues, index.MaxValues = append(index.MinValues, nil), append(index.MaxValues, nil)
 			return nil
 		}
-		lo, hi := b.bounds(values)
+		lo, hi := b.bounds(c)
 		index.MinValues, index.MaxValues = append(index.MinValues, b.bound(lo)), append(index.MaxValues, b.bound(hi))
 		if !known {
 			least, greatest, known = lo, hi, true
@@ -201,18 +241,20 @@ func (t *tableWriter) chunk(index *format.ColumnIndex, offsets *format.OffsetInd
 	return m, nil
 }
 
-// page writes a page of levels, which are not compressed, and data.
-func (t *tableWriter) page(m *format.ColumnMetaData, header *format.PageHeader, levels, data []byte) (err error) {
-	packed := data
-	if m.Codec != format.Uncompressed && len(data) > 0 {
-		if t.packed, err = t.codec.Encode(t.packed, data); err != nil {
-			return err
-		}
-		packed = t.packed
-	}
-	header.UncompressedPageSize = int32(len(levels) + len(data))
-	header.CompressedPageSize = int32(len(levels) + len(packed))
-	header.CRC = int32(crc32.Update(crc32.ChecksumIEEE(levels), crc32.IEEETable, packed))
+// leastGain is what compression has to take off a page to be worth its while: one byte of so many.
+const leastGain = 64
+
+// pack compresses data. The result is valid until the next call.
+func (t *tableWriter) pack(data []byte) (packed []byte, err error) {
+	t.packed, err = t.codec.Encode(t.packed, data)
+	return t.packed, err
+}
+
+// page writes a page of levels, which are not compressed, and data, which has been size bytes before it was.
+func (t *tableWriter) page(m *format.ColumnMetaData, header *format.PageHeader, levels []byte, size int, data []byte) error {
+	header.UncompressedPageSize = int32(len(levels) + size)
+	header.CompressedPageSize = int32(len(levels) + len(data))
+	header.CRC = int32(crc32.Update(crc32.ChecksumIEEE(levels), crc32.IEEETable, data))
 	if err := t.encode(header); err != nil {
 		return err
 	}
@@ -220,7 +262,15 @@ func (t *tableWriter) page(m *format.ColumnMetaData, header *format.PageHeader, 
 	if err := t.write(levels); err != nil {
 		return err
 	}
-	return t.write(packed)
+	return t.write(data)
+}
+
+// columnSums returns the sums of what was written.
+func (t *tableWriter) columnSums() (sums columnSums) {
+	for i := range t.builders {
+		sums[i] = t.builders[i].sum.value()
+	}
+	return sums
 }
 
 // close writes what comes after the row groups.
