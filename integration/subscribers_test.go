@@ -276,6 +276,117 @@ func TestSubscribersRADIUS(t *testing.T) {
 	}
 }
 
+// TestSubscribersRADIUSRestart restarts the daemon, and wants flows to be of those of whom it is known: until it ended, and after
+// that only of those whose interim update says that they were there all the time. A file that is broken is put aside.
+func TestSubscribersRADIUSRestart(t *testing.T) {
+	need(t, "radclient")
+	ns, flood := newFloodNS(t)
+	dir := t.TempDir()
+	secret := filepath.Join(dir, "secret")
+	must(t, os.WriteFile(secret, []byte("s3cret"), 0o600))
+	conf := "state_directory: " + dir + "\nmetrics: {listen: 127.0.0.1:9469}\nenrich:\n  subscribers:\n    - {type: radius, name: bng, listen: 127.0.0.1:1813, " +
+		"secret_file: " + secret + ", clients: [127.0.0.1]}\n"
+	m := &metricsOf{ns: ns}
+	began := time.Now()
+	account := func(kind, name string, session int, of ...int) {
+		t.Helper()
+		var text strings.Builder
+		for _, i := range of {
+			fmt.Fprintf(&text, "Acct-Status-Type = %s\nUser-Name = \"%s%d\"\nFramed-IP-Address = 10.%d.0.0\nNAS-Identifier = \"bng\"\nAcct-Session-Id = \"%d\"\n", kind, name, i, i, i)
+			if session > 0 {
+				fmt.Fprintf(&text, "Acct-Session-Time = %d\n", session)
+			}
+			text.WriteString("\n")
+		}
+		out, err := ns.Output(text.String(), "radclient", "-r", "10", "-t", "2", "127.0.0.1:1813", "acct", "s3cret")
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	const each = 251 // flows, of as many addresses, 10.0.0.0, 10.1.0.0 and so on
+	logged := func(d *daemon, flows int) (who map[int]string) {
+		eventually(t, "all flows are logged", func() bool {
+			text, err := os.ReadFile(d.file)
+			must(t, err)
+			who = map[int]string{}
+			for line := range strings.Lines(string(text)) {
+				var r struct {
+					Event, Subscriber, SubscriberNext string
+					NATSrcPort                        int `json:"nat_src_port"`
+				}
+				if json.Unmarshal([]byte(line), &r) == nil && r.Event == "destroy" && r.NATSrcPort != 0 {
+					who[r.NATSrcPort-1024] = r.Subscriber
+				}
+			}
+			return len(who) == flows
+		})
+		return who
+	}
+	d := startDaemonWith(t, ns, conf)
+	awaitListener(t, ns, "udp", 1813)
+	account("Start", "user", 0, 0, 1, 2, 3)
+	awaitLeases(t, m, "bng", 4, 1)
+	time.Sleep(time.Until(began.Truncate(time.Second).Add(2 * time.Second))) // sessions are told in whole seconds
+	must(t, flood.Create(0, each))
+	d.stop(t)
+	must(t, flood.Create(each, 3*each)) // while nobody listens
+
+	d = startDaemonWith(t, ns, conf)
+	awaitLeases(t, m, "bng", 4, 0)
+	awaitListener(t, ns, "udp", 1813)
+	must(t, flood.Delete(0, 2*each))
+	for i, who := range logged(d, 2*each) {
+		want := ""
+		if i < 4 {
+			want = fmt.Sprint("user", i)
+		}
+		if who != want {
+			t.Errorf("flow %d, before the interim updates: %q, want %q", i, who, want)
+		}
+	}
+	// One that has been there all the time, one that has begun anew, one of whom nobody says how long; and the address of another.
+	account("Interim-Update", "user", int(time.Since(began).Seconds()), 0)
+	account("Start", "user", 0, 1)
+	account("Interim-Update", "user", 0, 2)
+	account("Start", "other", 0, 3)
+	eventually(t, "accounting is known", func() bool {
+		m.scrape(t)
+		return m.values[`ctlogd_subscriber_radius_packets_total{result="accepted",source="bng"}`] >= 4 && m.values[`ctlogd_subscriber_past{source="bng"}`] >= 3
+	})
+	must(t, flood.Create(3*each, 4*each))
+	must(t, flood.Delete(2*each, 4*each))
+	for i, who := range logged(d, 4*each) {
+		want := ""
+		switch {
+		case i == 2*each:
+			want = "user0"
+		case i >= 3*each && i < 3*each+3:
+			want = fmt.Sprint("user", i-3*each)
+		case i == 3*each+3:
+			want = "other3"
+		}
+		if i >= 2*each && who != want {
+			t.Errorf("flow %d, after them: %q, want %q", i, who, want)
+		}
+	}
+	d.stop(t)
+
+	file := filepath.Join(dir, "sessions-bng")
+	text, err := os.ReadFile(file)
+	must(t, err)
+	must(t, os.WriteFile(file, text[:len(text)/2], 0o600))
+	d = startDaemonWith(t, ns, conf)
+	awaitListener(t, ns, "udp", 1813)
+	m.scrape(t)
+	if n := m.values[`ctlogd_subscriber_leases{source="bng"}`]; n != 0 {
+		t.Errorf("%v leases of a file that is broken", n)
+	}
+	if aside, err := os.ReadFile(file + ".broken"); err != nil || len(aside) != len(text)/2 || !strings.Contains(d.stderr.String(), file+".broken") {
+		t.Errorf("put aside: %v, %d bytes\n%s", err, len(aside), &d.stderr)
+	}
+	d.stop(t)
+}
+
 // TestSubscribersLive changes, adds and removes sources by SIGHUP while flows go on, and has the disk of one hang: its old
 // leases stay, with their age, and all else goes on.
 func TestSubscribersLive(t *testing.T) {

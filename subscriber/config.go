@@ -1,14 +1,21 @@
 package subscriber
 
 import (
+	"bytes"
 	"cmp"
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // Types are the values of type.
@@ -156,20 +163,75 @@ func (c *Config) About() string {
 	return "RADIUS accounting at " + cmp.Or(c.Listen, DefaultListen)
 }
 
-// Check tells what keeps the source from working now, nil if nothing does.
+// Check tells what keeps the source from working now, nil if nothing does. It may wait for a file system.
 func (c *Config) Check() error {
-	path := c.Path
 	if c.Type == "radius" {
-		path = c.SecretFile
-	}
-	f, err := os.Stat(path)
-	if err != nil {
+		_, err := c.secret()
 		return err
 	}
-	if !f.Mode().IsRegular() {
-		return fmt.Errorf("%s is no regular file", path)
+	f, _, err := openSource(c.Path)
+	if err == nil {
+		f.Close()
 	}
-	return nil
+	return err
+}
+
+// secret returns what is shared with the RADIUS clients.
+func (c *Config) secret() ([]byte, error) {
+	f, _, err := openSource(c.SecretFile)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	secret, err := io.ReadAll(io.LimitReader(f, 64<<10))
+	if err != nil {
+		return nil, err
+	}
+	if secret = bytes.TrimRight(secret, "\r\n"); len(secret) == 0 {
+		return nil, fmt.Errorf("%s: an empty secret", c.SecretFile)
+	}
+	return secret, nil
+}
+
+// openSource opens a file, which must be a regular one, and says in which state it is.
+func openSource(path string) (f *os.File, is stamp, err error) {
+	f, err = os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0) // a FIFO would have it wait
+	if err != nil {
+		return nil, is, err
+	}
+	if is, err = stampOf(f); err != nil {
+		f.Close()
+	}
+	return f, is, err
+}
+
+// Survey reads the source's file as the source does, and returns how many leases are in it, and what is wrong with it: the first
+// broken lines. It may wait for a file system. ctx may end it early.
+func (c *Config) Survey(ctx context.Context) (leases int, err error) {
+	if c.Type == "radius" {
+		return 0, nil
+	}
+	f, is, err := openSource(c.Path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	var faults []string
+	w := newWatcher(New(*c, zap.NewNop()))
+	w.pace.hurry = true
+	w.tell = func(at string, fault error) { faults = append(faults, at+": "+fault.Error()) }
+	l, err := w.load(ctx, f, is)
+	switch {
+	case err != nil && len(faults) > 0:
+		err = fmt.Errorf("%w: %s", err, strings.Join(faults, ", "))
+	case err != nil:
+	case l.broken > 0:
+		leases = l.table.leases
+		err = fmt.Errorf("%d broken lines beside %d leases: %s", l.broken, leases, strings.Join(faults, ", "))
+	default:
+		return l.table.leases, nil
+	}
+	return leases, errors.New(strings.ReplaceAll(err.Error(), "; ", ", ") + "; mend it: nobody is named for the addresses of lines that are broken, and a file that is refused leaves the old leases")
 }
 
 // parsePrefix returns the prefix or the address that s is.

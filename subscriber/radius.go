@@ -1,14 +1,13 @@
 package subscriber
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -45,9 +44,19 @@ type listener struct {
 	pace  pace
 }
 
-// listen takes packets until ctx ends. What keeps it from that is tried again.
-func (s *Source) listen(ctx context.Context) {
-	nas := map[string]uint16{}
+// listen takes packets until ctx ends. What keeps it from that is tried again. The sessions are kept in the file, if there is
+// a name of one.
+func (s *Source) listen(ctx context.Context, file string) {
+	nas, before := map[string]uint16{}, s.before
+	s.before = nil // its table may go
+	if file == "" {
+		close(s.kept)
+	} else {
+		recalled, ended := make(chan *sessions, 1), make(chan struct{})
+		defer close(ended)
+		go s.keep(file, before, recalled, ended)
+		nas = s.take(ctx, recalled)
+	}
 	for ctx.Err() == nil {
 		l, conn, err := s.open(ctx, nas)
 		if err == nil {
@@ -66,12 +75,9 @@ func (s *Source) listen(ctx context.Context) {
 }
 
 func (s *Source) open(ctx context.Context, nas map[string]uint16) (*listener, *net.UDPConn, error) {
-	secret, err := os.ReadFile(s.cfg.SecretFile)
+	secret, err := s.cfg.secret()
 	if err != nil {
 		return nil, nil, err
-	}
-	if secret = bytes.TrimRight(secret, "\r\n"); len(secret) == 0 {
-		return nil, nil, fmt.Errorf("%s: an empty secret", s.cfg.SecretFile)
 	}
 	l := &listener{source: s, log: s.log, secret: secret, table: s.table.Load(), nas: nas}
 	for _, c := range s.cfg.Clients {
@@ -121,13 +127,12 @@ func (l *listener) run(ctx context.Context, conn *net.UDPConn) error {
 
 // show puts what was taken into the table.
 func (l *listener) show(now time.Time) {
-	l.source.Fresh.Store(now.UnixNano())
-	if len(l.edits) == 0 {
-		return
+	if len(l.edits) > 0 {
+		l.apply(now)
+		l.source.Loads.Add(1)
+		l.source.show(l.table, now.UnixNano())
 	}
-	l.apply(now)
-	l.source.Loads.Add(1)
-	l.source.show(l.table, now.UnixNano())
+	l.source.Fresh.Store(now.UnixNano()) // behind the table: see save
 }
 
 func (l *listener) apply(now time.Time) {
@@ -199,9 +204,10 @@ func (l *listener) account(p *radius.Packet, from netip.Addr, now time.Time) out
 	mark := l.markOf(p, from)
 	switch kind := rfc2866.AcctStatusType_Get(p); kind {
 	case rfc2866.AcctStatusType_Value_Start, rfc2866.AcctStatusType_Value_InterimUpdate:
-		goesOn, start := kind == rfc2866.AcctStatusType_Value_InterimUpdate, at
+		goesOn, start, said := kind == rfc2866.AcctStatusType_Value_InterimUpdate, at, int64(0)
 		if goesOn {
 			start -= min(int64(rfc2866.AcctSessionTime_Get(p)), 1<<31) * 1e9
+			said = at
 		}
 		until := at + l.source.cfg.SessionTimeout.Nanoseconds()
 		noRoom := false
@@ -215,7 +221,7 @@ func (l *listener) account(p *radius.Packet, from netip.Addr, now time.Time) out
 				until-s.until < l.source.cfg.SessionTimeout.Nanoseconds()/10 {
 				return // what is known is nearly the same, and each edit costs a page
 			}
-			l.edits = append(l.edits, edit{prefix: x, from: max(start, 1), until: until, id: id, mark: mark, early: early.Nanoseconds()})
+			l.edits = append(l.edits, edit{prefix: x, from: max(start, 1), until: until, id: id, mark: mark, said: said, early: early.Nanoseconds()})
 		})
 		if noRoom {
 			return full
@@ -294,6 +300,12 @@ func (l *listener) markOf(p *radius.Packet, from netip.Addr) uint16 {
 	if !ok && len(l.nas) < maxNAS {
 		mark = uint16(len(l.nas) + 1)
 		l.nas[name] = mark
+		var names []string
+		if was := l.source.nas.Load(); was != nil {
+			names = *was
+		}
+		names = append(slices.Clip(names), name)
+		l.source.nas.Store(&names)
 	}
 	return mark
 }

@@ -135,6 +135,31 @@ func TestAccounting(t *testing.T) {
 	n.had("100.64.0.8", 5601, "")
 }
 
+// TestAddressGivenLater wants an interim update of a session that got its address from another one, which it is older than, to
+// leave that one what it had.
+func TestAddressGivenLater(t *testing.T) {
+	n := newNAS(t, Config{})
+	n.send(1000, true, n.request(start, "bob", "100.64.0.7"))
+	n.send(1100, true, n.request(interim, "bob", "100.64.0.7", lasted(100)))
+	n.send(1200, true, n.request(stop, "bob", "100.64.0.7"))
+	n.send(1300, true, n.request(interim, "alice", "100.64.0.7", lasted(900))) // since 400, and the address for a moment
+	n.had("100.64.0.7", 500, "")
+	n.had("100.64.0.7", 1050, "bob")
+	n.had("100.64.0.7", 1250, "")
+	n.had("100.64.0.7", 1300, "alice")
+	n.send(1400, true, n.request(interim, "alice", "100.64.0.7", lasted(1000)))
+	n.had("100.64.0.7", 1150, "bob")
+	n.had("100.64.0.7", 1350, "alice")
+	// Of one who is still thought to have it, the end was missed.
+	n.send(1500, true, n.request(start, "dave", "100.64.0.8"))
+	n.send(2000, true, n.request(interim, "dave", "100.64.0.8", lasted(500)))
+	n.send(2500, true, n.request(interim, "carol", "100.64.0.8", lasted(1800)))
+	n.had("100.64.0.8", 1999, "dave")
+	n.had("100.64.0.8", 2001, "")
+	n.had("100.64.0.8", 2499, "")
+	n.had("100.64.0.8", 2500, "carol")
+}
+
 // TestRestartedNAS ends the sessions of the one that has restarted, and no others.
 func TestRestartedNAS(t *testing.T) {
 	n := newNAS(t, Config{})
@@ -194,7 +219,7 @@ func TestListener(t *testing.T) {
 	free.Close()
 	s := New(Config{Type: "radius", Listen: at, SecretFile: file, Clients: []string{"127.0.0.0/8"}, History: time.Hour, SessionTimeout: time.Hour,
 		Limit: 1000}, zap.NewNop())
-	s.Start()
+	s.Start("")
 	defer s.Stop()
 	conn, err := net.Dial("udp", at)
 	if err != nil {

@@ -21,6 +21,11 @@ type Source struct {
 	table atomic.Pointer[table] // never nil
 	stop  context.CancelFunc
 	start sync.Once
+
+	// Of radius, see sessions.go.
+	nas    atomic.Pointer[[]string] // who keeps the sessions
+	kept   chan struct{}            // closed when nothing is written to the file any more
+	before *Source                  // whose file it was, nil if nobody's; until the source has started
 }
 
 // Stats are a source's counters. Times are in ns since 1970.
@@ -40,7 +45,7 @@ type Stats struct {
 
 // New returns a source that does nothing yet.
 func New(cfg Config, log *zap.Logger) *Source {
-	s := &Source{cfg: cfg, log: log.With(zap.String("source", cfg.label()))}
+	s := &Source{cfg: cfg, log: log.With(zap.String("source", cfg.label())), kept: make(chan struct{})}
 	s.show(newTable(), 0)
 	return s
 }
@@ -68,14 +73,18 @@ func (s *Source) Failure() string {
 	return ""
 }
 
-// Start begins the work. It does not wait for anything.
-func (s *Source) Start() {
+// Follow says that the source takes the place of another one of its name, which is told to stop. It is called before Start.
+func (s *Source) Follow(was *Source) { s.before = was }
+
+// Start begins the work. It does not wait for anything. The directory is where sessions of RADIUS are kept; "" keeps none.
+func (s *Source) Start(dir string) {
 	s.start.Do(func() {
 		ctx, stop := context.WithCancel(context.Background())
 		s.stop = stop
 		if s.cfg.Type == "radius" {
-			go s.listen(ctx)
+			go s.listen(ctx, s.sessionsFile(dir))
 		} else {
+			close(s.kept)
 			go newWatcher(s).run(ctx)
 		}
 	})
@@ -87,6 +96,9 @@ func (s *Source) Stop() {
 		s.stop()
 	}
 }
+
+// Kept is closed when the source, which was started and told to stop, has written what the next process is to know.
+func (s *Source) Kept() <-chan struct{} { return s.kept }
 
 // show puts a table in the place of the one there is. version is the time of the state that it is made of.
 func (s *Source) show(t *table, version int64) {
@@ -122,7 +134,10 @@ func (e errFull) Error() string {
 }
 
 // pace keeps a goroutine to half of its time: its processor may be the reader's.
-type pace struct{ since, last time.Time }
+type pace struct {
+	since, last time.Time
+	hurry       bool // without pauses
+}
 
 // rest pauses if the work has gone on for long. Whoever works calls it every some 100 us; who has not called it for a while
 // has waited.
@@ -132,7 +147,7 @@ func (p *pace) rest() {
 	if now.Sub(p.last) > 2*work {
 		p.since = now
 	}
-	if took := now.Sub(p.since); took >= work {
+	if took := now.Sub(p.since); took >= work && !p.hurry {
 		time.Sleep(took)
 		now = time.Now()
 		p.since = now

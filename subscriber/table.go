@@ -218,6 +218,10 @@ type edit struct {
 	id, name string
 	mark     uint16
 
+	// An interim update tells when the session began, but it may have got the prefix later. said is when it was told; 0: from is
+	// when it got it.
+	said int64
+
 	ends  bool  // whoever id is has it no more from then on
 	early int64 // it may have begun so long before from, if nobody else had it then; and not earlier than is known already
 }
@@ -399,7 +403,12 @@ func (w *writer) apply(e *edit) {
 		return
 	}
 	s := &w.latest[i]
-	switch same := s.id == e.id && s.name == e.name; {
+	same := s.id == e.id && s.name == e.name
+	if e.said != 0 && !same && s.until > e.from { // somebody else is known to have had it since the session began
+		next.from, e.from = e.said, e.said
+		e.certain = max(s.until-(e.until-e.said), 1) // the last word of them, if they still have it: their end was missed
+	}
+	switch {
 	case same && e.from <= s.until && e.until >= s.from: // it goes on
 		if s.until, s.mark = e.until, e.mark; e.early == 0 {
 			s.from = min(s.from, e.from)

@@ -45,6 +45,7 @@ type watcher struct {
 	source *Source
 	path   string
 	log    *zap.Logger
+	tell   func(at string, fault error) // of a broken line; not of each
 	now    func() time.Time
 
 	// appends says that programs append to the file, or put another one in its place, so that what was read once need not be
@@ -67,7 +68,10 @@ type watcher struct {
 }
 
 func newWatcher(s *Source) *watcher {
-	return &watcher{source: s, path: s.cfg.Path, log: s.log, now: time.Now, appends: s.cfg.Type == "kea" || s.cfg.Type == "isc"}
+	tell := func(at string, fault error) {
+		s.log.Warn("a broken line: nobody is named for its address", zap.String("at", at), zap.Error(fault))
+	}
+	return &watcher{source: s, path: s.cfg.Path, log: s.log, tell: tell, now: time.Now, appends: s.cfg.Type == "kea" || s.cfg.Type == "isc"}
 }
 
 func (w *watcher) run(ctx context.Context) {
@@ -114,15 +118,11 @@ func (w *watcher) look(ctx context.Context) (err error) {
 			w.first = time.Time{}
 		}
 	}()
-	f, err := os.OpenFile(w.path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0) // a FIFO would have it wait
+	f, is, err := openSource(w.path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	is, err := stampOf(f)
-	if err != nil {
-		return err
-	}
 	now := w.now()
 	if is == w.read {
 		w.seen = now.UnixNano()
@@ -162,7 +162,7 @@ func (w *watcher) done(l *loader, is stamp, now time.Time) {
 	w.source.show(l.table, l.version)
 	w.source.well(now)
 	if l.broken > told {
-		w.log.Warn("broken lines were skipped", zap.String("file", w.path), zap.Uint64("lines", l.broken))
+		w.log.Warn("broken lines: nobody is named for their addresses", zap.String("file", w.path), zap.Uint64("lines", l.broken))
 	}
 	w.log.Debug("leases read", zap.Int("leases", l.table.leases), zap.Bool("whole", l.whole), zap.Int("lines", l.good))
 }
@@ -249,7 +249,7 @@ func (w *watcher) scan(ctx context.Context, f *os.File, l *loader) error {
 				l.unclear[prefixOf(p)] = forever
 			}
 			if l.broken++; l.broken <= told {
-				w.log.Warn("a broken line is skipped", zap.String("at", fmt.Sprintf("%s:%d", w.path, w.lines)), zap.Error(fault))
+				w.tell(fmt.Sprintf("%s:%d", w.path, w.lines), fault)
 			}
 			if l.broken >= hopeless && l.broken > uint64(l.good) {
 				return fmt.Errorf("%s:%d: %d lines are broken, and %d are not: %w", w.path, w.lines, l.broken, l.good, fault)

@@ -543,3 +543,33 @@ func FuzzParsers(f *testing.F) {
 		_ = p.end()
 	})
 }
+
+// TestSurvey wants what `ctlogd check` says of a file: how many leases there are, and where what is wrong.
+func TestSurvey(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "leases")
+	for _, test := range []struct {
+		kind, text string
+		leases     int
+		err        string // parts of it
+	}{
+		{"csv", "100.64.0.7,,,a,\n100.64.0.8,,,b,\n", 2, ""},
+		{"csv", "100.64.0.7,,,a,\n100.64.0.8,yesterday,,b,\nx,,,c,\n", 1, "2 broken lines beside 1 leases|" + path + `:2: "yesterday" is no time, write one|` + path + `:3: "x" is no address|; mend it`},
+		{"csv", "100.64.0.7;;;a\n", 0, "1 lines are broken, and none is not|" + path + ":1: 1 fields"},
+		{"kea", "", 0, "no heading"},
+		{"kea", keaHead + "100.64.0.7,a,,100,4999999999,1,0,0,,0,,0\n", 1, ""},
+	} {
+		if err := os.WriteFile(path, []byte(test.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		leases, err := (&Config{Type: test.kind, Path: path, History: time.Hour, Limit: 10}).Survey(context.Background())
+		if leases != test.leases || (err == nil) != (test.err == "") {
+			t.Errorf("%q: %d leases, %v", test.text, leases, err)
+			continue
+		}
+		for part := range strings.SplitSeq(test.err, "|") {
+			if err != nil && !strings.Contains(err.Error(), part) {
+				t.Errorf("%q: %v, without %q", test.text, err, part)
+			}
+		}
+	}
+}

@@ -127,9 +127,13 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, ow
 		log.Error("reading ended", zap.Error(err))
 	}
 	stopWaiting()
-	settle() // if it was not told to end
+	settle()                      // if it was not told to end
+	for _, s := range a.sources { // no record will ask them any more
+		s.Stop()
+	}
 	socket = a.socket(cfg)
 	a.close()
+	a.endSources()
 	a.keepUnrecorded()
 	shown.Close() // behind the last records
 	a.keeper.Finish(socket)
@@ -240,7 +244,11 @@ func (a *app) planSources(cfg *Config) (sources []*subscriber.Source) {
 		if i >= 0 {
 			sources = append(sources, a.sources[i])
 		} else {
-			sources = append(sources, subscriber.New(c, a.log.Named("subscribers")))
+			s := subscriber.New(c, a.log.Named("subscribers"))
+			if i := slices.IndexFunc(a.sources, func(was *subscriber.Source) bool { return was.Name() == s.Name() }); i >= 0 {
+				s.Follow(a.sources[i])
+			}
+			sources = append(sources, s)
 		}
 	}
 	return sources
@@ -262,9 +270,26 @@ func (a *app) startSources(was []*subscriber.Source) {
 		}
 	}
 	for _, s := range a.sources {
-		s.Start()
+		s.Start(a.began.StateDirectory)
 	}
 }
+
+// endSources waits until the sources, which were told to stop, have written what the next process is to know; not for a disk
+// that hangs.
+func (a *app) endSources() {
+	late := time.After(sourcesWithin)
+	for _, s := range a.sources {
+		select {
+		case <-s.Kept():
+		case <-late:
+			a.log.Error("a source's sessions are not written, the disk hangs: the next process begins with those of the last time", zap.String("source", s.Name()))
+			return
+		}
+	}
+}
+
+// sourcesWithin bounds how long the end waits for sources.
+const sourcesWithin = 2 * time.Second
 
 // choose sets the stages to what cfg asks for. Once the reader runs, its goroutine alone calls choose.
 func (a *app) choose(cfg *Config) {

@@ -20,6 +20,7 @@ import (
 	"github.com/ctlogd/ctlogd/pipeline/mark"
 	"github.com/ctlogd/ctlogd/preflight"
 	"github.com/ctlogd/ctlogd/printable"
+	"github.com/ctlogd/ctlogd/subscriber"
 	"github.com/ctlogd/ctlogd/unit"
 )
 
@@ -243,8 +244,7 @@ func hostChecks(cfg *Config) preflight.Options {
 	}
 	for i := range cfg.Enrich.Subscribers {
 		c := &cfg.Enrich.Subscribers[i]
-		o.Outputs = append(o.Outputs, preflight.Output{Name: fmt.Sprintf("enrich.subscribers[%d]", i), About: c.About(),
-			Check: func(context.Context) error { return c.Check() }})
+		o.Outputs = append(o.Outputs, sourceCheck(fmt.Sprintf("enrich.subscribers[%d]", i), c))
 	}
 	o.NoDestinations = cfg.withoutDestinations()
 	if dir := cfg.StateDirectory; dir != "" {
@@ -260,6 +260,30 @@ func hostChecks(cfg *Config) preflight.Options {
 			Reach: func(ctx context.Context) (expires time.Time, err error) { return expires, m.Reach(ctx) }})
 	}
 	return o
+}
+
+// sourceCheck is that of a source of subscribers. What is wrong in its file may be right by itself later.
+func sourceCheck(name string, c *subscriber.Config) preflight.Output {
+	leases := -1
+	return preflight.Output{Name: name, About: c.About(),
+		Check: func(ctx context.Context) error {
+			_, err := bounded(ctx, "open what "+name+" reads", func() (struct{}, error) { return struct{}{}, c.Check() })
+			return err
+		},
+		Reach: func(ctx context.Context) (expires time.Time, err error) {
+			n, err := bounded(ctx, "read "+c.About(), func() (int, error) { return c.Survey(ctx) })
+			if c.Type != "radius" {
+				leases = n
+			}
+			return expires, err
+		},
+		Tell: func() string {
+			if leases < 0 {
+				return ""
+			}
+			return fmt.Sprintf("%d leases", leases)
+		},
+	}
 }
 
 // withoutDestinations names the outputs that leave destinations out.
@@ -284,7 +308,7 @@ func logChecks(ctx context.Context, cfg *Config, log *zap.Logger) {
 	checks := hostChecks(cfg)
 	checks.Daemon = true
 	for i := range checks.Outputs {
-		checks.Outputs[i].Reach = nil // the outputs connect by themselves; another connection would be a flow of its own
+		checks.Outputs[i].Reach = nil // outputs connect, and sources read, by themselves; another connection would be a flow of its own
 		checks.Outputs[i].Tell = nil
 	}
 	logResults(preflight.Run(ctx, checks), log)
