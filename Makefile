@@ -15,7 +15,7 @@ TEST_NEEDS   = $(DEMO_NEEDS) gcc:build-essential iptables-nft:iptables conntrack
     nfcapd:nfdump nfacctd:pmacct tshark:tshark dumpcap:wireshark-common ipfixDump:libfixbuf-tools socat:socat \
     openssl:openssl promtool:prometheus jq:jq systemd-analyze:systemd rpm:rpm lintian:lintian man:man-db file:file \
     rsyslogd:rsyslog ulogd:ulogd2 conntrackd:conntrackd s3cmd:s3cmd rsync:rsync dnsmasq:dnsmasq-base kea-dhcp4:kea-dhcp4-server \
-    dhcpd:isc-dhcp-server udhcpc:udhcpc radclient:freeradius-utils \
+    kea-dhcp6:kea-dhcp6-server dhclient:isc-dhcp-client dhcpd:isc-dhcp-server udhcpc:udhcpc radclient:freeradius-utils \
     $$(/usr/bin/python3 -c 'import ipfix' 2>/dev/null || echo :python3-ipfix) \
     $$(/usr/bin/python3 -c 'import ensurepip' 2>/dev/null || echo :python3-venv) \
     $$(find /usr/lib -name lmnsd_gtls.so 2>/dev/null | grep -q . || echo :rsyslog-gnutls) \

@@ -20,6 +20,8 @@
 #   ulogd-json, ulogd-ipfix           Debian's packages ulogd2 and ulogd2-json
 #   ctlogd-json, ctlogd-ipfix         a file of JSON lines; IPFIX over UDP to a sink
 #   ctlogd-ecs, -ocsf, -cim, -ulogd2, -cef    files in these formats
+#   ctlogd-subscribers                the same as ctlogd-json, with a CSV file of 1,000,000 subscribers, of which 1,506 make the
+#                                     flows; read before the measurement begins
 #   ctlogd-archive                    an archive that seals nothing meanwhile
 #   ctlogd-archive-sealed             the same with the CPU time of the processes that make its segments, and what is left
 #                                     then in the same way
@@ -249,6 +251,9 @@ kafka() {
 }
 jars=$(find "${XDG_CACHE_HOME:-$HOME/.cache}/ctlogd" -maxdepth 1 -name 'kafka-*' 2>/dev/null | head -n 1 || true)
 
+if chosen ctlogd-subscribers; then # those of ctflood's flows are among them
+    awk 'BEGIN { for (a = 0; a < 251; a++) for (b = 0; b < 16; b++) for (c = 1; c < 250; c++) printf "10.%d.%d.%d,,,customer-%d,\n", a, b, c, ++n }' >"$work/subscribers.csv"
+fi
 echo "$n flows, $pattern, median of $runs; $(nproc) CPUs, Linux $(uname -r)"
 for run in $(seq "$runs"); do
     echo "run $run of $runs" >&2
@@ -258,6 +263,8 @@ for run in $(seq "$runs"); do
     ulogd json
     ulogd ipfix
     ctlogd json 'jsonl: [{path: @DIR@/flows.json}]'
+    ctlogd subscribers "jsonl: [{path: @DIR@/flows.json}]
+enrich: {subscribers: [{type: csv, path: $work/subscribers.csv}]}"
     ctlogd ipfix 'ipfix: [{address: "udp://127.0.0.1:4739"}]'
     for format in ecs ocsf cim ulogd2 cef; do
         ctlogd $format "jsonl: [{path: @DIR@/flows.json, format: $format}]"

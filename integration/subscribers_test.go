@@ -49,15 +49,31 @@ func newLAN(t *testing.T) *lan {
 	})
 	must(t, n.Nft("table inet lab {\n chain in {\n type filter hook input priority 0\n ct state established accept\n }\n}"))
 	must(t, os.WriteFile(filepath.Join(n.dir, "script"), []byte("#!/bin/sh\ncase $1 in\nbound|renew) ip addr replace $ip/24 dev $interface ;;\n"+
-		"deconfig) ip addr flush dev $interface ;;\nesac\n"), 0o755))
+		"deconfig) ip addr flush dev $interface ;;\nesac\n"+
+		"case $reason in\nBOUND|RENEW) ip addr replace $new_ip_address/24 dev $interface ;;\n"+
+		"BOUND6) if [ $new_ip6_address ]; then ip addr replace $new_ip6_address/64 dev $interface nodad; fi\n"+
+		"if [ $new_ip6_prefix ]; then ip addr replace ${new_ip6_prefix%/*}7/128 dev $interface nodad; fi ;;\nesac\n"), 0o755))
 	return n
 }
 
-// lease has a client get the address; giveUp has it released.
+// dhclient has a client run that program.
+func (n *lan) dhclient(t *testing.T, i int, args ...string) {
+	t.Helper()
+	cmd := exec.Command("dhclient", append(append([]string{"-d", "-cf", "/dev/null", "-sf", filepath.Join(n.dir, "script"), "-lf", filepath.Join(n.dir, fmt.Sprint("client", i)),
+		"--no-pid"}, args...), "eth0")...)
+	start(t, n.clients[i], cmd)
+}
+
+// lease has a client get the address, the first one by udhcpc and the second by dhclient; giveUp has the first one release it.
 func (n *lan) lease(t *testing.T, i int) (giveUp func()) {
 	t.Helper()
 	c := n.clients[i]
-	p := start(t, c, exec.Command("udhcpc", "-f", "-R", "-i", "eth0", "-t", "20", "-T", "1", "-s", filepath.Join(n.dir, "script")))
+	var p *process
+	if i == 0 {
+		p = start(t, c, exec.Command("udhcpc", "-f", "-R", "-i", "eth0", "-t", "20", "-T", "1", "-s", filepath.Join(n.dir, "script")))
+	} else {
+		n.dhclient(t, i, "-4")
+	}
 	eventually(t, "the client has "+lanAddress, func() bool {
 		out, err := c.Output("", "ip", "-4", "addr", "show", "dev", "eth0")
 		must(t, err)
@@ -106,6 +122,71 @@ func records(t *testing.T, file string) map[int]map[string]any {
 	return all
 }
 
+// kea returns a server of Kea with a configuration.
+func kea(t *testing.T, n *lan, server string, conf []byte) *exec.Cmd {
+	t.Helper()
+	file := filepath.Join(n.dir, "kea.json")
+	must(t, os.WriteFile(file, conf, 0o644))
+	cmd := exec.Command(server, "-c", file)
+	cmd.Env = append(os.Environ(), "KEA_LOCKFILE_DIR="+n.dir, "KEA_PIDFILE_DIR="+n.dir)
+	cmd.Stdout = os.Stderr
+	return cmd
+}
+
+// TestSubscribersDHCPv6 has Kea give dhclient an address, and a prefix for what is behind it.
+func TestSubscribersDHCPv6(t *testing.T) {
+	need(t, "kea-dhcp6", "dhclient", "conntrack")
+	n := newLAN(t)
+	for _, at := range []struct {
+		ns  *lab.NS
+		dev string
+	}{{n.NS, "lan"}, {n.clients[0], "eth0"}} {
+		eventually(t, "the link-local address of "+at.dev+" is nobody else's", func() bool {
+			out, err := at.ns.Output("", "ip", "-6", "-o", "addr", "show", "dev", at.dev, "scope", "link")
+			must(t, err)
+			return strings.Contains(string(out), "fe80:") && !strings.Contains(string(out), "tentative")
+		})
+	}
+	must(t, n.Run("ip", "addr", "add", "2001:db8:1::1/64", "dev", "lan", "nodad"))
+	must(t, n.Run("ip", "route", "add", "2001:db8:4200::/40", "dev", "lan"))
+	leases := filepath.Join(n.dir, "kea-leases6.csv")
+	start(t, n.NS, kea(t, n, "kea-dhcp6", fmt.Appendf(nil, `{"Dhcp6": {"interfaces-config": {"interfaces": ["lan"]}, "valid-lifetime": 120, "data-directory": %q,
+		"lease-database": {"type": "memfile", "name": %q, "lfc-interval": 0}, "loggers": [{"name": "kea-dhcp6", "severity": "WARN", "output_options": [{"output": "stdout"}]}],
+		"subnet6": [{"subnet": "2001:db8:1::/64", "interface": "lan", "pools": [{"pool": "2001:db8:1::50-2001:db8:1::50"}],
+		"pd-pools": [{"prefix": "2001:db8:4200::", "prefix-len": 40, "delegated-len": 56}]}]}}`, n.dir, leases)))
+	d := startDaemonWith(t, n.NS, "metrics: {listen: 127.0.0.1:9469}\nenrich:\n  subscribers:\n    - {type: kea, path: "+leases+"}\n")
+	m := &metricsOf{ns: n.NS}
+	n.dhclient(t, 0, "-6", "-N", "-P", "-D", "LL")
+	var behind string // an address in the prefix
+	eventually(t, "the client has an address, and one of its prefix", func() bool {
+		out, err := n.clients[0].Output("", "ip", "-6", "-o", "addr", "show", "dev", "eth0", "scope", "global")
+		must(t, err)
+		behind = ""
+		for _, f := range strings.Fields(string(out)) {
+			if strings.HasPrefix(f, "2001:db8:42") {
+				behind = strings.TrimSuffix(f, "/128")
+			}
+		}
+		return behind != "" && strings.Contains(string(out), "2001:db8:1::50/")
+	})
+	awaitLeases(t, m, "kea", 2, 1)
+	for port, from := range map[int]string{1001: "2001:db8:1::50", 1002: behind} {
+		c, err := n.clients[0].DialFrom(t.Context(), "udp", fmt.Sprintf("[%s]:%d", from, port), "[2001:db8:1::1]:7")
+		must(t, err)
+		_, err = io.WriteString(c, "hello")
+		must(t, err)
+		must(t, c.Close())
+		must(t, n.Run("conntrack", "-D", "-f", "ipv6", "-p", "udp", "--sport", fmt.Sprint(port)))
+	}
+	d.stop(t)
+	for port, from := range map[int]string{1001: "2001:db8:1::50", 1002: behind} {
+		if r := records(t, d.file)[port]; r["subscriber"] != n.macs[0] || r["src_ip"] != from || !strings.HasPrefix(fmt.Sprint(r["subscriber_source"]), "kea@20") {
+			text, _ := os.ReadFile(leases)
+			t.Errorf("from port %d: %v; want subscriber %s\n%s", port, r, n.macs[0], text)
+		}
+	}
+}
+
 // TestSubscribersDHCP has an address move from one client to the other, by real servers, and wants each flow to be of the one
 // who had the address when it began, whatever the time at which it is logged.
 func TestSubscribersDHCP(t *testing.T) {
@@ -120,13 +201,9 @@ func TestSubscribersDHCP(t *testing.T) {
 				"-F", lanAddress+","+lanAddress+",255.255.255.0,2m", "--dhcp-authoritative", "-l", lease)
 		}},
 		{"kea", []string{"kea-dhcp4"}, "kea-leases4.csv", func(t *testing.T, n *lan, lease string) *exec.Cmd {
-			conf := filepath.Join(n.dir, "kea.json")
-			must(t, os.WriteFile(conf, fmt.Appendf(nil, `{"Dhcp4": {"interfaces-config": {"interfaces": ["lan"]}, "valid-lifetime": 120, "authoritative": true,
+			return kea(t, n, "kea-dhcp4", fmt.Appendf(nil, `{"Dhcp4": {"interfaces-config": {"interfaces": ["lan"]}, "valid-lifetime": 120, "authoritative": true,
 				"lease-database": {"type": "memfile", "name": %q, "lfc-interval": 0}, "loggers": [{"name": "kea-dhcp4", "severity": "WARN", "output_options": [{"output": "stdout"}]}],
-				"subnet4": [{"subnet": "100.64.0.0/24", "pools": [{"pool": "%s-%s"}]}]}}`, lease, lanAddress, lanAddress), 0o644))
-			cmd := exec.Command("kea-dhcp4", "-c", conf)
-			cmd.Env = append(os.Environ(), "KEA_LOCKFILE_DIR="+n.dir, "KEA_PIDFILE_DIR="+n.dir)
-			return cmd
+				"subnet4": [{"subnet": "100.64.0.0/24", "pools": [{"pool": "%s-%s"}]}]}}`, lease, lanAddress, lanAddress))
 		}},
 		{"isc", []string{"dhcpd"}, "dhcpd.leases", func(t *testing.T, n *lan, lease string) *exec.Cmd {
 			conf := filepath.Join(n.dir, "dhcpd.conf")
@@ -136,7 +213,7 @@ func TestSubscribersDHCP(t *testing.T) {
 		}},
 	} {
 		t.Run(test.kind, func(t *testing.T) {
-			need(t, append(test.needs, "udhcpc", "conntrack")...)
+			need(t, append(test.needs, "udhcpc", "dhclient", "conntrack")...)
 			n := newLAN(t)
 			lease := filepath.Join(n.dir, test.lease)
 			server := test.start(t, n, lease)
@@ -478,4 +555,112 @@ func TestSubscribersLive(t *testing.T) {
 	if got := len(logged()); got != flows {
 		t.Errorf("%d flows logged, want %d", got, flows)
 	}
+}
+
+// mountSFTP mounts a folder by the SFTP of another process. stall keeps all calls there waiting until resume.
+func mountSFTP(t *testing.T, shared string) (dir string, stall, resume func()) {
+	t.Helper()
+	need(t, "sshfs", "/usr/lib/openssh/sftp-server")
+	dir = t.TempDir()
+	server, mount := exec.Command("/usr/lib/openssh/sftp-server"), exec.Command("sshfs", ":"+shared, dir, "-f", "-o", "passive,cache=no,allow_other")
+	for _, c := range [][2]*exec.Cmd{{server, mount}, {mount, server}} {
+		r, w, err := os.Pipe()
+		must(t, err)
+		defer r.Close() // theirs stay
+		defer w.Close()
+		c[0].Stdin, c[1].Stdout = r, w
+	}
+	for _, c := range []*exec.Cmd{server, mount} {
+		must(t, c.Start())
+		t.Cleanup(func() {
+			_ = c.Process.Kill()
+			_ = c.Wait()
+		})
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+	eventually(t, "the folder is mounted", func() bool {
+		var here, there syscall.Stat_t
+		return syscall.Stat(dir, &here) == nil && syscall.Stat(filepath.Dir(dir), &there) == nil && here.Dev != there.Dev
+	})
+	return dir, func() { must(t, mount.Process.Signal(syscall.SIGSTOP)) }, func() { must(t, mount.Process.Signal(syscall.SIGCONT)) }
+}
+
+// TestSubscribersHang has the file system of a source hang. Flows go on and are named by the old table, whose age grows; the daemon
+// ends, and begins, as if nothing were; `ctlogd check` names the source.
+func TestSubscribersHang(t *testing.T) {
+	shared := t.TempDir()
+	dir, stall, resume := mountSFTP(t, shared)
+	ns, flood := newFloodNS(t) // which sees what is mounted
+	leases := func(id string) {
+		must(t, os.WriteFile(filepath.Join(shared, "new"), []byte("10.0.0.0/8,,,"+id+",\n"), 0o644))
+		must(t, os.Rename(filepath.Join(shared, "new"), filepath.Join(shared, "leases.csv")))
+	}
+	leases("a")
+	conf := "metrics: {listen: 127.0.0.1:9469}\nenrich:\n  subscribers:\n    - {type: csv, path: " + filepath.Join(dir, "leases.csv") + "}\n"
+	m, flows := &metricsOf{ns: ns}, 0
+	// send makes a flow, and returns whose it was.
+	send := func(d *daemon) (who any) {
+		must(t, flood.Create(flows, flows+1))
+		must(t, flood.Delete(flows, flows+1))
+		eventually(t, "the flow is logged", func() bool {
+			text, err := os.ReadFile(d.file)
+			must(t, err)
+			for line := range strings.Lines(string(text)) {
+				var r map[string]any
+				if json.Unmarshal([]byte(line), &r) == nil && r["event"] == "destroy" && r["nat_src_port"] == float64(1024+flows) {
+					who = r["subscriber"]
+					return true
+				}
+			}
+			return false
+		})
+		flows++
+		return who
+	}
+	age := func() float64 {
+		m.scrape(t)
+		return m.values[`ctlogd_subscriber_age_seconds{source="csv"}`]
+	}
+	d := startDaemonWith(t, ns, conf)
+	awaitListener(t, ns, "tcp", 9469)
+	awaitLeases(t, m, "csv", 1, 1)
+	if who := send(d); who != "a" {
+		t.Fatalf("the flow is of %v", who)
+	}
+
+	stall()
+	t.Cleanup(resume)
+	leases("b")
+	file := filepath.Join(t.TempDir(), "ctlogd.yaml")
+	must(t, os.WriteFile(file, []byte(conf), 0o644))
+	check := func() (told *syncBuffer, p *process) {
+		told = new(syncBuffer)
+		cmd := exec.Command(buildDaemon(t, false), "check", "-c", file)
+		cmd.Stdout = told
+		return told, start(t, ns, cmd)
+	}
+	told, checked := check()
+	eventually(t, "the table is seen to be old", func() bool { return age() > 3 })
+	if who := send(d); who != "a" {
+		t.Errorf("while the file system hangs, the flow is of %v", who)
+	}
+	d.stop(t)
+	d = startDaemonWith(t, ns, conf)
+	awaitListener(t, ns, "tcp", 9469)
+	if who := send(d); who != nil {
+		t.Errorf("of a file that was never read, the flow is of %v", who)
+	}
+	eventually(t, "the table is seen to be old", func() bool { return age() > 3 })
+	eventually(t, "check has ended", checked.ended)
+	if text := told.String(); !strings.Contains(text, "fail  enrich.subscribers[0]") {
+		t.Errorf("check says:\n%s", text)
+	}
+	resume()
+	told, checked = check()
+	eventually(t, "check has ended", checked.ended)
+	if text := told.String(); !strings.Contains(text, "leases.csv: 1 leases") {
+		t.Errorf("check says:\n%s", text)
+	}
+	eventually(t, "flows are of b", func() bool { return send(d) == "b" })
+	d.stop(t)
 }
