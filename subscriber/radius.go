@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	// early is how long before its accounting begins a session may have sent packets. It counts as long as nobody else had the
-	// address.
+	// early is how long before its accounting begins a session may have sent packets. It counts as long as it is known that nobody
+	// else had the address.
 	early = 5 * time.Second
 
 	showEvery = 100 * time.Millisecond // packets that were taken are in the table so soon
@@ -37,6 +37,7 @@ type listener struct {
 	log    *zap.Logger
 	allow  []netip.Prefix
 	secret []byte
+	since  time.Time // when it began to listen
 
 	table *table
 	edits []edit
@@ -79,7 +80,7 @@ func (s *Source) open(ctx context.Context, nas map[string]uint16) (*listener, *n
 	if err != nil {
 		return nil, nil, err
 	}
-	l := &listener{source: s, log: s.log, secret: secret, table: s.table.Load(), nas: nas}
+	l := &listener{source: s, log: s.log, secret: secret, table: s.table.Load(), nas: nas, since: time.Now()}
 	for _, c := range s.cfg.Clients {
 		p, err := parsePrefix(c)
 		if err != nil {
@@ -210,6 +211,8 @@ func (l *listener) account(p *radius.Packet, from netip.Addr, now time.Time) out
 			said = at
 		}
 		until := at + l.source.cfg.SessionTimeout.Nanoseconds()
+		// Of the time in which nobody listened it is not known who else had the address.
+		early := min(early.Nanoseconds(), max(at-l.since.UnixNano(), 0))
 		noRoom := false
 		result := l.each(p, func(x prefix, id string) {
 			g, s := l.table.latest(x)
@@ -221,7 +224,7 @@ func (l *listener) account(p *radius.Packet, from netip.Addr, now time.Time) out
 				until-s.until < l.source.cfg.SessionTimeout.Nanoseconds()/10 {
 				return // what is known is nearly the same, and each edit costs a page
 			}
-			l.edits = append(l.edits, edit{prefix: x, from: max(start, 1), until: until, id: id, mark: mark, said: said, early: early.Nanoseconds()})
+			l.edits = append(l.edits, edit{prefix: x, from: max(start, 1), until: until, id: id, mark: mark, said: said, early: early})
 		})
 		if noRoom {
 			return full

@@ -42,7 +42,7 @@ func newNAS(t *testing.T, cfg Config) *nas {
 	}
 	s := New(cfg, zap.NewNop())
 	return &nas{t, &listener{source: s, log: s.log, secret: secret, table: s.table.Load(), nas: map[string]uint16{},
-		allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}, "bng1"}
+		allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, since: time.Unix(0, 0)}, "bng1"}
 }
 
 func (n *nas) request(kind rfc2866.AcctStatusType, user, addr string, more ...func(*radius.Packet)) []byte {

@@ -410,7 +410,7 @@ func (w *writer) apply(e *edit) {
 	}
 	switch {
 	case same && e.from <= s.until && e.until >= s.from: // it goes on
-		if s.until, s.mark = e.until, e.mark; e.early == 0 {
+		if s.until, s.mark = e.until, e.mark; e.early == 0 && e.said == 0 {
 			s.from = min(s.from, e.from)
 		}
 	case e.from < s.from: // somebody before
