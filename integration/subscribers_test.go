@@ -150,7 +150,7 @@ func TestSubscribersDHCPv6(t *testing.T) {
 	must(t, n.Run("ip", "addr", "add", "2001:db8:1::1/64", "dev", "lan", "nodad"))
 	must(t, n.Run("ip", "route", "add", "2001:db8:4200::/40", "dev", "lan"))
 	leases := filepath.Join(n.dir, "kea-leases6.csv")
-	start(t, n.NS, kea(t, n, "kea-dhcp6", fmt.Appendf(nil, `{"Dhcp6": {"interfaces-config": {"interfaces": ["lan"]}, "valid-lifetime": 120, "data-directory": %q,
+	start(t, n.NS, kea(t, n, "kea-dhcp6", fmt.Appendf(nil, `{"Dhcp6": {"interfaces-config": {"interfaces": ["lan"]}, "preferred-lifetime": 100, "valid-lifetime": 120, "renew-timer": 50, "rebind-timer": 80, "data-directory": %q,
 		"lease-database": {"type": "memfile", "name": %q, "lfc-interval": 0}, "loggers": [{"name": "kea-dhcp6", "severity": "WARN", "output_options": [{"output": "stdout"}]}],
 		"subnet6": [{"subnet": "2001:db8:1::/64", "interface": "lan", "pools": [{"pool": "2001:db8:1::50-2001:db8:1::50"}],
 		"pd-pools": [{"prefix": "2001:db8:4200::", "prefix-len": 40, "delegated-len": 56}]}]}}`, n.dir, leases)))
@@ -632,7 +632,7 @@ func TestSubscribersHang(t *testing.T) {
 	t.Cleanup(resume)
 	leases("b")
 	file := filepath.Join(t.TempDir(), "ctlogd.yaml")
-	must(t, os.WriteFile(file, []byte(conf), 0o644))
+	must(t, os.WriteFile(file, []byte(conf+"outputs: {jsonl: [{path: "+file+".jsonl}]}\n"), 0o644))
 	check := func() (told *syncBuffer, p *process) {
 		told = new(syncBuffer)
 		cmd := exec.Command(buildDaemon(t, false), "check", "-c", file)

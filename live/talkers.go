@@ -3,10 +3,14 @@ package live
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
+	"hash/maphash"
+	"maps"
 	"math/bits"
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -51,10 +55,11 @@ type Talkers struct {
 	TableRead bool   `json:"table_read"`
 	Missed    uint64 `json:"missed"` // ended flows that came too fast to be counted
 
-	Sources      List `json:"sources"`      // subscribers, before translation
+	Sources      List `json:"sources"`      // inside addresses, before translation
 	Public       List `json:"public"`       // translated sources
 	Destinations List `json:"destinations"` // as the sender has it
 	Ports        List `json:"ports"`        // destination ports
+	Subscribers  List `json:"subscribers"`  // as the records name them, by id; of those in the table it is not known
 }
 
 // List is a list of talkers, most flows first. Low says by how much any of its figures may be too low.
@@ -104,22 +109,51 @@ func portName(k key) string {
 func addrName(k key) string { return netip.AddrFrom16(k).Unmap().String() }
 
 // sums counts by all kinds of key.
-type sums [kinds]*sketch
+type sums struct {
+	by  [kinds]*sketch
+	ids map[key]string // of the subscribers that are counted, and of some that are not any more
+}
 
 const (
 	bySource = iota
 	byPublic
 	byDestination
 	byPort
+	bySubscriber
 	kinds
 )
 
-func newSums() *sums { return &sums{newSketch(), newSketch(), newSketch(), newSketch()} }
+func newSums() *sums {
+	s := &sums{ids: map[key]string{}}
+	for i := range s.by {
+		s.by[i] = newSketch()
+	}
+	return s
+}
 
 func (s *sums) reset() {
-	for _, k := range s {
+	for _, k := range s.by {
 		k.reset()
 	}
+	clear(s.ids)
+}
+
+// idSeeds make keys of ids: of all sums the same ones.
+var idSeeds = [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
+
+// addID counts for a subscriber.
+func (s *sums) addID(id string, c counts) {
+	var k key
+	binary.NativeEndian.PutUint64(k[:8], maphash.String(idSeeds[0], id))
+	binary.NativeEndian.PutUint64(k[8:], maphash.String(idSeeds[1], id))
+	s.by[bySubscriber].add(&k, c)
+	if _, known := s.ids[k]; known {
+		return
+	}
+	if len(s.ids) >= 2*sketchSize {
+		maps.DeleteFunc(s.ids, func(k key, _ string) bool { return s.by[bySubscriber].get(&k) == counts{} })
+	}
+	s.ids[k] = strings.Clone(id) // which is its batch's
 }
 
 func (s *sums) add(r *flow.Record) {
@@ -127,13 +161,16 @@ func (s *sums) add(r *flow.Record) {
 		return
 	}
 	c := counts{1, r.OrigCounters.Bytes + r.ReplyCounters.Bytes}
-	s[bySource].add(&r.Orig.Src, c)
-	s[byDestination].add(&r.Orig.Dst, c)
+	s.by[bySource].add(&r.Orig.Src, c)
+	s.by[byDestination].add(&r.Orig.Dst, c)
 	if r.NAT()&flow.NATSrc != 0 {
-		s[byPublic].add(&r.Reply.Dst, c)
+		s.by[byPublic].add(&r.Reply.Dst, c)
 	}
 	port := portKey(r)
-	s[byPort].add(&port, c)
+	s.by[byPort].add(&port, c)
+	if who := r.Subscriber(); who != nil {
+		s.addID(cmp.Or(who.ID, who.Next), c)
+	}
 }
 
 // portSet is the ports of one address that flows have, one bit for each.
@@ -280,7 +317,7 @@ func (t *talkers) readTable(ctx context.Context) {
 		in := &inTable{sums: newSums(), ports: map[flow.Addr]*portSet{}}
 		if before != nil {
 			// Addresses with many flows come first.
-			top := slices.Clone(before.sums[byPublic].entries)
+			top := slices.Clone(before.by[byPublic].entries)
 			slices.SortFunc(top, func(a, b entry) int { return cmp.Compare(b.flows, a.flows) })
 			for _, e := range top[:min(len(top), maxPublic)] {
 				in.ports[e.key] = new(portSet)
@@ -343,16 +380,19 @@ func (t *talkers) lists(now time.Time) *Talkers {
 	} else {
 		table = &inTable{sums: newSums()}
 	}
-	for kind, to := range []*List{&l.Sources, &l.Public, &l.Destinations, &l.Ports} {
+	for kind, to := range []*List{&l.Sources, &l.Public, &l.Destinations, &l.Ports, &l.Subscribers} {
 		var ended []*sketch
 		for _, s := range t.slices {
-			ended = append(ended, s.sums[kind])
+			ended = append(ended, s.by[kind])
 		}
 		name := addrName
-		if kind == byPort {
+		switch kind {
+		case byPort:
 			name = portName
+		case bySubscriber:
+			name = t.idOf
 		}
-		*to = list(ended, table.sums[kind], name)
+		*to = list(ended, table.by[kind], name)
 	}
 	for i := range l.Public.Top {
 		top := &l.Public.Top[i]
@@ -365,6 +405,16 @@ func (t *talkers) lists(now time.Time) *Talkers {
 		}
 	}
 	return l
+}
+
+// idOf returns the subscriber whose key it is. The lock is held.
+func (t *talkers) idOf(k key) string {
+	for _, s := range t.slices {
+		if id, known := s.ids[k]; known {
+			return id
+		}
+	}
+	return ""
 }
 
 // list returns those who come first by flows, by bytes or by the flows that they have now.

@@ -1,6 +1,8 @@
 package live
 
 import (
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -21,7 +23,9 @@ func TestTalkers(t *testing.T) {
 	gre.Orig.Proto, gre.Reply.Proto = flow.GRE, flow.GRE
 	news := flows[0]
 	news.Event = flow.EventNew
-	f := newFixture(t, func(f *fixture) { f.table = flows[:3] })
+	f := newFixture(t, func(f *fixture) { f.table = slices.Clone(flows[:3]) })
+	alice := &flow.Extra{Subscriber: flow.Subscriber{ID: "alice"}}
+	flows[0].Extra, flows[2].Extra, flows[3].Extra = alice, alice, &flow.Extra{Subscriber: flow.Subscriber{Next: "a customer of a long name"}}
 	if f.p.Taps() != 0 {
 		t.Fatal("somebody taps already")
 	}
@@ -49,6 +53,7 @@ func TestTalkers(t *testing.T) {
 			{Key: "198.51.100.1", Flows: 1, Bytes: 100, Now: 1}, {Key: "198.51.100.3", Flows: 1, Bytes: 1}}},
 		Ports: List{Top: []Talker{{Key: "tcp/443", Flows: 3, Bytes: 201, Now: 2}, {Key: "tcp/80", Flows: 1, Bytes: 5000, Now: 1},
 			{Key: "gre", Flows: 1, Bytes: 7}}},
+		Subscribers: List{Top: []Talker{{Key: "alice", Flows: 2, Bytes: 5100}, {Key: "a customer of a long name", Flows: 1, Bytes: 1}}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("talkers (-want +got):\n%s", diff)
@@ -71,6 +76,23 @@ func TestTalkersForget(t *testing.T) {
 	l := c.lists(began.Add(20 * sliceTime))
 	if l.Since != 60 || l.Sources.Top[0].Flows != slices60s {
 		t.Errorf("%v flows in %v seconds, want %d in 60", l.Sources.Top[0].Flows, l.Since, slices60s)
+	}
+}
+
+// Ids are remembered for no more subscribers than may be listed, and those for as long as they are.
+func TestTalkersIDs(t *testing.T) {
+	var c talkers
+	now := time.Now()
+	s := c.slice(now)
+	for i := range 10 * sketchSize {
+		s.addID(fmt.Sprint("id", i), counts{1, 1})
+		s.addID("alice", counts{1, 1})
+	}
+	if len(s.ids) > 2*sketchSize {
+		t.Errorf("%d ids", len(s.ids))
+	}
+	if l := c.lists(now).Subscribers; l.Top[0].Key != "alice" || slices.ContainsFunc(l.Top, func(t Talker) bool { return t.Key == "" }) {
+		t.Errorf("%+v", l)
 	}
 }
 

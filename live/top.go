@@ -28,10 +28,14 @@ var topLists = []struct {
 	{"public addresses", "public address", func(t *Talkers) *List { return &t.Public }},
 	{"destinations", "destination", func(t *Talkers) *List { return &t.Destinations }},
 	{"ports", "port", func(t *Talkers) *List { return &t.Ports }},
+	{"subscribers", "subscriber", func(t *Talkers) *List { return &t.Subscribers }},
 }
 
-// publicList is the one with ports in use.
-const publicList = 1
+// The lists that have other columns: ports in use, and no flows of the table, of which nobody says whose they are.
+const (
+	publicList      = 1
+	subscribersList = 4
+)
 
 // topOrders are by what top sorts.
 var topOrders = []struct {
@@ -232,7 +236,7 @@ func (t *Top) draw() {
 	}
 	t.drawTalkers(line, keys-y)
 	y = height - 1
-	put(0, "1-4, tab: list   f b n: by flows, bytes, flows now   q: quit", faint)
+	put(0, "1-5, tab: list   f b n: by flows, bytes, flows now   q: quit", faint)
 }
 
 // topRows are how many lines each part of the view gets.
@@ -286,7 +290,7 @@ func (t *Top) drawTalkers(line func(string, tcell.Style), rows int) {
 	order := topOrders[t.order]
 	l.Top = slices.Clone(l.Top)
 	slices.SortStableFunc(l.Top, func(a, b Talker) int { return cmp.Compare(order.by(&b), order.by(&a)) })
-	table := l.rows(topLists[t.list].what, t.list == publicList, rows-2)
+	table := l.rows(t.list, rows-2)
 	for j, head := range table[0] {
 		if strings.TrimPrefix(head, ">") == order.name {
 			table[0][j] = head + "*"
@@ -334,8 +338,11 @@ func (v *View) Plain() string {
 	}
 	for i, l := range topLists {
 		list := l.list(v.Talkers)
+		if i == subscribersList && len(list.Top) == 0 { // mostly because there are no sources
+			continue
+		}
 		b.WriteByte('\n')
-		for _, row := range layout(list.rows(l.what, i == publicList, 10)) {
+		for _, row := range layout(list.rows(i, 10)) {
 			b.WriteString(row + "\n")
 		}
 		if i == 0 || list.LowFlows+list.LowNow > 0 {

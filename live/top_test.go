@@ -41,7 +41,7 @@ func TestTop(t *testing.T) {
 		Talkers: &Talkers{Since: 60, TableRead: true, Table: 4,
 			Sources: List{Top: []Talker{{Key: "10.0.0.1", Flows: 7, Bytes: 1 << 20}, {Key: "10.0.0.2", Flows: 3, Bytes: 5 << 30, Now: 9}}},
 			Public:  List{Top: []Talker{{Key: "203.0.113.5", Flows: 7, TCP: new(12900), UDP: new(0)}}, LowFlows: 3},
-			Ports:   List{Top: []Talker{{Key: "tcp/443", Flows: 7}}}}}
+			Ports:   List{Top: []Talker{{Key: "tcp/443", Flows: 7}}}, Subscribers: List{Top: []Talker{{Key: "alice" + hostile, Flows: 7, Bytes: 99}}}}}
 	top := NewTop(s)
 	top.view = v
 	see := func(want ...string) {
@@ -67,6 +67,12 @@ func TestTop(t *testing.T) {
 	}
 	press(tcell.KeyRune, '2')
 	see("203.0.113.5", "12,900 (20%)", "up to 3 flows")
+	press(tcell.KeyRune, '5')
+	see("alice\\x1b]0;")
+	if got := shown(s); strings.Contains(got, "flows now*") || strings.Contains(got, ">flows now") {
+		t.Errorf("flows that nobody knows:%s", got)
+	}
+	press(tcell.KeyRune, '2')
 	press(tcell.KeyTab, 0)
 	press(tcell.KeyTab, 0)
 	see("tcp/443")
