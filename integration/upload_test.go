@@ -16,38 +16,61 @@ import (
 	"github.com/ctlogd/ctlogd/integration/lab"
 )
 
-// s3 is an S3 server on a namespace's loopback, with the buckets ctlogd and lake2.
+// s3 is an S3 server on a namespace's loopback, with the buckets ctlogd, lake2 and lake3.
 type s3 struct{ endpoint, dir string }
 
 const s3Key, s3Secret = "AKLAKE", "correct-horse-battery"
 
-// startS3 starts rclone's S3 server, or with CTLOGD_LONG=1 versitygw.
-func startS3(t *testing.T, ns *lab.NS, rclone string) s3 {
+// build compiles a tool of a module of its own below this folder.
+func build(t *testing.T, module, path string) (program string) {
+	t.Helper()
+	program = filepath.Join(t.TempDir(), filepath.Base(path))
+	cmd := exec.Command("go", "build", "-o", program, path)
+	cmd.Dir = module
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return program
+}
+
+// startS3 starts an S3 server: rclone's, versitygw or MinIO's.
+func startS3(t *testing.T, ns *lab.NS, kind, rclone string) s3 {
 	t.Helper()
 	s := s3{"http://127.0.0.1:9000", t.TempDir()}
-	for _, bucket := range []string{"ctlogd", "lake2"} {
+	for _, bucket := range []string{"ctlogd", "lake2", "lake3"} {
 		must(t, os.Mkdir(filepath.Join(s.dir, bucket), 0o755))
 	}
-	cmd := exec.Command(rclone, "serve", "s3", "--addr", "127.0.0.1:9000", "--auth-key", s3Key+","+s3Secret, "--vfs-cache-mode", "off", s.dir)
-	if os.Getenv("CTLOGD_LONG") != "" {
-		program := filepath.Join(t.TempDir(), "versitygw")
-		build := exec.Command("go", "build", "-o", program, "github.com/versity/versitygw/cmd/versitygw")
-		build.Dir = "versitygw"
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-		cmd = exec.Command(program, "--port", "127.0.0.1:9000", "--access", s3Key, "--secret", s3Secret, "posix", "--sidecar", t.TempDir(), s.dir)
+	var cmd *exec.Cmd
+	switch kind {
+	case "rclone":
+		cmd = exec.Command(rclone, "serve", "s3", "--addr", "127.0.0.1:9000", "--auth-key", s3Key+","+s3Secret, "--vfs-cache-mode", "off", s.dir)
+	case "versitygw":
+		cmd = exec.Command(build(t, "versitygw", "github.com/versity/versitygw/cmd/versitygw"), "--port", "127.0.0.1:9000", "--access", s3Key,
+			"--secret", s3Secret, "posix", "--sidecar", t.TempDir(), s.dir)
+	case "minio":
+		cmd = exec.Command(build(t, "minio", "github.com/minio/minio"), "server", "--address", "127.0.0.1:9000", s.dir)
+		cmd.Env = append(os.Environ(), "MINIO_ROOT_USER="+s3Key, "MINIO_ROOT_PASSWORD="+s3Secret, "MINIO_BROWSER=off", "MINIO_UPDATE=off")
 	}
 	start(t, ns, cmd)
 	awaitListener(t, ns, "tcp", 9000)
 	return s
 }
 
-// TestUpload: the daemon's archive comes to an S3 server by rclone and by s3cmd, and to a folder by rsync, each by its recipe
-// of deploy/upload. Copies of the three are verified and answer whois; ClickHouse and DuckDB read the buckets, by the queries
-// of docs/fleet.md.
+// TestUpload: the daemon's archive comes to an S3 server by rclone and by s3cmd, with CTLOGD_LONG=1 by mc, and to a folder by
+// rsync, each by its recipe of deploy/upload. Copies of all are verified and answer whois; ClickHouse and DuckDB read the
+// buckets, by the queries of docs/fleet.md. The server is rclone's, with CTLOGD_LONG=1 versitygw and MinIO's as well.
 func TestUpload(t *testing.T) {
 	need(t, "s3cmd", "rsync")
+	servers, mc := []string{"rclone"}, ""
+	if os.Getenv("CTLOGD_LONG") != "" {
+		servers, mc = append(servers, "versitygw", "minio"), build(t, "minio", "github.com/minio/mc")
+	}
+	for _, server := range servers {
+		t.Run(server, func(t *testing.T) { testUpload(t, server, mc) })
+	}
+}
+
+func testUpload(t *testing.T, kind, mc string) {
 	lake, rclone, err := engines.Lake()
 	must(t, err)
 	python, err := engines.Python()
@@ -55,7 +78,7 @@ func TestUpload(t *testing.T) {
 	ns, flood := newFloodNS(t)
 	const flows = 2000
 	room(t, 4*flows)
-	server := startS3(t, ns, rclone)
+	server := startS3(t, ns, kind, rclone)
 	dir := t.TempDir()
 	file := func(name, text string) string {
 		path := filepath.Join(dir, name)
@@ -68,12 +91,18 @@ func TestUpload(t *testing.T) {
 	recipes, err := filepath.Abs("../deploy/upload")
 	must(t, err)
 	path := "PATH=" + filepath.Dir(rclone) + ":" + os.Getenv("PATH")
+	mcHost := "MC_HOST_lake=" + strings.Replace(server.endpoint, "//", "//"+s3Key+":"+s3Secret+"@", 1)
 	var outputs strings.Builder
-	for _, o := range []string{
+	commands := []string{
 		"rclone, upload: {command: [/usr/bin/env, '" + path + "', RCLONE_CONFIG=" + rcloneConf + ", LAKE=lake:ctlogd, " + recipes + "/rclone]}",
 		"s3cmd, upload: {command: [/usr/bin/env, S3CMD_CONFIG=" + s3cfg + ", LAKE=lake2, " + recipes + "/s3cmd]}",
 		"rsync, upload: {command: [/usr/bin/env, LAKE=" + dir + "/copy-rsync, " + recipes + "/rsync]}",
-	} {
+	}
+	if mc != "" {
+		commands = append(commands, "mc, upload: {command: [/usr/bin/env, '"+"PATH="+filepath.Dir(mc)+":"+os.Getenv("PATH")+"', '"+mcHost+
+			"', STATE_DIRECTORY="+dir+", LAKE=lake3, "+recipes+"/mc]}")
+	}
+	for _, o := range commands {
 		fmt.Fprintf(&outputs, "    - {segment_records: 1000, path: %s/%s}\n", dir, o)
 	}
 	binary := buildDaemon(t, false)
@@ -103,6 +132,11 @@ func TestUpload(t *testing.T) {
 			return output(nil, "s3cmd", "--config", s3cfg, "sync", "--delete-removed", "--quiet", "s3://lake2/", dir+"/copy-s3cmd/")
 		},
 		"rsync": func() string { return "" },
+	}
+	if mc != "" {
+		fetch["mc"] = func() string {
+			return output([]string{mcHost}, mc, "--config-dir", dir+"/mc-fetch", "--quiet", "mirror", "--overwrite", "--remove", "lake/lake3", dir+"/copy-mc")
+		}
 	}
 	must(t, os.Mkdir(dir+"/copy-s3cmd", 0o755))
 	for how, fetch := range fetch {
