@@ -157,8 +157,11 @@ func appendHex(b, p []byte) []byte {
 // appendString appends s, which may be any bytes, as a JSON string (RFC 8259 section 7). What is not UTF-8 becomes
 // U+FFFD. U+2028 and U+2029 are escaped for readers that take them for line ends, DEL and the C1 controls for terminals
 // that obey them.
-func appendString[T string | []byte](b []byte, s T) []byte {
+func appendString(b []byte, s string) []byte {
 	b = append(b, '"')
+	if plain(s) {
+		return append(append(b, s...), '"')
+	}
 	done := 0
 	for i := 0; i < len(s); {
 		c := s[i]
@@ -188,7 +191,7 @@ func appendString[T string | []byte](b []byte, s T) []byte {
 			done = i
 			continue
 		}
-		r, n := utf8.DecodeRuneInString(string(s[i:min(i+utf8.UTFMax, len(s))]))
+		r, n := utf8.DecodeRuneInString(s[i:])
 		switch {
 		case r == utf8.RuneError && n == 1:
 			b = append(append(b, s[done:i]...), `\ufffd`...)
@@ -204,6 +207,34 @@ func appendString[T string | []byte](b []byte, s T) []byte {
 		i += n
 	}
 	return append(append(b, s[done:]...), '"')
+}
+
+// plain reports whether s is ASCII without anything that is escaped, eight bytes at a time: nearly all text is.
+func plain(s string) bool {
+	if len(s) < 8 {
+		for i := range len(s) {
+			if c := s[i]; c < ' ' || c == '"' || c == '\\' || c >= 0x7f {
+				return false
+			}
+		}
+		return true
+	}
+	const each, tops = 0x0101010101010101, 0x8080808080808080
+	for {
+		w := uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 | uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
+		// A byte that is less than what is subtracted from it gets its top bit, and borrows from those above: all is false then.
+		if (w|(w-' '*each)|(w^'"'*each-each)|(w^'\\'*each-each)|(w^0x7f*each-each))&tops != 0 {
+			return false
+		}
+		switch {
+		case len(s) == 8:
+			return true
+		case len(s) < 16:
+			s = s[len(s)-8:] // some once more
+		default:
+			s = s[8:]
+		}
+	}
 }
 
 // appendBits appends the names of v's bits as a JSON array; a bit without a name is called by its number, "bit16".

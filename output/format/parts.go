@@ -144,7 +144,7 @@ func (e *parts) appendState(b []byte, r *flow.Record, keep set) []byte {
 	}
 	if x := r.Extra; x != nil {
 		if n := x.Helper.Len(); n != 0 && e.has(kHelper) {
-			b = appendString(append(b, `,"helper":`...), x.Helper[:n])
+			b = appendString(append(b, `,"helper":`...), string(x.Helper[:n]))
 		}
 	}
 	if r.Has&flow.HelperUnknown != 0 && e.has(kHelperUnknown) {
