@@ -143,13 +143,21 @@ func (w *Writer) remove(date string, s stored, why string) error {
 	if err := step("remove.unlink"); err != nil {
 		return err
 	}
-	// A disk that has no room for the tombstone gets it from the segment.
+	// A disk that has no room for the tombstone gets it from the segment. Until then an empty file says that it is owed, if there is
+	// room for a name: before, so that a crash finds it, or at least afterwards.
+	var owed error
+	if full {
+		owed = owe(path, why)
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	w.k.forget(&w.Stats, date, s.file)
 	w.o.Log(Info, "segment removed: "+why, path, nil, "")
 	if full {
+		if owed != nil {
+			_ = owe(path, why)
+		}
 		w.k.owed = append(w.k.owed, tombstone{date, line})
 		w.payOwed()
 	}
@@ -162,15 +170,33 @@ type tombstone struct {
 	line Line
 }
 
+// owedMark stands in the name of an empty file, between that of a segment that is gone and why it went.
+const owedMark = ".removed-"
+
+// owe notes on the disk that the tombstone of a segment is still to be written.
+func owe(path, why string) error {
+	if err := step("remove.owe"); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path+owedMark+why, os.O_WRONLY|os.O_CREATE, fileMode)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), syncDir(filepath.Dir(path)))
+}
+
 // payOwed writes the tombstones for which there was no room.
 func (w *Writer) payOwed() {
 	for len(w.k.owed) > 0 {
-		if err := w.k.chain.append(w.k.owed[0].date, w.k.owed[0].line); err != nil {
+		o := &w.k.owed[0]
+		if err := w.k.chain.append(o.date, o.line); err != nil {
 			w.Stats.KeepErrors.Add(1)
-			w.o.Log(Error, "a segment is removed, and there is no room for its tombstone; it is tried again in a minute", w.k.owed[0].line.Removed.File,
+			w.o.Log(Error, "a segment is removed, and there is no room for its tombstone; it is tried again in a minute", o.line.Removed.File,
 				err, "see that the disk has room")
 			return
 		}
+		// What cannot be removed now is at the next start.
+		_ = os.Remove(filepath.Join(w.dir, "date="+o.date, o.line.Removed.File+owedMark+o.line.Removed.Why))
 		w.k.owed = w.k.owed[1:]
 	}
 }

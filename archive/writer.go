@@ -405,6 +405,7 @@ func (w *Writer) recover() error {
 	sealed := map[uint64]bool{}
 	highest := uint64(0)
 	first := true
+	var unnamed []string
 	for _, name := range folders {
 		lines, err := w.readCatalog(filepath.Join(w.dir, name))
 		if err != nil {
@@ -428,9 +429,11 @@ func (w *Writer) recover() error {
 				}
 			}
 		}
-		for _, s := range live(lines) {
-			w.k.add(&w.Stats, strings.TrimPrefix(name, "date="), s)
+		fresh, err := w.tidy(name, lines)
+		if err != nil {
+			return err
 		}
+		unnamed = append(unnamed, fresh...)
 	}
 	entries, err := os.ReadDir(w.dir)
 	if err != nil {
@@ -452,8 +455,8 @@ func (w *Writer) recover() error {
 		}
 		logs[sequence] = path
 	}
-	for _, name := range folders {
-		if err := w.tidy(name, logs, sealed); err != nil {
+	for _, path := range unnamed {
+		if err := w.adopt(path, logs, sealed); err != nil {
 			return err
 		}
 	}
@@ -478,42 +481,53 @@ func (w *Writer) readCatalog(dir string) ([]Line, error) {
 	return lines, err
 }
 
-// tidy finishes what a crash has left in the folder of a date.
-func (w *Writer) tidy(name string, logs map[uint64]string, sealed map[uint64]bool) error {
-	dir := filepath.Join(w.dir, name)
+// tidy finishes what a crash has left in the folder of a date, and remembers the segments that its catalog's lines name. It returns
+// the paths of those that none names.
+func (w *Writer) tidy(name string, lines []Line) (unnamed []string, err error) {
+	dir, date := filepath.Join(w.dir, name), strings.TrimPrefix(name, "date=")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	lines, _, _ := ReadCatalog(dir)
-	named, gone := map[string]bool{}, map[string]bool{}
+	named, gone := map[string]*Segment{}, map[string]bool{}
 	for i := range lines {
 		switch l := &lines[i]; {
 		case l.Removed != nil:
 			gone[l.Removed.File] = true
 		case l.Segment != nil:
-			named[l.File] = true
+			named[l.File] = l.Segment
 		}
 	}
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		switch {
-		case strings.HasSuffix(e.Name(), ".parquet.tmp") || gone[e.Name()]:
+		file, why, owed := strings.Cut(e.Name(), owedMark)
+		switch s := named[file]; {
+		case owed && s != nil && !gone[file]:
+			gone[file] = true
+			if err := os.Remove(filepath.Join(dir, file)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
+			w.k.owed = append(w.k.owed, tombstone{date, Line{Kind: KindRemoved, At: Time(w.now()),
+				Removed: &Removal{File: file, Why: why, Records: s.Records, First: s.First, Last: s.Last}}})
+		case owed, gone[e.Name()], strings.HasSuffix(e.Name(), ".parquet.tmp"):
 			if err := os.Remove(path); err != nil {
-				return err
+				return nil, err
 			}
-		case !strings.HasSuffix(e.Name(), ".parquet") || named[e.Name()]:
-		default:
-			if err := w.adopt(strings.TrimPrefix(name, "date="), path, logs, sealed); err != nil {
-				return err
-			}
+		case s == nil && strings.HasSuffix(e.Name(), ".parquet"):
+			unnamed = append(unnamed, path)
 		}
 	}
-	return nil
+	for _, s := range live(lines) {
+		if !gone[s.File] {
+			w.k.add(&w.Stats, date, s)
+		}
+	}
+	return unnamed, nil
 }
 
 // adopt sees to a segment that no line names.
-func (w *Writer) adopt(date, path string, logs map[uint64]string, sealed map[uint64]bool) error {
+func (w *Writer) adopt(path string, logs map[uint64]string, sealed map[uint64]bool) error {
+	date := strings.TrimPrefix(filepath.Base(filepath.Dir(path)), "date=")
 	seg, err := inspect(path)
 	for _, sequence := range seg.RowLogs {
 		if _, ok := logs[sequence]; ok { // it is made anew

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -171,6 +172,110 @@ func TestRemovalOnFullDisk(t *testing.T) {
 		if v := verifyTest(t, o.Dir, VerifyOptions{}); v.Verdict != Whole || len(v.Removed) != 1 {
 			t.Errorf("%s: %s", s, asJSON(v))
 		}
+	}
+}
+
+// TestOwedTombstone: a writer that ends before there is room for the tombstone of a segment that it has removed leaves word of it, and
+// the next one writes it, once.
+func TestOwedTombstone(t *testing.T) {
+	defer func() { step = func(string) error { return nil } }()
+	var full, nameless atomic.Bool
+	step = func(at string) error {
+		if at == "catalog.append" && full.Load() || at == "remove.owe" && nameless.Swap(false) {
+			return unix.ENOSPC
+		}
+		return nil
+	}
+	for _, tt := range []struct {
+		name     string
+		nameless bool // there is room for a name only when the segment is gone
+		killed   bool // before the segment was gone
+	}{
+		{name: "ended"},
+		{name: "no room for a name", nameless: true},
+		{name: "killed", killed: true},
+	} {
+		full.Store(false)
+		nameless.Store(tt.nameless)
+		o := testOptions(t.TempDir())
+		o.Retention, o.Sync = Retention{}, SyncNever
+		sealTest(t, o, 60, 1)
+		full.Store(true)
+		o.Retention, o.retain = Retention{MaxAge: 5 * 24 * time.Hour}, time.Millisecond
+		w := openTest(t, o)
+		await(t, func() bool { return w.Stats.RemovedAge.Load() == 1 && w.Stats.KeepErrors.Load() > 0 })
+		if err := w.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		owed, _ := filepath.Glob(w.dir + "/date=*/*.parquet" + owedMark + "max_age")
+		if len(owed) != 1 {
+			t.Fatalf("%s: what is owed: %v", tt.name, owed)
+		}
+		if seg, _, _ := strings.Cut(owed[0], owedMark); tt.killed {
+			if err := os.WriteFile(seg, []byte("x"), fileMode); err != nil {
+				t.Fatal(err)
+			}
+		}
+		full.Store(false)
+		for range 2 { // the second time, as if it had been killed between the tombstone and the removal of the file
+			w = openTest(t, o)
+			await(t, func() bool {
+				_, err := os.Stat(owed[0])
+				return errors.Is(err, fs.ErrNotExist)
+			})
+			if n, removed := w.Stats.Segments.Load(), w.Stats.RemovedAge.Load(); n != 0 || removed != 0 {
+				t.Errorf("%s: %d segments, %d removed", tt.name, n, removed)
+			}
+			if err := w.Close(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			lines, _, err := ReadCatalog(filepath.Dir(owed[0]))
+			if err != nil || len(lines) != 2 || lines[1].Removed == nil || lines[1].Removed.Why != "max_age" || lines[1].Removed.Records != 50 {
+				t.Fatalf("%s: the catalog has %s, %v", tt.name, asJSON(lines), err)
+			}
+			if v := verifyTest(t, o.Dir, VerifyOptions{}); v.Verdict != Whole || len(v.Removed) != 1 {
+				t.Errorf("%s: %s", tt.name, asJSON(v))
+			}
+			if err := os.WriteFile(owed[0], nil, fileMode); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestCatalogReadOnce: to open an archive takes each catalog once.
+func TestCatalogReadOnce(t *testing.T) {
+	o := testOptions(t.TempDir())
+	o.Retention, o.Sync = Retention{}, SyncNever
+	sealTest(t, o, 60, 1)
+	catalogs, _ := filepath.Glob(o.Dir + "/host=gw1/date=*/" + catalogName)
+	lines, _, err := ReadCatalog(filepath.Dir(catalogs[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := chain{dir: o.Dir + "/host=gw1", n: 1, hash: lines[0].Hash}
+	date := strings.TrimPrefix(filepath.Base(filepath.Dir(catalogs[0])), "date=")
+	big := json.RawMessage(`"` + strings.Repeat("x", 1<<20) + `"`)
+	for range 4 {
+		if err := c.append(date, Line{Kind: KindRules, Rules: &Rules{LeftOut: big}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.LeftOut = big
+	read := func() (n int64) {
+		b, err := os.ReadFile("/proc/self/io")
+		if _, scan := fmt.Sscanf(string(b), "rchar: %d", &n); err != nil || scan != nil {
+			t.Fatal(err, scan)
+		}
+		return n
+	}
+	before := read()
+	w := openTest(t, o)
+	if n := read() - before; n < 4<<20 || n > 6<<20 {
+		t.Errorf("%d bytes were read of a catalog of 4 MiB", n)
+	}
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
 	}
 }
 
