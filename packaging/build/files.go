@@ -43,10 +43,16 @@ const maintainer = "The ctlogd authors <ctlogd@users.noreply.github.com>"
 func debianChangelog(changes, version string, date time.Time) string {
 	_, section, _ := strings.Cut(changes, "\n## ")
 	section, _, _ = strings.Cut(section, "\n## ")
+	_, section, _ = strings.Cut(section, "\n")
+	section = "\n" + strings.ReplaceAll(section, "\n### ", "\n- ### ") // headings among them
 	_, entries, _ := strings.Cut(section, "\n- ")
 	var text strings.Builder
 	fmt.Fprintf(&text, "ctlogd (%s) unstable; urgency=medium\n\n", version)
 	for entry := range strings.SplitSeq(entries, "\n- ") {
+		if heading, ok := strings.CutPrefix(entry, "### "); ok {
+			fmt.Fprintf(&text, "  [ %s ]\n", strings.TrimSpace(heading))
+			continue
+		}
 		line := "  *"
 		for _, word := range strings.Fields(entry) {
 			if len(line)+1+len(word) > 76 {

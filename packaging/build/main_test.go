@@ -42,13 +42,16 @@ func TestAPKVersion(t *testing.T) {
 }
 
 func TestDebianChangelog(t *testing.T) {
-	const changes = "# Changelog\n\nAll that matters.\n\n## Unreleased\n\n- A line that is so long that it has to be " +
-		"broken, as Debian's\n  programs want no more than 80 columns.\n- `check`.\n\n## 1.0.0\n\n- Old.\n"
+	const changes = "# Changelog\n\nAll that matters.\n\n## Unreleased\n\n### Faults\n\n- A line that is so long that it has to be " +
+		"broken, as Debian's\n  programs want no more than 80 columns.\n- `check`.\n\n### New\n\n- This.\n\n## 1.0.0\n\n- Old.\n"
 	const want = `ctlogd (1.1.0) unstable; urgency=medium
 
+  [ Faults ]
   * A line that is so long that it has to be broken, as Debian's programs
     want no more than 80 columns.
   * ` + "`check`" + `.
+  [ New ]
+  * This.
 
  -- ` + maintainer + `  Wed, 25 Nov 2026 01:02:03 +0000
 `
