@@ -54,32 +54,7 @@ func TestPackages(t *testing.T) {
 		t.Skipf("there is no package for %s", runtime.GOARCH)
 	}
 	t.Chdir("../..")
-	t.Setenv("SOURCE_DATE_EPOCH", "1795647004")
-	build := func(version string, formats ...string) (files []string) {
-		t.Helper()
-		dir := t.TempDir()
-		if err := run(dir, version, "test", []string{arch}, formats); err != nil {
-			t.Fatal(err)
-		}
-		files, err := filepath.Glob(dir + "/*")
-		if err != nil || len(files) != len(formats) {
-			t.Fatalf("built %v, %v", files, err)
-		}
-		slices.SortFunc(files, func(a, b string) int { return strings.Compare(filepath.Ext(a), filepath.Ext(b)) })
-		return files
-	}
-	first := build("v1.0.0", "deb", "rpm")
-	time.Sleep(1100 * time.Millisecond) // whatever takes the time of now shows
-	t.Setenv("TZ", "Asia/Kathmandu")
-	defer syscall.Umask(syscall.Umask(0o077))
-	for i, again := range build("v1.0.0", "deb", "rpm") {
-		a, errA := os.ReadFile(first[i])
-		b, errB := os.ReadFile(again)
-		if errA != nil || errB != nil || !bytes.Equal(a, b) {
-			t.Errorf("two builds of %s differ (%v, %v)", filepath.Base(again), errA, errB)
-		}
-		t.Logf("%s: %d bytes", filepath.Base(again), len(b))
-	}
+	first := builtTwice(t, "v1.0.0", "test", arch, "deb", "rpm")
 	deb, rpm := first[0], first[1]
 
 	t.Run("deb", func(t *testing.T) {
@@ -124,7 +99,7 @@ func TestPackages(t *testing.T) {
 		if os.Geteuid() != 0 {
 			t.Skip("needs root: the rest installs the package")
 		}
-		newer := build("v1.0.1", "rpm")[0]
+		newer := built(t, "v1.0.1", "test", arch, "rpm")[0]
 		// On a copy of this machine's files where no systemd runs.
 		out := command(t, "unshare", "--mount", "sh", "-ec", `
 			mount -t tmpfs tmpfs "$1"; mkdir "$1/upper" "$1/work" "$1/root"
@@ -152,6 +127,41 @@ func TestPackages(t *testing.T) {
 			t.Errorf("the removal has left something:\n%s", out)
 		}
 	})
+}
+
+// built builds packages, and returns their files in the order of the formats' names.
+func built(t *testing.T, version, commit, arch string, formats ...string) []string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := run(dir, version, commit, []string{arch}, formats); err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(dir + "/*")
+	if err != nil || len(files) != len(formats) {
+		t.Fatalf("built %v, %v", files, err)
+	}
+	slices.SortFunc(files, func(a, b string) int { return strings.Compare(filepath.Ext(a), filepath.Ext(b)) })
+	return files
+}
+
+// builtTwice does so, and builds them again at another time, in another zone and with other rights for new files: the bytes are
+// the same.
+func builtTwice(t *testing.T, version, commit, arch string, formats ...string) []string {
+	t.Helper()
+	t.Setenv("SOURCE_DATE_EPOCH", "1795647004")
+	first := built(t, version, commit, arch, formats...)
+	time.Sleep(1100 * time.Millisecond) // whatever takes the time of now shows
+	t.Setenv("TZ", "Asia/Kathmandu")
+	defer syscall.Umask(syscall.Umask(0o077))
+	for i, again := range built(t, version, commit, arch, formats...) {
+		a, errA := os.ReadFile(first[i])
+		b, errB := os.ReadFile(again)
+		if errA != nil || errB != nil || !bytes.Equal(a, b) {
+			t.Errorf("two builds of %s differ (%v, %v)", filepath.Base(again), errA, errB)
+		}
+		t.Logf("%s: %d bytes", filepath.Base(again), len(b))
+	}
+	return first
 }
 
 // checkContents compares what a package holds, directories of others left out.
