@@ -47,8 +47,8 @@ const lookWithin = time.Second
 type lookup struct {
 	file string
 
-	mu    sync.Mutex
-	under *reading // way; nil: none is
+	mu       sync.Mutex
+	underWay *reading // nil: none is
 }
 
 type reading struct {
@@ -59,14 +59,14 @@ type reading struct {
 
 func (l *lookup) look() (string, error) {
 	l.mu.Lock()
-	r := l.under
+	r := l.underWay
 	if r == nil {
 		r = &reading{done: make(chan struct{})}
-		l.under = r
+		l.underWay = r
 		go func() {
 			r.id, r.err = machine(l.file)
 			l.mu.Lock()
-			l.under = nil
+			l.underWay = nil
 			l.mu.Unlock()
 			close(r.done)
 		}()

@@ -63,7 +63,7 @@ func TestMachineHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.mu.Lock()
-	r := l.under
+	r := l.underWay
 	l.mu.Unlock()
 	if r != nil {
 		<-r.done

@@ -60,7 +60,7 @@ func readings(now, base time.Time) (wall, steady int64) { return now.UnixNano(),
 // look notices what has become of the clock since the last look.
 func (c *clock) look() { c.lookAt(c.read()) }
 
-// lookAt is look for who has read the clocks.
+// lookAt is look with both clocks already read.
 func (c *clock) lookAt(wall, steady int64) {
 	if step := wall - steady - c.offset; step >= int64(stepMin) || step <= -int64(stepMin) {
 		c.stepped(step)

@@ -345,8 +345,8 @@ func (r *Reader) Do(ctx context.Context, f func() error) (err error) {
 	}
 }
 
-// Tell has a copy of rec handed over behind what is read, within a second. It waits for nothing: ok is false if it has no
-// room, or nobody reads. Any goroutine may call it; rec is not changed any more.
+// Tell has a copy of rec handed over behind what is read, within a second. It waits for nothing: ok is false if there is no
+// room. What is told as Run ends is lost. Any goroutine may call it; rec is not changed any more.
 func (r *Reader) Tell(rec *flow.Record) (ok bool) {
 	select {
 	case r.told <- rec:

@@ -18,7 +18,8 @@ type Source interface {
 	// that it has more to do at once.
 	Turn(now time.Time, sink Sink) (busy bool)
 
-	// Due returns how long Turn will have nothing to do, as long as no event comes.
+	// Due returns how long Turn will have nothing to do, as long as no event comes. The reader waits so long at most: a
+	// source that returns 0 while Turn does nothing has it spin.
 	Due(now time.Time) time.Duration
 
 	// Wait returns when an event waits, when Wake was called, or after d.

@@ -21,7 +21,8 @@ type Pipeline struct {
 	pool pool
 	taps atomic.Pointer[[]*Tap] // nil: nobody looks on
 
-	mu     sync.Mutex // for those who are not the reader's goroutine, which alone changes what follows
+	// The reader's goroutine alone changes what follows, with the lock, and reads it without. Others take the lock.
+	mu     sync.Mutex
 	stages []Stage
 	queues []*deliver.Queue
 }

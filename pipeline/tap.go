@@ -89,8 +89,8 @@ func (t *Tap) Next(done <-chan struct{}) (b *flow.Batch, missed uint64, ok bool)
 	}
 }
 
-// More is Next for who does not want to wait. Without a batch, missed is what has found no room so far, of which Next
-// does not tell again.
+// More is Next without the wait. Without a batch, missed is how many records have found no room so far; Next does not count
+// them again.
 func (t *Tap) More() (b *flow.Batch, missed uint64, ok bool) {
 	select {
 	case s := <-t.seen:

@@ -37,7 +37,7 @@ type app struct {
 	sockets    *ownflow.Sockets // of the outputs
 	helpers    *pipeline.Helpers
 	named      *subscriber.Stage
-	sources    []*subscriber.Source // that named asks; sourcesNow for those who are not the reader's goroutine or a reload
+	sources    []*subscriber.Source // those that named asks; for the reader's goroutine and a reload, sourcesNow for all others
 	sourceList atomic.Pointer[[]*subscriber.Source]
 	selected   *pipeline.Select
 	pipeline   *pipeline.Pipeline
@@ -195,7 +195,8 @@ func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 // tell has a record that an output has made go to the other ones. Queues call it, which are started after the reader was made.
 func (a *app) tell(r *flow.Record) bool { return a.reader.Tell(r) }
 
-// begin builds an output that can tell what it has missed by what it has. The queues' goroutines call it.
+// begin builds an output that tells by what is in it what it has missed, if no mark does (unmarked): an archive. The queues'
+// goroutines call it.
 func (a *app) begin(name string, build func(unmarked bool) (deliver.Output, error)) (deliver.Output, error) {
 	out, err := build(!a.keeper.Marked(name))
 	if err == nil {

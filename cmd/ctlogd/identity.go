@@ -16,9 +16,9 @@ import (
 // ctlogd runs already.
 const identityEvery = 5 * time.Second
 
-// machine is what of a configuration the machine decides, because it says nothing of it.
+// machine says which keys the configuration leaves open, so that their values are the machine's.
 type machine struct {
-	host, observer bool  // so are these
+	host, observer bool  // the key is open
 	noID           error // why there is no machine id
 }
 

@@ -1,4 +1,8 @@
 // Command ctlogd turns the kernel's connection tracking events into flow records and delivers them.
+//
+// The daemon begins in run.go, and its life from start to end is runDaemon (app.go). outputs.go makes outputs of the
+// configuration, reload.go takes over another one, notify.go talks to the service manager. large.go has what the build tag
+// small leaves out. The other commands have a file each.
 package main
 
 import (

@@ -56,7 +56,8 @@ type plannedOutput struct {
 	built   *atomic.Bool // of an archive: build has succeeded
 }
 
-// follow has the output put on record what was would have: one that was in force, and never opened, kept flows out as well.
+// follow is for an archive that takes the place of was, and does nothing for other outputs. If was could never be opened, it
+// is opened and closed first: its filter was in force as well, and has to stand in the catalog.
 func (o *plannedOutput) follow(was plannedOutput) {
 	if !o.archive || was.built.Load() {
 		return
@@ -76,11 +77,11 @@ func (o *plannedOutput) follow(was plannedOutput) {
 	}
 }
 
-// beginning builds an output, which build is told about whether no mark tells what it has missed.
+// beginning builds an output by build. unmarked says that no mark tells what the output has missed (app.begin).
 type beginning func(name string, build func(unmarked bool) (deliver.Output, error)) (deliver.Output, error)
 
-// planOutputs returns all outputs of the configuration, which tell sockets of their own, and tell of records for the other
-// outputs. It touches nothing.
+// planOutputs returns all outputs of the configuration. sockets learns of the connections that they
+// make; tell takes a record that one of them has made for the other ones. It touches nothing.
 func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets, tell func(*flow.Record) bool, begin beginning) (outputs []plannedOutput) {
 	hideNew := cfg.newOnDemand()
 	add := func(o plannedOutput, needsNew bool) {

@@ -143,7 +143,7 @@ func (m *messages) next(stats *Stats) (msg []byte, err error) {
 				stats.Truncated.Add(1)
 			}
 		}
-		size := 0
+		size := 0 // where an int has 32 bits, a length above 2 GiB is negative, and refused as one that is too short
 		if len(rest) >= nlHeader {
 			size = int(binary.NativeEndian.Uint32(rest))
 		}

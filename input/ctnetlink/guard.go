@@ -78,7 +78,7 @@ type guard struct {
 	cancel context.CancelFunc // ends the goroutine
 	ended  chan struct{}      // closed when it has ended
 
-	members sync.Mutex // held by who changes sock's groups or filter, or sheds
+	members sync.Mutex // held while sock's groups or filter change, and while ends are shed
 	pending pendingGap
 
 	// The guard's goroutine's own.

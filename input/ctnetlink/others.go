@@ -27,13 +27,13 @@ type others struct {
 	space *netns.Space
 	netns flow.Netns // of its records; 0: it is ctlogd's own
 	drop  bool       // nobody asked for it
-	held  bool       // netns is
+	held  bool       // netns is held, until forget
 
-	compared *netns.View // the last one that changed has looked at
+	compared *netns.View // the last View that the method changed has seen
 
 	unnamed map[int32]bool // ids of namespaces without a name that have sent something
 	former  map[int32]gone // ids whose namespace has gone, until all that it sent has been read
-	caught  time.Time      // the last time that tell has gone by
+	caught  time.Time      // up to when all had been read when tell was last called
 	known   map[*netns.Space]bool
 	leaving []*leaving
 
@@ -52,9 +52,9 @@ type gone struct{ from, to time.Time }
 type leaving struct {
 	space *netns.Space
 	since time.Time
-	read  bool  // its table was
-	err   error // why that is not whole
-	at    time.Time
+	read  bool      // its table was read
+	err   error     // why not all of the table was
+	at    time.Time // when that was over
 }
 
 // spaceGap is a time in which flows of one namespace report nothing.

@@ -61,7 +61,7 @@ type Source struct {
 	switches switches
 	table    *table
 	others   *others // nil: of no other namespace
-	asked    bool    // they were asked for
+	asked    bool    // the configuration asks for other namespaces
 	lookedAt time.Time
 }
 

@@ -164,7 +164,7 @@ func (t *table) turn(now time.Time, sink input.Sink) (busy bool) {
 	return false
 }
 
-// due returns how long there is nothing to do.
+// due returns how long there is nothing to do; 0 only if the next turn begins something (input.Source.Due).
 func (t *table) due(now time.Time) time.Duration {
 	wait := idle
 	if t.dump == nil && len(t.jobs) > 0 {

@@ -210,12 +210,13 @@ func (f *buffer) seal() {
 	}
 }
 
-// upTo returns how many chunks behind the first at of them make one write. The lock is held.
+// upTo returns how many chunks behind the first at of them make one write: a quarter of the room at most, so that there is
+// room for what comes meanwhile, but one chunk at least. The lock is held.
 func (f *buffer) upTo(at int) (n int) {
 	records := 0
 	for i := f.head + at; i < len(f.chunks); i++ {
 		records += f.chunks[i].n
-		if n > 0 && (records > writeRecords || records > f.max/4) { // there is room while they are written
+		if n > 0 && (records > writeRecords || records > f.max/4) {
 			break
 		}
 		n++

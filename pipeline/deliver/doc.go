@@ -21,7 +21,7 @@
 //	  - buffer: the records that wait in memory, those in the worker's hand included. It counts records that the output
 //	    wants, and nothing else.
 //	  - worker: one goroutine. It alone builds, calls and closes the output. It retries with backoff and never touches a
-//	    disk by itself.
+//	    disk by itself: for what the spool has it waits until that disk hangs, and then goes on without.
 //	  - spooler: one goroutine, if there is a spool. It alone opens, writes, reads and closes it.
 //	  - flight: what an Acknowledger has taken and the destination has not acknowledged.
 //	  - ledger: every loss, until a gap record of it has arrived or is on the disk.

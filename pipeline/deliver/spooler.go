@@ -18,8 +18,8 @@ const (
 	spoolPatience = time.Second
 )
 
-// spooler owns an output's spool: its goroutine alone opens, writes, reads and closes it. The worker asks it for records
-// and never waits for the disk. While the output fails, or half of the buffer is taken, it moves what waits in memory to
+// spooler owns an output's spool: its goroutine alone opens, writes, reads and closes it. The worker asks it for records,
+// and waits for them no longer than until the disk hangs (next). While the output fails, or half of the buffer is taken, it moves what waits in memory to
 // the disk, the worker's hand first, oldest first; and the worker reads the disk before the memory. So the order holds,
 // unless the disk or the output hangs.
 type spooler struct {
