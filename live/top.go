@@ -37,6 +37,25 @@ const (
 	subscribersList = 4
 )
 
+// rows returns a table of a list, its head first.
+func (l *List) rows(list, max int) [][]string {
+	columns := func(what, flows, bytes, now, tcp, udp string) []string {
+		row := []string{what, flows, bytes}
+		if list != subscribersList {
+			row = append(row, now)
+		}
+		if list == publicList {
+			row = append(row, tcp, udp)
+		}
+		return row
+	}
+	rows := [][]string{columns(topLists[list].what, ">flows/min", ">bytes", ">flows now", ">tcp ports", ">udp ports")}
+	for _, t := range l.Top[:min(len(l.Top), max)] {
+		rows = append(rows, columns(printable.Text(t.Key), group(t.Flows), size(t.Bytes), group(t.Now), portsUsed(t.TCP), portsUsed(t.UDP)))
+	}
+	return rows
+}
+
 // topOrders are by what top sorts.
 var topOrders = []struct {
 	key  rune
