@@ -94,6 +94,7 @@ The exit status tells:
 	f.StringVar(&o.report, "report", "", "write the answer, and what it rests on, to `FILE`.html or .json")
 	f.StringVar(&o.caseRef, "case", "", "`CASE` that the question belongs to; it stands in the audit file and the report")
 	cmd.MarkFlagsMutuallyExclusive("at", "from")
+	cmd.MarkFlagsMutuallyExclusive("at", "to")
 	cmd.MarkFlagsMutuallyExclusive("json", "csv")
 	return cmd
 }
@@ -178,12 +179,15 @@ func runWhois(ctx context.Context, args []string, o whoisOptions, stdout, stderr
 
 // items are the questions of the command line or of the batch.
 func (o *whoisOptions) items(args []string, now time.Time, zone *time.Location) ([]whois.Item, error) {
+	if o.within < 0 {
+		return nil, fmt.Errorf("--within %s: write a time of 0 or more", o.within)
+	}
 	if o.batch == "" {
 		q, err := o.question(args, now, zone)
 		return []whois.Item{{Question: q}}, err
 	}
-	if len(args) > 0 || o.at != "" || o.from != "" || o.src != "" || o.dst != "" || o.subscriber != "" || o.report != "" {
-		return nil, errors.New("--batch has its questions in the file: no address, --at, --from, --src, --subscriber, --dst or --report with it")
+	if len(args) > 0 || o.at != "" || o.from != "" || o.to != "" || o.proto != "" || o.src != "" || o.dst != "" || o.subscriber != "" || o.report != "" {
+		return nil, errors.New("--batch has its questions in the file: no address, --at, --from, --to, --proto, --src, --subscriber, --dst or --report with it")
 	}
 	in := io.Reader(os.Stdin)
 	if o.batch != "-" {
@@ -304,9 +308,6 @@ func (o *whoisOptions) question(args []string, now time.Time, zone *time.Locatio
 			return nil, fmt.Errorf("--proto %s: no such protocol; write tcp, udp, icmp, icmpv6, gre, sctp, or a number", o.proto)
 		}
 		q.HasProto = true
-	}
-	if o.within < 0 {
-		return nil, fmt.Errorf("--within %s: write a time of 0 or more", o.within)
 	}
 	switch {
 	case o.at != "":
