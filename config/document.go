@@ -14,7 +14,7 @@ import (
 
 // A Document is a text that was decoded. It knows the mistakes, and where each key stands.
 type Document struct {
-	least  string         // the smallest text that works, for who has an empty one
+	least  string         // the smallest text that works: the error for an empty one shows it
 	lines  map[string]int // where each key that the document has stands
 	faults []Fault
 	broken []string // keys, present or perhaps meant, whose values could not be read

@@ -1,7 +1,7 @@
 // Package identity tells which machine this is: the name of its host, and the id of its installation.
 //
-// Both stand in records, which are compared with those of other machines: a name that every machine has before somebody
-// names it, and an id that clones share, are told from real ones.
+// Both stand in records, which are compared with those of other machines. So it recognises values that do not tell machines
+// apart: the name localhost, and an id that is not there yet or is all zeros.
 package identity
 
 import (

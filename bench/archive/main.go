@@ -1,4 +1,4 @@
-// Command archive makes an archive of a trace that never was, and tells what that cost: bytes, CPU and memory a record, and
+// Command archive makes an archive of an invented trace, and tells what that cost: bytes, CPU and memory a record, and
 // how long questions take, by ctlogd's reader, by ctlogd whois and by others. bench/archive.sh runs it.
 package main
 

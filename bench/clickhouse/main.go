@@ -1,4 +1,4 @@
-// Command clickhouse fills the tables of deploy/clickhouse with a trace that never was, and tells what that cost: bytes a
+// Command clickhouse fills the tables of deploy/clickhouse with an invented trace, and tells what that cost: bytes a
 // row, rows a second, and how long questions take. bench/clickhouse.sh runs it.
 package main
 

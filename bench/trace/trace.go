@@ -1,4 +1,4 @@
-// Package trace makes flow records of a carrier-grade NAT that never was, the same for the same seed: for benchmarks and
+// Package trace invents flow records of a carrier-grade NAT, the same for the same seed: for benchmarks and
 // tests of the archive.
 package trace
 

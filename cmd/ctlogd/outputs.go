@@ -80,8 +80,8 @@ func (o *plannedOutput) follow(was plannedOutput) {
 // beginning builds an output by build. unmarked says that no mark tells what the output has missed (app.begin).
 type beginning func(name string, build func(unmarked bool) (deliver.Output, error)) (deliver.Output, error)
 
-// planOutputs returns all outputs of the configuration. sockets learns of the connections that they
-// make; tell takes a record that one of them has made for the other ones. It touches nothing.
+// planOutputs returns all outputs of the configuration. sockets learns of the connections that they make; tell takes a record
+// that one of them has made for the other ones. It touches nothing.
 func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets, tell func(*flow.Record) bool, begin beginning) (outputs []plannedOutput) {
 	hideNew := cfg.newOnDemand()
 	add := func(o plannedOutput, needsNew bool) {

@@ -15,7 +15,7 @@ import (
 type Space struct {
 	ID    int32
 	Name  string
-	Netns flow.Netns // of its records; valid for who looks at a View that has it
+	Netns flow.Netns // of its records; valid while a View that has the Space is in use
 	Since time.Time  // from when on its events come
 
 	Events atomic.Uint64 // read; counted by who reads them

@@ -60,14 +60,14 @@ type Watcher struct {
 	ids     *ids
 	mounts  *mounts
 	moved   bool             // the list of mounts has changed since it was read
-	current map[string]mount // as it was then
+	current map[string]mount // that list, by name
 	own     uint64           // inode of ctlogd's namespace
 	ownFD   int
 	spaces  map[string]*Space
 	leaving []*Space
 	closing []closing
-	used    map[int32]bool // ids
-	heard   time.Time      // until when it is known which have gone
+	used    map[int32]bool // ids that namespaces have
+	heard   time.Time      // when changedIDs last looked which have gone
 	next    int32          // the id that is given next
 	failed  map[string]failure
 	warned  time.Time
@@ -75,7 +75,7 @@ type Watcher struct {
 	opener  opener
 }
 
-// closing is a Space that no View has from the one called n on.
+// closing is a Space that is in no View any more: the View with the number n is the first without it.
 type closing struct {
 	space *Space
 	n     uint64

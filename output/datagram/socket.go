@@ -386,7 +386,7 @@ func (s *Socket) drain() {
 // Err returns why the session is over, nil while it is not.
 func (s *Socket) Err() error { return s.over }
 
-// Revive begins a session anew on the same UDP socket, so that all of them are one flow for who tracks connections on the way.
+// Revive begins a session anew on the same UDP socket, so that firewalls on the way see one flow.
 func (s *Socket) Revive() {
 	s.askError() // what came late is about the session before
 	s.over, s.doubts, s.arrived = nil, s.doubts[:0], s.written

@@ -19,9 +19,9 @@ const (
 )
 
 // spooler owns an output's spool: its goroutine alone opens, writes, reads and closes it. The worker asks it for records,
-// and waits for them no longer than until the disk hangs (next). While the output fails, or half of the buffer is taken, it moves what waits in memory to
-// the disk, the worker's hand first, oldest first; and the worker reads the disk before the memory. So the order holds,
-// unless the disk or the output hangs.
+// and waits for them no longer than until the disk hangs (next). While the output fails, or half of the buffer is taken, it
+// moves what waits in memory to the disk, the worker's hand first, oldest first; and the worker reads the disk before the
+// memory. So the order holds, unless the disk or the output hangs.
 type spooler struct {
 	q       *Queue
 	open    func() (*spool.Spool, error)

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	// saveEvery is how often the mark is written. So exactly the begin of a gap is known after a crash.
+	// saveEvery is how often the mark is written. It bounds how exactly the begin of a gap is known after a crash.
 	saveEvery = time.Second
 
 	// hangAfter is how long the disk may take before it counts as a failure.

@@ -1,4 +1,7 @@
 // Package mark is what a process leaves on disk for the one that comes after it, and the goroutine that keeps it there.
+//
+// A Mark (mark.go) says until when each output had all. A Keeper (keeper.go) writes it every second, and at the start puts a
+// gap into each queue for the time since the last process's mark.
 package mark
 
 import (
