@@ -437,7 +437,7 @@ func TestNamespacesReloaded(t *testing.T) {
 	reload("all", `are heard	{"netns": "red", "nsid": 77}`)
 	churn(10, 20)
 	settle(30)
-	reload("[red]", "configuration reloaded")
+	reload("[red]", `"changed": ["input.conntrack.namespaces"]`)
 	eventually(t, "blue is not held any more", func() bool {
 		out := s.status(t, "--json")
 		return strings.Contains(out, `"red"`) && !strings.Contains(out, `"blue"`)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"slices"
 	"sync/atomic"
 
@@ -54,6 +55,11 @@ type plannedOutput struct {
 
 	archive bool         // takes what the table is read for at each checkpoint
 	built   *atomic.Bool // of an archive: build has succeeded
+}
+
+// equal reports whether nothing of the output is configured in another way than was is.
+func (o *plannedOutput) equal(was plannedOutput) bool {
+	return reflect.DeepEqual([]any{o.config, o.filter, o.common}, []any{was.config, was.filter, was.common})
 }
 
 // follow is for an archive that takes the place of was, and does nothing for other outputs. If was could never be opened, it

@@ -291,3 +291,21 @@ func TestArchiveFollows(t *testing.T) {
 		t.Errorf("the catalog is\n%s", lines)
 	}
 }
+
+// A reload counts an output as changed if anything of it is configured in another way.
+func TestOutputsThatChange(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "flows.jsonl")
+	planned := func(keys string) plannedOutput {
+		_, outputs := plan(t, "outputs: {jsonl: [{path: FILE"+keys+"}]}", file)
+		return outputs[0]
+	}
+	same := planned("")
+	if was := planned(""); !same.equal(was) {
+		t.Error("the same configuration differs")
+	}
+	for _, keys := range []string{", format: ecs", ", queue: 7", ", filter: [{action: drop, match: {nat: none}}]", ", spool: {path: /s}"} {
+		if o := planned(keys); o.equal(same) {
+			t.Errorf("%s makes no difference", keys)
+		}
+	}
+}

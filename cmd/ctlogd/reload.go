@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/ctlogd/ctlogd/config"
 	"github.com/ctlogd/ctlogd/pipeline/deliver"
 )
 
@@ -93,6 +95,7 @@ func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
 	outputs := planOutputs(cfg, a.log, a.sockets, a.tell, a.begin)
 	var queues, added []*deliver.Queue
 	var replaced []plannedOutput
+	changed := differingKeys(a.cfg, cfg)
 	running := map[string]*deliver.Queue{}
 	for _, q := range a.pipeline.Queues() {
 		running[q.Name()] = q
@@ -109,6 +112,9 @@ func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
 			} else {
 				o.follow(was[o.name])
 				replaced = append(replaced, *o)
+			}
+			if !o.equal(was[o.name]) {
+				changed = append(changed, o.path)
 			}
 			if !reflect.DeepEqual(was[o.name].common.Spool, o.common.Spool) {
 				a.log.Warn("reload: a changed spool takes effect at the next start", zap.String("output", o.name))
@@ -159,7 +165,7 @@ func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
 	a.server.Configure(cfg.Metrics)
 	a.own.Set(cfg.Log)
 	a.log.Info("configuration reloaded", zap.Int("outputs", len(outputs)), zap.Int("new", len(added)),
-		zap.Int("changed", len(replaced)), zap.Int("gone", len(running)))
+		zap.Strings("changed", changed), zap.Int("gone", len(running)))
 	if len(running) > 0 {
 		a.retire(running, read, cfg.ShutdownTimeout)
 	}
@@ -168,15 +174,27 @@ func (a *app) adopt(ctx context.Context, cfg *Config) (err error) {
 
 // fixedKeys returns the keys outside of input and outputs that differ and stay as they were until the next start. All
 // others are taken from the new configuration where they are used.
-func fixedKeys(was, now *Config) (keys []string) {
-	note := func(key string, differs bool) {
-		if differs {
-			keys = append(keys, key)
+func fixedKeys(was, now *Config) []string {
+	return slices.DeleteFunc(differingKeys(was, now), func(key string) bool {
+		return !slices.Contains([]string{"state_directory", "live.socket", "live.talkers"}, key)
+	})
+}
+
+// differingKeys returns the keys outside of outputs that differ.
+func differingKeys(was, now *Config) (keys []string) {
+	var walk func(was, now reflect.Value, path string)
+	walk = func(was, now reflect.Value, path string) {
+		switch {
+		case path == "outputs" || reflect.DeepEqual(was.Interface(), now.Interface()):
+		case was.Kind() == reflect.Struct:
+			for _, k := range config.Keys(was.Type()) {
+				walk(was.FieldByIndex(k.Index), now.FieldByIndex(k.Index), config.Join(path, k.Name))
+			}
+		default:
+			keys = append(keys, path)
 		}
 	}
-	note("state_directory", was.StateDirectory != now.StateDirectory)
-	note("live.socket", was.Live.Socket != now.Live.Socket)
-	note("live.talkers", was.Live.Talkers != now.Live.Talkers)
+	walk(reflect.ValueOf(*was), reflect.ValueOf(*now), "")
 	return keys
 }
 

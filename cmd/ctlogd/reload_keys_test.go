@@ -53,6 +53,10 @@ func TestEveryKeyIsReloadedOrNamed(t *testing.T) {
 		case reflect.Int, reflect.Int64:
 			v.SetInt(v.Int() + 1)
 		}
+		differ := differingKeys(DefaultConfig(), now)
+		if changes := !reflect.DeepEqual(v.Interface(), before.Interface()); changes != slices.Equal(differ, []string{path}) {
+			t.Errorf("%s differs: %t; found are %q", path, changes, differ)
+		}
 		if named := slices.Contains(fixedKeys(DefaultConfig(), now), path); named != (what == fixedAtStart) {
 			t.Errorf("%s: %s, but named as one that needs a restart: %t", path, what, named)
 		}
