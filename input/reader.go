@@ -97,8 +97,8 @@ func New(source Source, opts Options) *Reader {
 }
 
 // ReadUntil returns a time such that all flows that ended before it have been handed over. It lags by the age of a batch,
-// and by what the source holds back; when Run has returned it is the time from which on no events were asked for. Any
-// goroutine may call it.
+// and by what the source holds back; when Run has returned it is the time from which on no events were asked for, or were
+// left to a successor. Any goroutine may call it.
 func (r *Reader) ReadUntil() time.Time { return time.Unix(0, r.readUntil.Load()) }
 
 // Run reads until ctx ends, and returns nil then, after it has handed over what waited in the source. It fills batch,
@@ -231,7 +231,7 @@ func (r *Reader) finishRequests() error {
 }
 
 // drain reads what is left in the source. What the sender still holds back comes meanwhile; once no more is asked for, the
-// rest is read to its end. A successor, if there is one, reads it instead.
+// rest is read to its end. A successor, if there may be one, reads that instead.
 func (r *Reader) drain() error {
 	now := time.Now()
 	for deadline := now.Add(drainFor); now.Before(deadline); now = time.Now() {
@@ -247,12 +247,15 @@ func (r *Reader) drain() error {
 		}
 		r.nap(maxNap)
 	}
-	if r.source.Withheld(now, r) { // a successor will read it, if there is one
-		r.opts.Log.Warn("told to end while ended flows are still held back")
-		r.Gap(r.source.ReadUntil(), now, flow.Gap{Cause: flow.CauseDowntime})
-	}
+	withheld, since := r.source.Withheld(now, r), r.source.ReadUntil()
 	left, leaveErr := r.source.Leave()
-	for more := left; more; {
+	if withheld {
+		r.opts.Log.Warn("told to end while ended flows are still held back")
+	}
+	if withheld && left { // else a successor reads them, or, if there is none, the mark tells that they are missing
+		r.Gap(since, now, flow.Gap{Cause: flow.CauseDowntime})
+	}
+	for more := true; more; {
 		n, again, err := r.fill(time.Now())
 		if err != nil {
 			return err

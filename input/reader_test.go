@@ -29,6 +29,8 @@ type fakeSource struct {
 	requested func() bool
 	withheld  func(now time.Time) bool
 	handover  bool
+	left      bool // Leave has been called
+	atHand    int  // so many of waiting, which are not left to a successor
 	err       error
 
 	fills, waits int
@@ -54,12 +56,16 @@ func (s *fakeSource) Fill(b *flow.Batch, now time.Time) (n int, more bool, err e
 	defer s.mu.Unlock()
 	s.fills++
 	began := time.Now()
+	if s.left && s.handover {
+		s.waiting = s.waiting[:min(s.atHand, len(s.waiting))]
+		s.atHand = 0
+	}
 	for ; n < s.block && !b.Full() && len(s.waiting) > 0; n++ {
 		r := b.Next()
 		r.Event, r.ID, r.Received = flow.EventDestroy, s.waiting[0], began.UnixNano()
 		s.waiting = s.waiting[1:]
 	}
-	if len(s.waiting) == 0 {
+	if len(s.waiting) == 0 && !s.left && (s.withheld == nil || !s.withheld(now)) {
 		s.caught = began
 	}
 	return n, len(s.waiting) > 0, s.err
@@ -93,7 +99,11 @@ func (s *fakeSource) Withheld(now time.Time, _ Sink) bool {
 
 func (s *fakeSource) Leave() (bool, error) {
 	s.calls = append(s.calls, "leave")
-	s.caught = time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.left = true; !s.handover {
+		s.caught = time.Now()
+	}
 	return !s.handover, nil
 }
 
@@ -403,18 +413,30 @@ func TestDrainGivesUp(t *testing.T) {
 	})
 }
 
-// A successor reads what comes after Leave.
+// A successor reads what comes after Leave, and what is held back: that is no gap, and the mark is not past it. What the
+// source has at hand is not left to the successor.
 func TestDrainForSuccessor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newFake()
 		s.handover = true
 		r := start(t, s, Options{}, 256)
 		time.Sleep(time.Second)
+		began := time.Now()
+		synctest.Wait()
+		s.withheld = func(time.Time) bool { return true }
 		s.send(0, 10)
-		r.stop()
-		s.send(10, 10)
-		if diff := cmp.Diff(append(ids(0, 10), "guard"), r.records()); diff != "" {
+		r.cancel()
+		time.Sleep(drainFor - time.Millisecond)
+		s.atHand = 4
+		s.send(10, 1000)
+		if err := <-r.ended; err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(append(ids(0, 14), "guard"), r.records()); diff != "" {
 			t.Errorf("records (-want +got):\n%s", diff)
+		}
+		if r.ReadUntil().After(began) {
+			t.Errorf("all is said to be read that ended until %v after something was held back", r.ReadUntil().Sub(began))
 		}
 	})
 }

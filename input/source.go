@@ -37,8 +37,8 @@ type Source interface {
 	// Withheld reports whether the sender holds events back, which will come when there is room.
 	Withheld(now time.Time, sink Sink) bool
 
-	// Leave asks for no more events. What was sent before can still be read with Fill. It does nothing and returns false
-	// if a successor will read on.
+	// Leave asks for no more events. What was sent before can still be read with Fill. If a successor may read on, it returns
+	// false, and Fill returns only what is at hand: the rest is the successor's. What that may have to read ended after ReadUntil.
 	Leave() (left bool, err error)
 
 	// Finish is the last call. It tells sink of all losses that it has not told of.

@@ -63,6 +63,8 @@ type Source struct {
 	others   *others // nil: of no other namespace
 	asked    bool    // the configuration asks for other namespaces
 	lookedAt time.Time
+
+	handedOver bool // the socket is a successor's: it is not read any more
 }
 
 // Open opens the socket and joins the groups: from here on no event is missed. It starts the guard. cfg must be valid and
@@ -169,6 +171,9 @@ func (s *Source) Fill(b *flow.Batch, now time.Time) (n int, more bool, err error
 		s.others.refresh()
 	}
 	if m.at == m.n {
+		if s.handedOver {
+			return 0, false, nil
+		}
 		full, err := m.read(s.sock.fd)
 		if err != nil {
 			return 0, false, err
@@ -360,10 +365,12 @@ func (s *Source) Withheld(now time.Time, sink input.Sink) bool {
 
 // Leave implements input.Source. The guard goes on: a successor's socket is still a member.
 func (s *Source) Leave() (left bool, err error) {
-	s.delivery.caught = time.Now()
 	if s.opts.Handover {
+		s.handedOver = true
+		s.delivery.catchUp(time.Now())
 		return false, nil
 	}
+	s.delivery.caught = time.Now()
 	defer s.guard.hold()()
 	return true, s.sock.leaveAll()
 }

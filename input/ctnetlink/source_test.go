@@ -2,6 +2,7 @@ package ctnetlink
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -119,6 +120,37 @@ func TestDatagrams(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestHandOver: what was taken from the socket is read to its end when a successor is to read on, and nothing more is; and
+// what is held back, or waits in the socket, has not been read.
+func TestHandOver(t *testing.T) {
+	msg := message(subsysCT<<8|msgDelete, 0, 0, v4Tuple(ctaTupleOrig, 1, 2, flow.UDP), attribute(ctaID, be(7, 4)))
+	s := newSource("destroy")
+	s.opts.Handover = true
+	s.load(slices.Repeat([]datagram{of(msg)}, blockSlots)...)
+	began := time.Unix(1_800_000_000, 0)
+	s.delivery = delivery{reliable: true, caught: began, emptied: began.Add(time.Second), lookedAt: time.Now(), rose: time.Now()}
+	b := flow.NewBatch(10, nil)
+	if n, more, err := s.Fill(b, time.Now()); n != 10 || !more || err != nil {
+		t.Fatalf("%d messages, more %t, error %v", n, more, err)
+	}
+	if left, err := s.Leave(); left || err != nil {
+		t.Fatalf("left %t, error %v", left, err)
+	}
+	if got := s.ReadUntil(); !got.Equal(began) {
+		t.Errorf("all is said to be read that ended until %v after the begin of what is held back", got.Sub(began))
+	}
+	n, more := 0, true
+	for more {
+		b.Reset()
+		var k int
+		k, more, _ = s.Fill(b, time.Now())
+		n += k
+	}
+	if n != blockSlots-10 {
+		t.Errorf("%d messages were read after the first 10 of %d", n, blockSlots)
 	}
 }
 
