@@ -11,8 +11,8 @@ import (
 type Batch struct {
 	Records []Record
 
-	// Since is a time (ns since 1970) before which no flow ended that has a record here or in a later batch, or 0. What
-	// the kernel holds back comes late, and in no order.
+	// Since is a time (ns since 1970) before which no flow ended that has a record here or in a later batch, and no gap of
+	// this batch begins, or 0. What the kernel holds back comes late, and in no order.
 	Since int64
 
 	extras []*[extraChunk]Extra

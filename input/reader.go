@@ -271,7 +271,7 @@ func (r *Reader) drain() error {
 // flush hands the batch over.
 func (r *Reader) flush() {
 	if len(r.batch.Records) > 0 {
-		r.batch.Since = r.readUntil.Load()
+		r.since(r.readUntil.Load())
 		r.clock.mark(r.batch.Records)
 		r.batch = r.emit(r.batch)
 		r.readUntil.Store(r.source.ReadUntil().UnixNano())
@@ -302,7 +302,15 @@ func (r *Reader) GapIn(n flow.Netns, from, to time.Time, gap flow.Gap) {
 	rec.Event, rec.Start, rec.Stop, rec.Received = flow.EventGap, begin, end, now.UnixNano()
 	r.batch.Extra(rec).Gap = gap
 	r.batch.SetNetns(rec, n)
+	r.since(begin) // what loses the gap loses flows of that time
 	r.added()
+}
+
+// since notes that the batch tells of a time.
+func (r *Reader) since(at int64) {
+	if b := r.batch; b.Since == 0 || at < b.Since {
+		b.Since = at
+	}
 }
 
 // next returns the next record of the batch, which has room for one at least.

@@ -300,6 +300,9 @@ func TestSink(t *testing.T) {
 						x := *rec.Extra
 						rec.Extra = &x
 					}
+					if rec.Event == flow.EventGap && rec.Start < b.Since {
+						t.Errorf("a gap begins %v before all that the batch tells of", time.Duration(b.Since-rec.Start))
+					}
 					recs = append(recs, rec)
 				}
 				b.Reset()

@@ -155,7 +155,7 @@ func (q *Queue) finish(ctx context.Context) {
 		w.abandoned.Store(true)
 		q.health.note(errHangs)
 		q.log.Error("the output hangs, and is left as it is")
-		q.endFlight()
+		q.endFlight(false)
 	}
 	if s != nil {
 		s.end()
@@ -191,9 +191,12 @@ func within(done <-chan struct{}, d time.Duration) bool {
 }
 
 // endFlight is for an output that is closed, or was given up. A gap covers what the destination has not acknowledged, unless
-// the spool has it: then it is read again from there.
-func (q *Queue) endFlight() {
-	if q.flight.end(q.name, time.Now().UnixNano(), q.ledger.add, q.ledger.takeBack) && q.spooler != nil {
+// the spool has it: then it is read again from there, as it is if more of what was read is not delivered. What has arrived is
+// settled before: the spool removes of what it has read, and not of what it is to read again.
+func (q *Queue) endFlight(more bool) {
+	q.worker.settle(q.flight.acknowledged())
+	spooled := q.flight.end(q.name, time.Now().UnixNano(), q.ledger.add, q.ledger.takeBack, q.ledger.confirm)
+	if (spooled || more) && q.spooler != nil {
 		q.spooler.readAgain()
 	}
 }

@@ -16,12 +16,14 @@ type flight struct {
 	parts []part       // in their order
 }
 
-// part is what one Write has taken.
+// part is what one Write has taken, or refused.
 type part struct {
 	end     uint64   // flight.sent behind the part
+	n       int      // of so many records
 	since   int64    // no flow in it ended before; 0 if all of it is in the spool yet, or gaps
 	gaps    gapRange // the ledger's gaps in the part
 	spooled int      // how many records to remove from the spool when the part is acknowledged
+	lost    Gap      // of records of the spool that were refused, to be put on record then
 }
 
 // begin is for an output that was built.
@@ -40,7 +42,7 @@ func (f *flight) add(n int, p part) (acked part) {
 		return p
 	}
 	f.sent += uint64(n)
-	p.end = f.sent
+	p.end, p.n = f.sent, n
 	f.parts = append(f.parts, p)
 	return part{}
 }
@@ -52,6 +54,13 @@ func (f *flight) acknowledged() (acked part) {
 	n := f.countAcked()
 	for i, p := range f.parts[:n] {
 		acked.spooled += p.spooled
+		if p.lost.Lost > 0 {
+			if acked.lost.Lost == 0 {
+				acked.lost = p.lost
+			} else {
+				acked.lost.cover(&p.lost)
+			}
+		}
 		if p.gaps.len() > 0 {
 			if acked.gaps.len() == 0 {
 				acked.gaps.first = p.gaps.first
@@ -97,13 +106,19 @@ func (f *flight) since() (oldest int64) {
 }
 
 // end is for an output that is closed. What is in flight may have arrived or not: lose gets a gap of it, and takeBack the
-// ledger's gaps in it. end reports whether records of the spool were in flight.
-func (f *flight) end(output string, now int64, lose func(Gap), takeBack func(gapRange)) (spooled bool) {
+// ledger's gaps in it that are not known to have arrived, as confirm gets the others. end reports whether records of the spool were
+// in flight.
+func (f *flight) end(output string, now int64, lose func(Gap), takeBack, confirm func(gapRange)) (spooled bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var from int64 = math.MaxInt64
 	for _, p := range f.parts {
-		takeBack(p.gaps)
+		if start := p.end - uint64(p.n); p.gaps.len() > 0 { // they are at the head of the part
+			if arrived := f.acks.Acknowledged(); arrived > start {
+				confirm(p.gaps.split(int(min(arrived, p.end) - start)))
+			}
+			takeBack(p.gaps)
+		}
 		spooled = spooled || p.spooled > 0
 		if p.since != 0 {
 			from = min(from, p.since)

@@ -110,6 +110,28 @@ func TestClosedBeforeItArrives(t *testing.T) {
 	})
 }
 
+// A gap that has arrived does not wait again, though records behind it in the same Write have not.
+func TestClosedBehindAGap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := new(posted)
+		q := queueOf(out, nil, 0, zap.NewNop())
+		p := &line{[]*Queue{q}}
+		for from := range int64(2) {
+			q.Lose(Gap{Gap: flow.Gap{Cause: flow.CauseQueueFull, Output: "stub", Lost: 7, LostKnown: true}, From: 1 + from*int64(time.Hour), To: 2 + from*int64(time.Hour)})
+		}
+		time.Sleep(2 * gapPause)
+		send(p, 1000, 5)
+		q.Start()
+		synctest.Wait()
+		out.arrived.Store(1)
+		p.Close(t.Context())
+		gaps := q.Unrecorded()
+		if len(out.gaps) != 2 || out.calls != 1 || len(gaps) != 2 || gaps[0] != out.gaps[1] && gaps[1] != out.gaps[1] {
+			t.Errorf("of %+v the first has arrived; these wait: %+v", out.gaps, gaps)
+		}
+	})
+}
+
 // What comes from the spool stays there until it has arrived, also when the output is replaced.
 func TestSpoolKeepsWhatIsOnItsWay(t *testing.T) {
 	dir := t.TempDir()
@@ -346,5 +368,52 @@ func TestReplacedInTheMiddle(t *testing.T) {
 			t.Errorf("gaps %+v, want one of what the first had taken", gaps)
 		}
 		p.Close(t.Context())
+	})
+}
+
+// slow is an output that gets 1000 records of a backlog a second, and learns later what has arrived.
+type slow struct{ posted }
+
+func (*slow) Pace() int { return 1000 }
+
+// An output is replaced while a backlog goes to it at its pace, with some of that on its way: the next one begins where nothing
+// has arrived, and what arrives there is all that the spool forgets.
+func TestReplacedAtItsPace(t *testing.T) {
+	const total = 20 * pacedPortion
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		s := openSpool(t, dir, 0)
+		var recs []*flow.Record
+		for i := range total {
+			recs = append(recs, &flow.Record{Event: flow.EventDestroy, ID: uint32(i), Received: 1})
+		}
+		if _, err := s.Append(recs); err != nil {
+			t.Fatal(err)
+		}
+		first, second := new(slow), new(slow)
+		q := queueOf(first, nil, 0, zap.NewNop())
+		q.spill(s)
+		p := start(q)
+		const portion = pacedPortion * time.Millisecond
+		time.Sleep(3*portion + portion/2)
+		q.Replace(func() (Output, error) { return second, nil })
+		time.Sleep(10 * portion)
+		second.arrived.Store(pacedPortion)
+		time.Sleep(100 * portion)
+		if !slices.Equal(second.got(), upTo(total)) {
+			t.Errorf("the second output has %d records, want each of %d once and in order", second.count(), total)
+		}
+		p.Close(t.Context())
+	})
+	synctest.Test(t, func(t *testing.T) { // the next process
+		out := new(stub)
+		q := queueOf(out, nil, 0, zap.NewNop())
+		q.spill(openSpool(t, dir, 0))
+		p := start(q)
+		time.Sleep(time.Minute)
+		p.Close(t.Context())
+		if got := out.got(); !slices.Equal(got, upTo(total)[pacedPortion:]) {
+			t.Errorf("%d records were in the spool, want the %d that had not arrived", len(got), total-pacedPortion)
+		}
 	})
 }

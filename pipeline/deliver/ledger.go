@@ -115,18 +115,25 @@ func (l *ledger) addRecords(cause flow.Cause, recs func(lose func(*flow.Record))
 	return g.Lost
 }
 
-// keep notes a gap, joining it to the last one where it continues that. The lock is held.
+// lose puts the loss of records on record; of none, it does nothing.
+func (l *ledger) lose(g Gap) {
+	if g.Lost > 0 {
+		l.add(g)
+	}
+}
+
+// keep notes a gap, joining it to one that it continues: so no two that wait say the same, and none is taken for the other come
+// twice. The lock is held.
 func (l *ledger) keep(g Gap, now time.Time) (joined bool) {
 	l.growing = now
-	if n := len(l.waiting); n > 0 {
-		last := &l.waiting[n-1]
-		if last.join(&g) {
+	for i := len(l.waiting) - 1; i >= 0; i-- {
+		if l.waiting[i].join(&g) {
 			return true
 		}
-		if n == maxGaps {
-			last.cover(&g)
-			return true
-		}
+	}
+	if n := len(l.waiting); n == maxGaps {
+		l.waiting[n-1].cover(&g)
+		return true
 	}
 	l.began = now
 	l.waiting = append(l.waiting, g)

@@ -50,6 +50,7 @@ type worker struct {
 	pause      time.Duration  // before the next try
 	triedAtEnd bool           // the announced end has cut one pause short
 	recs       []*flow.Record // of the spool
+	unfinished bool           // some of them are not delivered, and are to be read again
 	errLog     throttle
 }
 
@@ -177,9 +178,7 @@ func (w *worker) turn() bool {
 		d := delivery{recs: w.recs, spooled: true}
 		w.deliver(&d)
 		q.spooler.used()
-		if len(d.recs) > 0 {
-			q.spooler.readAgain()
-		}
+		w.unfinished = len(d.recs) > 0 // then the output is closed next
 		return true
 	case first && closed:
 		return false // the rest goes to the disk as well
@@ -272,14 +271,15 @@ func (w *worker) closeOutput(ctx context.Context) {
 	w.out = nil
 	w.mu.Unlock()
 	if !w.abandoned.Load() {
-		w.settle(w.q.flight.acknowledged())
-		w.q.endFlight()
+		w.q.endFlight(w.unfinished)
+		w.unfinished = false
 	}
 }
 
-// settle ends what was on its way and has arrived.
+// settle ends what was on its way and has arrived, or was refused.
 func (w *worker) settle(p part) {
 	w.q.ledger.confirm(p.gaps)
+	w.q.ledger.lose(p.lost)
 	w.q.spooler.remove(p.spooled)
 }
 
@@ -291,20 +291,17 @@ type delivery struct {
 	spooled bool
 }
 
-// took notes that the output has taken the first n records, or, if it has not sent them, has refused them for good.
-func (w *worker) took(d *delivery, n int, sent bool) {
+// took notes that the output has taken the first n records.
+func (w *worker) took(d *delivery, n int) {
 	p := part{spooled: n}
 	if !d.spooled {
 		gaps, mine := w.q.buffer.delivered(d.hand, n)
 		p = part{gaps: gaps}
-		if sent && mine { // else the spool has it, too
+		if mine { // else the spool has it, too
 			p.since = d.since
 		}
 	}
 	d.recs = d.recs[n:]
-	if !sent {
-		n = 0
-	}
 	w.settle(w.q.flight.add(n, p))
 }
 
@@ -314,14 +311,14 @@ func (w *worker) took(d *delivery, n int, sent bool) {
 func (w *worker) deliver(d *delivery) {
 	q := w.q
 	for {
-		n, err := w.write(w.portion(d))
+		n, err := w.write(d)
 		if w.abandoned.Load() {
 			return
 		}
 		if n > 0 {
 			q.Stats.Written.Add(uint64(n))
 			q.Stats.Lag.observe(d.recs[:n], time.Now())
-			w.took(d, n, true)
+			w.took(d, n)
 			w.pause = firstRetry
 		}
 		switch {
@@ -410,13 +407,15 @@ func (w *worker) taken(d *delivery) bool {
 	return false
 }
 
-// write has the output write recs, and builds it first if need be.
-func (w *worker) write(recs []*flow.Record) (int, error) {
-	if !w.built() {
+// write has the output write the next of d's records, and builds it first if need be. Records of the spool go to the output
+// that was there when they were read: another one begins where nothing has arrived.
+func (w *worker) write(d *delivery) (int, error) {
+	if !d.spooled && !w.built() {
 		if err := w.connect(); err != nil {
 			return 0, err
 		}
 	}
+	recs := w.portion(d)
 	w.watch.enter()
 	defer w.watch.leave()
 	return w.out.Write(w.ctx, recs)
@@ -462,12 +461,18 @@ func (w *worker) reject(d *delivery, refused rejecter) {
 	q.Stats.Rejected.Add(uint64(n))
 	q.log.Error("output refuses records for good", zap.Int("records", n), zap.Error(refused))
 	q.health.remark(refused)
-	q.ledger.addRecords(flow.CauseOutputDown, func(lose func(*flow.Record)) {
-		for _, r := range d.recs[:n] {
-			if r.Event != flow.EventGap { // a gap that is refused would be refused again
-				lose(r)
-			}
+	lost := Gap{Gap: flow.Gap{Cause: flow.CauseOutputDown, Output: q.name, LostKnown: true}}
+	for _, r := range d.recs[:n] {
+		if r.Event != flow.EventGap { // a gap that is refused would be refused again
+			lost.lose(r, nil)
 		}
-	})
-	w.took(d, n, false)
+	}
+	p := part{spooled: n, lost: lost} // until all before has arrived, these may be read again, and refused again
+	if !d.spooled {
+		q.ledger.lose(lost)
+		gaps, _ := q.buffer.delivered(d.hand, n)
+		p = part{gaps: gaps}
+	}
+	d.recs = d.recs[n:]
+	w.settle(q.flight.add(0, p))
 }
