@@ -283,7 +283,7 @@ func TestSink(t *testing.T) {
 		s.turn = func(now time.Time, sink Sink) bool {
 			if turns++; turns == 2 {
 				sink.Gap(now.Add(time.Minute), now, flow.Gap{Cause: flow.CauseOverrun, Lost: 7, LostKnown: true})
-				sink.Gap(now, time.Time{}, flow.Gap{Cause: flow.CauseUntracked})
+				sink.Gap(now.Add(-time.Hour), time.Time{}, flow.Gap{Cause: flow.CauseUntracked})
 				sink.Put(&flow.Record{Event: flow.EventOpen, ID: 5, Extra: &flow.Extra{Helper: flow.NameFrom("ftp")}})
 			}
 			return turns < 10
