@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 )
@@ -19,6 +20,7 @@ const (
 	stuckAfter = 10 * time.Second // the reader goes round once a second at least
 	recentGap  = 10 * time.Minute
 	lateAfter  = time.Minute
+	staleAfter = 5 * time.Minute
 	tableFull  = 0.8
 	spoolFull  = 0.8
 	queueFull  = 0.8
@@ -70,6 +72,14 @@ func (s *Snapshot) Judge() {
 		say(StateDegraded, "kernel: %s", k.Error)
 	} else if k.Limit > 0 && float64(k.Entries) > tableFull*float64(k.Limit) {
 		say(StateDegraded, "kernel: table %.0f %% full, %d of %d", 100*float64(k.Entries)/float64(k.Limit), k.Entries, k.Limit)
+	}
+	if u := s.Subscribers; u != nil {
+		for _, o := range u.Sources {
+			if o.Age > staleAfter.Seconds() {
+				say(StateDegraded, "subscribers: %s was read %s ago, and records name whom it named then: %s", o.Name,
+					time.Duration(o.Age*float64(time.Second)).Round(time.Second), cmp.Or(o.Error, "its disk does not answer"))
+			}
+		}
 	}
 	if n := s.Namespaces; n != nil {
 		if !n.Heard {

@@ -62,6 +62,11 @@ func TestHealth(t *testing.T) {
 			"jsonl:/x: gap 1s ago: queue_full, 7 records lost for it since the start\n"},
 		{"table", func(s *Snapshot) { s.Kernel.Entries = 81 }, 200, 200, "degraded\nkernel: table 81 % full, 81 of 100\n"},
 		{"table without a limit", func(s *Snapshot) { s.Kernel.Entries, s.Kernel.Limit = 1000, 0 }, 200, 200, "ok\n"},
+		{"subscribers", func(s *Snapshot) {
+			s.Subscribers = &Subscribers{Sources: []Source{{Name: "kea", Age: 301, Error: "no such file"}, {Name: "dnsmasq", Age: 300, Error: "no such file"},
+				{Name: "csv", Age: 360}}}
+		}, 200, 200, "degraded\nsubscribers: kea was read 5m1s ago, and records name whom it named then: no such file\n" +
+			"subscribers: csv was read 6m0s ago, and records name whom it named then: its disk does not answer\n"},
 		{"reload failed", func(s *Snapshot) { s.Reloads = Reloads{OK: 1, Failed: 1, Last: now.Add(-time.Minute)} }, 200, 200,
 			"degraded\nconfiguration: the last reload failed, 1m0s ago; the old one stays\n"},
 		{"reload failed before", func(s *Snapshot) { s.Reloads = Reloads{OK: 1, Failed: 1, LastOK: true} }, 200, 200, "ok\n"},
