@@ -81,7 +81,7 @@ func OpenReader(dirs ...string) (*Reader, error) {
 	for _, h := range r.Hosts {
 		h.Name = strings.TrimPrefix(filepath.Base(filepath.Clean(h.Dir)), "host=")
 		if err := h.Reload(); err != nil {
-			return nil, err
+			h.Problems = append(h.Problems, err)
 		}
 	}
 	return r, nil

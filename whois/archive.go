@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +22,7 @@ type Archive struct {
 	sealed archive.Reader // reads the segments of all: it keeps some of them open
 	table  *Table
 	hosts  []*archiveHost
+	closed []*facts // of folders that cannot be read: what is in them may be missing, and the others answer
 }
 
 type archiveHost struct {
@@ -42,21 +44,23 @@ type archiveHost struct {
 // OpenArchive opens archives: folders with folders host=... in them, at most three levels down. hosts, if there are any,
 // are those that are asked. table may be nil.
 func OpenArchive(dirs, hosts []string, table *Table) (*Archive, error) {
+	a := &Archive{table: table}
 	var found []string
+	closed := map[string]error{}
 	for _, dir := range dirs {
-		f, err := findHosts(dir, 3)
+		f, err := findHosts(dir, 3, closed)
 		if err != nil {
 			return nil, err
 		}
-		if len(f) == 0 {
+		if len(f)+len(closed) == 0 {
 			return nil, fmt.Errorf("%s is no archive: there is no folder host=... in it; name the outputs.archive path of the firewall, or a copy of it", dir)
 		}
 		found = append(found, f...)
 	}
 	slices.Sort(found)
 	found = slices.Compact(found)
+	name := func(folder string) string { return strings.TrimPrefix(filepath.Base(folder), "host=") }
 	if len(hosts) > 0 {
-		name := func(folder string) string { return strings.TrimPrefix(filepath.Base(folder), "host=") }
 		var names []string
 		for _, f := range found {
 			names = append(names, name(f))
@@ -67,20 +71,38 @@ func OpenArchive(dirs, hosts []string, table *Table) (*Archive, error) {
 			}
 		}
 		found = slices.DeleteFunc(found, func(f string) bool { return !slices.Contains(hosts, name(f)) })
+		closed = map[string]error{} // of others
 	}
-	r, err := archive.OpenReader(found...)
-	if err != nil {
-		return nil, err
-	}
-	a := &Archive{table: table}
-	for _, h := range r.Hosts {
+	for _, dir := range found {
+		h := &archive.Host{Dir: dir, Name: name(dir)}
+		if err := h.Reload(); err != nil {
+			closed[dir] = err
+			continue
+		}
 		a.hosts = append(a.hosts, &archiveHost{Host: h, keys: map[string]format.ObserverKey{}, dropped: map[string][]string{}})
+	}
+	for _, dir := range slices.Sorted(maps.Keys(closed)) {
+		r := closedReason(name(dir), dir, closed[dir])
+		if len(a.hosts) == 0 {
+			return nil, errors.New(strings.TrimSuffix(r.Text, "."))
+		}
+		a.closed = append(a.closed, &facts{host: r.Host, folder: dir, closed: true, problems: []Reason{r}})
 	}
 	return a, nil
 }
 
-// findHosts returns the folders of hosts below dir.
-func findHosts(dir string, deep int) (found []string, err error) {
+// closedReason says that a folder cannot be read.
+func closedReason(host, dir string, err error) Reason {
+	text := fmt.Sprintf("%s cannot be read (%v), so none of its records were looked at.", dir, err)
+	if errors.Is(err, fs.ErrPermission) {
+		text = fmt.Sprintf("%s may not be read, so none of its records were looked at: ask as root, or as a member of its group.", dir)
+	}
+	return Reason{Kind: "unreadable", Host: host, Text: text}
+}
+
+// findHosts returns the folders of hosts below dir. Into closed go folders on the way that cannot be read, and links that
+// lead nowhere; an error is about dir itself.
+func findHosts(dir string, deep int, closed map[string]error) (found []string, err error) {
 	if strings.HasPrefix(filepath.Base(filepath.Clean(dir)), "host=") {
 		return []string{filepath.Clean(dir)}, nil
 	}
@@ -93,14 +115,17 @@ func findHosts(dir string, deep int) (found []string, err error) {
 	}
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
+		folder, err := isDir(path, e)
 		switch {
-		case !isDir(path, e):
+		case err != nil:
+			closed[path] = err
+		case !folder:
 		case strings.HasPrefix(e.Name(), "host="):
 			found = append(found, path)
-		case deep > 0 && !strings.HasPrefix(e.Name(), "."):
-			below, err := findHosts(path, deep-1)
+		case deep > 0 && !strings.HasPrefix(e.Name(), ".") && e.Name() != "lost+found":
+			below, err := findHosts(path, deep-1, closed)
 			if err != nil {
-				return nil, err
+				closed[path] = errors.Unwrap(err)
 			}
 			found = append(found, below...)
 		}
@@ -108,13 +133,13 @@ func findHosts(dir string, deep int) (found []string, err error) {
 	return found, nil
 }
 
-// isDir reports whether an entry is a folder, or a link to one.
-func isDir(path string, e fs.DirEntry) bool {
+// isDir reports whether an entry is a folder, or a link to one. The error is of a link.
+func isDir(path string, e fs.DirEntry) (bool, error) {
 	if e.Type()&fs.ModeSymlink == 0 {
-		return e.IsDir()
+		return e.IsDir(), nil
 	}
 	info, err := os.Stat(path)
-	return err == nil && info.IsDir()
+	return err == nil && info.IsDir(), err
 }
 
 // Prepare reads the table, where it is needed, and then the row logs: in this order, so that a flow that ends meanwhile
@@ -318,7 +343,7 @@ func (a *Archive) Collect(ctx context.Context, q *Question) (rows []row, all []*
 			}
 		}
 	}
-	return rows, all, nil
+	return rows, append(all, a.closed...), nil
 }
 
 // droppedIn returns the keys that are left out of one of the files or more.
@@ -346,6 +371,11 @@ func (h *archiveHost) facts(q *Question) *facts {
 	f := &facts{host: h.Name, begins: h.begins, ends: h.ends, gaps: h.gaps, live: h.live, liveErr: h.liveErr, folder: h.Dir, lines: len(h.Lines), archive: h.Host}
 	f.problems = slices.Clone(h.problems)
 	for _, err := range h.Problems {
+		if errors.Is(err, fs.ErrPermission) {
+			f.problems = append(f.problems, Reason{Kind: "unreadable", Host: h.Name, Text: fmt.Sprintf(
+				"The catalog may not be read (%v), so its segments are not known: ask as root, or as a member of its group.", err)})
+			continue
+		}
 		f.problems = append(f.problems, Reason{Kind: "catalog", Host: h.Name, Text: fmt.Sprintf(
 			"The catalog is damaged (%v), so segments that it named are not known. ctlogd verify tells more.", err)})
 	}

@@ -647,6 +647,9 @@ func (f *facts) missing(q *Question) (all []Reason) {
 	for i := range f.removed {
 		all = append(all, removedReason(f.host, &f.removed[i]))
 	}
+	if f.closed {
+		return all
+	}
 	if f.begins == 0 {
 		all = append(all, Reason{Kind: "empty", Host: f.host, Text: "There is not one record."})
 	} else if f.begins > q.From {

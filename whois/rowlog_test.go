@@ -14,13 +14,32 @@ import (
 
 // unsealed makes an archive of records that are all in the row log, so many in a frame.
 func unsealed(t testing.TB, recs []*flow.Record, inFrame int) (dir string) {
-	t.Helper()
 	dir = t.TempDir()
-	w, err := archive.Open(archive.Options{Dir: dir, Host: "gw1", Observer: "obs", Interval: 1000 * time.Hour, Records: 1 << 30, Sync: archive.SyncNever,
-		Now: func() time.Time { return trace.Default().Start }})
+	traceArchive(t, dir, "gw1", recs, inFrame, 1<<30)
+	return dir
+}
+
+// traceArchive writes the archive of a host, so many records in a frame and in a segment. What is left is not sealed.
+func traceArchive(t testing.TB, dir, host string, recs []*flow.Record, inFrame int, perSegment uint64) {
+	t.Helper()
+	w, err := archive.Open(archive.Options{Dir: dir, Host: host, Observer: "obs", Interval: 1000 * time.Hour, Records: perSegment, Sync: archive.SyncNever,
+		Now: func() time.Time { return trace.Default().Start }, Seal: func(_ context.Context, path string) (s archive.Sealed, err error) {
+			s.Segment, s.Date, err = archive.Seal(path)
+			return s, err
+		}})
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() {
+		for end := time.Now().Add(time.Minute); w.Stats.RowLogs.Load() > 1; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("the row logs are not sealed")
+			}
+		}
+		if err := w.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}()
 	for len(recs) > 0 {
 		n := min(len(recs), inFrame)
 		if _, err := w.Append(recs[:n]); err != nil {
@@ -28,10 +47,6 @@ func unsealed(t testing.TB, recs []*flow.Record, inFrame int) (dir string) {
 		}
 		recs = recs[n:]
 	}
-	if err := w.Close(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	return dir
 }
 
 func traced(n int) (recs []*flow.Record) {
@@ -80,6 +95,30 @@ func BenchmarkRowLog(b *testing.B) {
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/n, "ns/record")
 		})
+	}
+}
+
+// BenchmarkFleet asks one question of twenty hosts, of which each has five segments and a row log that is half full.
+func BenchmarkFleet(b *testing.B) {
+	const n = 110_000
+	recs := traced(n)
+	dir := b.TempDir()
+	for host := range 20 {
+		traceArchive(b, dir, fmt.Sprintf("gw%d", host), recs, 256, n/11*2)
+	}
+	for b.Loop() {
+		a, err := OpenArchive([]string{dir}, nil, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		q := about(recs[n/2])
+		if err := a.Prepare(context.Background(), []*Question{q}); err != nil {
+			b.Fatal(err)
+		}
+		if got, err := Ask(context.Background(), a, q, time.Unix(0, q.To)); err != nil || len(got.Holders) < 20 || len(got.Hosts) != 20 {
+			b.Fatalf("%v: %+v", err, got)
+		}
+		a.sealed.Close()
 	}
 }
 

@@ -586,7 +586,7 @@ func Open(paths, hosts []string, table *Table) (Source, error) {
 			files = append(files, p)
 			continue
 		}
-		found, err := findHosts(p, 3)
+		found, err := findHosts(p, 3, map[string]error{})
 		if err != nil {
 			return nil, err
 		}

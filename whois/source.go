@@ -55,6 +55,7 @@ type facts struct {
 	live     bool            // the table was read
 	liveErr  error           // why that is no witness
 	scanned  bool            // files were read from their beginning to their end
+	closed   bool            // nothing of it could be read
 	over     bool            // there are more rows than an answer may have
 	folder   string          // of the host in an archive
 	lines    int             // of its catalogs

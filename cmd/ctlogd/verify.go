@@ -145,18 +145,20 @@ func runVerify(ctx context.Context, o verifyOptions, stdout, stderr io.Writer) (
 	}
 	for _, h := range r.Hosts {
 		v, err := archive.Verify(ctx, h, with)
-		if err != nil {
+		if ctx.Err() != nil {
 			progress.end()
-			return 0, err
+			return 0, ctx.Err()
+		}
+		if err != nil { // the others may be readable
+			v = nothingOf(h.Name, h.Dir, archive.Finding{Verdict: archive.Unreadable, Text: err.Error()})
 		}
 		all = append(all, v)
 	}
 	progress.end()
 	if !slices.ContainsFunc(o.dirs, oneHost) { // a whole archive has all hosts
 		for _, name := range sortedKeys(hosts) {
-			all = append(all, &archive.Verification{Host: name, Dir: o.dirs[0], Verdict: archive.Missing,
-				Findings: []archive.Finding{{Verdict: archive.Missing, File: "host=" + name, Text: "the host's folder is missing, and a checkpoint that was given is of it"}},
-				Removed:  []archive.RemovedBy{}, Unsealed: []archive.Unsealed{}, Aside: []string{}})
+			all = append(all, nothingOf(name, o.dirs[0], archive.Finding{Verdict: archive.Missing, File: "host=" + name,
+				Text: "the host's folder is missing, and a checkpoint that was given is of it"}))
 		}
 	}
 	for _, v := range all {
@@ -178,6 +180,12 @@ func runVerify(ctx context.Context, o verifyOptions, stdout, stderr io.Writer) (
 		}
 	}
 	return code, nil
+}
+
+// nothingOf is what is said of a host of which nothing could be looked at.
+func nothingOf(host, dir string, why archive.Finding) *archive.Verification {
+	return &archive.Verification{Host: host, Dir: dir, Verdict: why.Verdict, Findings: []archive.Finding{why},
+		Removed: []archive.RemovedBy{}, Unsealed: []archive.Unsealed{}, Aside: []string{}}
 }
 
 func oneHost(dir string) bool {
