@@ -55,6 +55,8 @@ func reached(r *flow.Record) *flow.Record {
 	return r
 }
 
+func inBlue(r *flow.Record) *flow.Record { r.Netns = blue; return r }
+
 func with(r *flow.Record, has flow.Has) *flow.Record { r.Has |= has; return r }
 
 func point(at int64) *Question {
@@ -213,7 +215,7 @@ func TestJudge(t *testing.T) {
 			r := a()
 			r.Netns, r.Start = flow.HoldNetns(3, "blue"), r.Start+1
 			return asRows(a(), r)
-		}(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "different zones or namespaces"},
+		}(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "different namespaces (--netns)"},
 		"a subscriber, of whom one of a pair knows": {rows: func() []row {
 			r := a()
 			r.Start, r.Extra = r.Start+1, &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17"}}
@@ -263,7 +265,20 @@ func TestJudge(t *testing.T) {
 			x.Extra, y.Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17", Name: "Jane"}}, &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17", Name: "Jane"}}
 			return asRows(x, y)
 		}(), facts: whole(), change: func(q *Question) { q.Public, q.Person = End{}, "Jane" }, verdict: Sole},
-		"two zones": {rows: func() []row { r := a(); r.Zone, r.Start = 5, r.Start+1; return asRows(a(), with(r, flow.HasZone)) }(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "different zones or namespaces"},
+		"two zones":          {rows: func() []row { r := a(); r.Zone, r.Start = 5, r.Start+1; return asRows(a(), with(r, flow.HasZone)) }(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "different zones (--ct-zone)"},
+		"of zone 5":          {rows: func() []row { r := a(); r.Zone, r.Start = 5, r.Start+1; return asRows(a(), with(r, flow.HasZone)) }(), facts: whole(), change: func(q *Question) { q.CTZone, q.HasCTZone = 5, true }, verdict: Sole},
+		"of no zone":         {rows: func() []row { r := a(); r.Zone, r.Start = 5, r.Start+1; return asRows(a(), with(r, flow.HasZone)) }(), facts: whole(), change: func(q *Question) { q.HasCTZone = true }, verdict: Sole},
+		"of another zone":    {rows: func() []row { r := a(); r.Zone, r.Start = 5, r.Start+1; return asRows(a(), with(r, flow.HasZone)) }(), facts: whole(), change: func(q *Question) { q.CTZone, q.HasCTZone = 6, true }, verdict: None, exit: 3},
+		"of one of two, set": {rows: asRows(inBlue(with(a(), flow.Stepped)), b()), facts: whole(), change: func(q *Question) { q.Netns = OwnNetns }, verdict: Sole},
+		"other clients of two namespaces, to one server": {rows: asRows(a(), inBlue(snat("10.64.9.9:1055", "198.51.100.80:443", 40000, noon-minute, noon+minute))), facts: whole(),
+			verdict: Ambiguous, exit: 4, decides: "different namespaces (--netns)"},
+		"one of these": {rows: asRows(a(), inBlue(snat("10.64.9.9:1055", "198.51.100.80:443", 40000, noon-minute, noon+minute))), facts: whole(),
+			change: func(q *Question) { q.Netns = "blue" }, verdict: Sole},
+		"two namespaces and zones": {rows: func() []row {
+			r := inBlue(a())
+			r.Zone, r.Start = 5, r.Start+1
+			return asRows(a(), with(r, flow.HasZone))
+		}(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "different namespaces (--netns) and zones (--ct-zone)"},
 	} {
 		q := point(noon)
 		if c.change != nil {

@@ -124,21 +124,32 @@ func judge(q *Question, rows []row, hosts []*facts, now time.Time) *Answer {
 	}
 	stepped := map[string]int{}
 	unsynced := map[string]bool{}
+	var aside []string // who had it in another namespace or zone
 	for _, h := range merge(rows) {
 		f := at[home{h.host, h.folder}]
 		if f == nil {
 			f = new(facts)
 		}
-		switch h.judge(q, f) {
-		case out:
+		where := h.judge(q, f)
+		if where == out {
 			continue
-		case elsewhere:
+		}
+		if h.describe(q); !q.there(h) {
+			if where == inside && !slices.Contains(aside, h.Line) {
+				aside = append(aside, h.Line)
+			}
+			continue
+		}
+		if where == elsewhere {
 			stepped[h.host]++
 			continue
 		}
-		h.describe(q)
 		unsynced[h.host] = unsynced[h.host] || h.Has&flow.Unsynchronized != 0
 		a.Holders = append(a.Holders, h)
+	}
+	if len(aside) > 0 {
+		slices.Sort(aside)
+		a.Notes = append(a.Notes, fmt.Sprintf("Left out, as not asked for by namespace or zone: %s.", list(aside, 5)))
 	}
 	a.setAside()
 	a.identify()
@@ -489,26 +500,38 @@ func strip(r *flow.Record, dropped []string) {
 	}
 }
 
-// zone returns the namespace and the zone of the inside in words, "" if there is neither.
-func (h *Holder) zone() string {
-	zone := ""
+// ctZone returns the conntrack zone of the inside; ok is false if it is in none, which is zone 0.
+func (h *Holder) ctZone() (zone uint16, ok bool) {
 	switch r := h.Record; {
 	case r.Has&flow.HasZone != 0:
-		zone = "zone " + strconv.Itoa(int(r.Zone))
+		return r.Zone, true
 	case h.incoming && r.Has&flow.HasReply != 0 && r.Reply.HasZone:
-		zone = "zone " + strconv.Itoa(int(r.Reply.Zone))
+		return r.Reply.Zone, true
 	case !h.incoming && r.Orig.HasZone:
-		zone = "zone " + strconv.Itoa(int(r.Orig.Zone))
+		return r.Orig.Zone, true
 	}
+	return 0, false
+}
+
+// netns returns the name of the network namespace of the flow, its number if it has none.
+func (h *Holder) netns() string {
 	if h.Netns == 0 {
-		return zone
+		return OwnNetns
 	}
 	info := h.Netns.Info()
-	netns := "namespace " + cmp.Or(info.Name, strconv.Itoa(int(info.ID)))
-	if zone != "" {
-		return netns + ", " + zone
+	return cmp.Or(info.Name, strconv.Itoa(int(info.ID)))
+}
+
+// zone returns the namespace and the zone of the inside in words, "" if there is neither.
+func (h *Holder) zone() string {
+	var words []string
+	if h.Netns != 0 {
+		words = append(words, "namespace "+h.netns())
 	}
-	return netns
+	if zone, ok := h.ctZone(); ok {
+		words = append(words, "zone "+strconv.Itoa(int(zone)))
+	}
+	return strings.Join(words, ", ")
 }
 
 // verdict counts who held it, and says what that means.
@@ -557,6 +580,9 @@ func list(names []string, most int) string {
 	if len(names) > most {
 		return strings.Join(names[:most], ", ") + fmt.Sprintf(" and %d more", len(names)-most)
 	}
+	if len(names) == 1 {
+		return names[0]
+	}
 	return strings.Join(names[:len(names)-1], ", ") + " and " + names[len(names)-1]
 }
 
@@ -592,7 +618,7 @@ func (a *Answer) decides() string {
 		if slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Subscriber != h.Line }) {
 			return "Several had the address one after the other: a more exact time decides."
 		}
-		return "They have one address in different zones or namespaces: which of these is meant decides."
+		return "They have one address in " + cmp.Or(a.places(), "different places") + ": which of these is meant decides."
 	case !q.Public.Addr.IsValid():
 		if !q.Dst.HasPort {
 			return "Many may talk to one destination: its port narrows it, and the public address and port of the mail decide."
@@ -612,8 +638,8 @@ func (a *Answer) decides() string {
 		return "They talked to different ports of the destination: the destination with its port decides (--dst ADDRESS:PORT)."
 	case !left && !q.Dst.HasPort && apart(func(h *Holder) string { return h.Orig.Proto.String() + " " + h.Far.String() }):
 		return "Linux gives one address and port to several at once if they talk to different destinations: the destination with its port decides (--dst ADDRESS:PORT), with the protocol (--proto)."
-	case !slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Inside.Addr != a.Holders[0].Inside.Addr || h.Subscriber != h.Line }):
-		return "They have one inside address in different zones or namespaces: which of these is meant decides."
+	case a.places() != "" && (apart((*Holder).netns) || apart((*Holder).inZone) || apart(func(h *Holder) string { return h.netns() + " " + h.inZone() })):
+		return "They were in " + a.places() + ": which of these is meant decides."
 	case !slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Line != a.Holders[0].Line }) &&
 		slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Subscriber == h.Line }):
 		return "They have one inside address, and of some of its flows no source of subscribers told whose they were: DHCP or RADIUS may know who had it then."
@@ -621,6 +647,29 @@ func (a *Answer) decides() string {
 		return "Linux gives one address and port to several at once if they talk to different destinations, and destinations are left out of these records: nothing in them decides."
 	}
 	return "Nothing on record tells them apart; who they were to each other, such as a pair of firewalls, may."
+}
+
+// inZone returns the number of the zone as text.
+func (h *Holder) inZone() string {
+	zone, _ := h.ctZone()
+	return strconv.Itoa(int(zone))
+}
+
+// places says in which way the holders were in different places, and what narrows that; "" if they were not.
+func (a *Answer) places() string {
+	differ := func(of func(*Holder) string) bool {
+		return slices.ContainsFunc(a.Holders, func(h *Holder) bool { return of(h) != of(a.Holders[0]) })
+	}
+	netns, zones := differ((*Holder).netns), differ((*Holder).inZone)
+	switch {
+	case netns && zones:
+		return "different namespaces (--netns) and zones (--ct-zone)"
+	case netns:
+		return "different namespaces (--netns)"
+	case zones:
+		return "different zones (--ct-zone)"
+	}
+	return ""
 }
 
 // apartInTime reports whether no two holders of different subscribers lived at one time.

@@ -172,6 +172,8 @@ type (
 		Dst     string `json:"dst,omitempty"`
 		DstPort *int   `json:"dst_port,omitempty"`
 		Proto   string `json:"proto,omitempty"`
+		Netns   string `json:"netns,omitempty"`
+		CTZone  *int   `json:"ct_zone,omitempty"`
 		At      string `json:"at,omitempty"`
 		Zone    string `json:"zone,omitempty"`
 		Assumed bool   `json:"zone_assumed,omitempty"`
@@ -202,7 +204,7 @@ type (
 		OrigBytes    *uint64  `json:"orig_bytes,omitempty"`
 		ReplyPackets *uint64  `json:"reply_packets,omitempty"`
 		ReplyBytes   *uint64  `json:"reply_bytes,omitempty"`
-		Zone         string   `json:"zone,omitempty"`
+		Zone         *int     `json:"zone,omitempty"`
 		Netns        string   `json:"netns,omitempty"`
 		FlowID       string   `json:"flow_id,omitempty"`
 		Certain      bool     `json:"certain"`
@@ -255,6 +257,10 @@ func (q *Question) json() jsonQuestion {
 	if q.HasProto {
 		j.Proto = q.Proto.String()
 	}
+	j.Netns = q.Netns
+	if q.HasCTZone {
+		j.CTZone = new(int(q.CTZone))
+	}
 	switch {
 	case q.Src.IsValid() && q.Src.IsSingleIP():
 		j.Src = q.Src.Addr().String()
@@ -267,13 +273,16 @@ func (q *Question) json() jsonQuestion {
 func (h *Holder) json() jsonHolder {
 	j := jsonHolder{Host: h.host, Subscriber: h.Subscriber, InsideIP: addrOf(h.Inside), InsidePort: portOf(h.Inside), OutsideIP: addrOf(h.Outside),
 		OutsidePort: portOf(h.Outside), FarIP: addrOf(h.Far), FarPort: portOf(h.Far), Proto: h.Orig.Proto.String(), Direction: "outgoing",
-		NAT: h.NAT().String(), Start: stampOr(h.Start), End: stampOr(h.End), Alive: h.live && h.End == 0, Zone: h.zone(), FlowID: h.flowID, Certain: h.Certain(),
+		NAT: h.NAT().String(), Start: stampOr(h.Start), End: stampOr(h.End), Alive: h.live && h.End == 0, FlowID: h.flowID, Certain: h.Certain(),
 		Doubts: h.Doubts, Records: h.Copies, File: h.file}
 	if s := h.person(); s != nil {
 		j.Name, j.Next, j.Source = s.Name, s.Next, s.Source
 	}
 	if h.Netns != 0 {
-		j.Netns = cmp.Or(h.Netns.Info().Name, strconv.Itoa(int(h.Netns.Info().ID)))
+		j.Netns = h.netns()
+	}
+	if zone, ok := h.ctZone(); ok {
+		j.Zone = new(int(zone))
 	}
 	if h.incoming {
 		j.Direction = "incoming"

@@ -24,6 +24,10 @@ type Question struct {
 	Proto    flow.Proto
 	HasProto bool
 
+	Netns     string // network namespace of the holder, OwnNetns for ctlogd's; "": whichever
+	CTZone    uint16 // conntrack zone of the holder; 0 is where there is none
+	HasCTZone bool
+
 	From, To int64 // ns since 1970, both included
 
 	At   string // as it was written
@@ -33,6 +37,9 @@ type Question struct {
 
 	Remark string // what was made of it, a sentence; "": nothing
 }
+
+// OwnNetns stands for the network namespace that ctlogd runs in, as in filters.
+const OwnNetns = "own"
 
 // End is an address and perhaps a port. ICMP's id and GRE's key stand in for a port.
 type End struct {
@@ -192,6 +199,7 @@ func (q *Question) words() string {
 	if q.Dst.Addr.IsValid() {
 		dst = " in talking to " + q.Dst.String()
 	}
+	dst += q.place()
 	switch {
 	case q.Public.Addr.IsValid():
 		return fmt.Sprintf("Who had %s%s%s at %s?", q.Public, proto, dst, q.span())
@@ -204,7 +212,28 @@ func (q *Question) words() string {
 	case q.Person != "":
 		return fmt.Sprintf("What did the subscriber %s have%s%s at %s?", q.Person, proto, dst, q.span())
 	}
-	return fmt.Sprintf("Who talked to %s%s at %s?", q.Dst, proto, q.span())
+	return fmt.Sprintf("Who talked to %s%s%s at %s?", q.Dst, proto, q.place(), q.span())
+}
+
+// place says where the holder has to have been.
+func (q *Question) place() (text string) {
+	switch q.Netns {
+	case "":
+	case OwnNetns:
+		text = " in ctlogd's own namespace"
+	default:
+		text = " in namespace " + q.Netns
+	}
+	if q.HasCTZone {
+		text += fmt.Sprintf(" in conntrack zone %d", q.CTZone)
+	}
+	return text
+}
+
+// there reports whether a holder was where the question asks.
+func (q *Question) there(h *Holder) bool {
+	zone, _ := h.ctZone()
+	return (q.Netns == "" || q.Netns == h.netns()) && (!q.HasCTZone || q.CTZone == zone)
 }
 
 // query is the query of rows that may be alive at the time asked for, or have been since.

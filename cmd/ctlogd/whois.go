@@ -12,6 +12,7 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -35,6 +36,7 @@ type whoisOptions struct {
 	at, from, to, zone     string
 	within                 time.Duration
 	proto, src, dst        string
+	netns, ctZone          string
 	subscriber             string
 	archives, hosts        []string
 	config                 string
@@ -81,6 +83,8 @@ The exit status tells:
 	f.DurationVar(&o.within, "within", 0, "look so much before and after as well, such as 2s, for clocks that differ")
 	f.StringVar(&o.zone, "zone", "local", "`ZONE` of times that have none: local, UTC, +01:00, Europe/Berlin")
 	f.StringVar(&o.proto, "proto", "", "`PROTOCOL`: tcp, udp, icmp, icmpv6, gre, sctp, or its number")
+	f.StringVar(&o.netns, "netns", "", "network namespace that the holder was in, by the `NAME` that records have; own: ctlogd's")
+	f.StringVar(&o.ctZone, "ct-zone", "", "conntrack `ZONE` that the holder was in, a number; 0: in none")
 	f.StringVar(&o.src, "src", "", "`ADDRESS[:PORT]` or prefix inside: what did it have?")
 	f.StringVar(&o.subscriber, "subscriber", "", "`ID` or name of a subscriber, where a source has told whose flows they are: what did they have?")
 	f.StringVar(&o.dst, "dst", "", "`ADDRESS[:PORT]` of the far side, which often decides")
@@ -107,6 +111,9 @@ func runWhois(ctx context.Context, args []string, o whoisOptions, stdout, stderr
 	zone, err := whois.LoadZone(o.zone)
 	if err != nil {
 		return 0, fmt.Errorf("--zone: %w", err)
+	}
+	if o.within < 0 {
+		return 0, fmt.Errorf("--within %s: write a time of 0 or more", o.within)
 	}
 	items, err := o.items(args, now, zone)
 	if err != nil {
@@ -186,8 +193,8 @@ func (o *whoisOptions) items(args []string, now time.Time, zone *time.Location) 
 		q, err := o.question(args, now, zone)
 		return []whois.Item{{Question: q}}, err
 	}
-	if len(args) > 0 || o.at != "" || o.from != "" || o.to != "" || o.proto != "" || o.src != "" || o.dst != "" || o.subscriber != "" || o.report != "" {
-		return nil, errors.New("--batch has its questions in the file: no address, --at, --from, --to, --proto, --src, --subscriber, --dst or --report with it")
+	if len(args) > 0 || o.at != "" || o.from != "" || o.to != "" || o.proto != "" || o.netns != "" || o.ctZone != "" || o.src != "" || o.dst != "" || o.subscriber != "" || o.report != "" {
+		return nil, errors.New("--batch has its questions in the file: no address, --at, --from, --to, --proto, --netns, --ct-zone, --src, --subscriber, --dst or --report with it")
 	}
 	in := io.Reader(os.Stdin)
 	if o.batch != "-" {
@@ -302,12 +309,8 @@ func (o *whoisOptions) question(args []string, now time.Time, zone *time.Locatio
 			return nil, fmt.Errorf("--dst: %w", err)
 		}
 	}
-	if o.proto != "" {
-		var ok bool
-		if q.Proto, ok = flow.ParseProto(o.proto); !ok {
-			return nil, fmt.Errorf("--proto %s: no such protocol; write tcp, udp, icmp, icmpv6, gre, sctp, or a number", o.proto)
-		}
-		q.HasProto = true
+	if err := o.narrow(q); err != nil {
+		return nil, err
 	}
 	switch {
 	case o.at != "":
@@ -337,6 +340,26 @@ func (o *whoisOptions) question(args []string, now time.Time, zone *time.Locatio
 		return nil, errors.New("--to without --from; give both")
 	}
 	return q, q.Validate(now)
+}
+
+// narrow sets what the flags say of the flows that are asked for.
+func (o *whoisOptions) narrow(q *whois.Question) error {
+	if o.proto != "" {
+		var ok bool
+		if q.Proto, ok = flow.ParseProto(o.proto); !ok {
+			return fmt.Errorf("--proto %s: no such protocol; write tcp, udp, icmp, icmpv6, gre, sctp, or a number", o.proto)
+		}
+		q.HasProto = true
+	}
+	q.Netns = o.netns
+	if o.ctZone != "" {
+		zone, err := strconv.ParseUint(o.ctZone, 10, 16)
+		if err != nil {
+			return fmt.Errorf("--ct-zone %s: no such zone; write a number from 0 to 65535", o.ctZone)
+		}
+		q.CTZone, q.HasCTZone = uint16(zone), true
+	}
+	return nil
 }
 
 // houseRules are what the configurations say about questions.
