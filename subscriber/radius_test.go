@@ -158,6 +158,11 @@ func TestAddressGivenLater(t *testing.T) {
 	n.had("100.64.0.8", 2001, "")
 	n.had("100.64.0.8", 2499, "")
 	n.had("100.64.0.8", 2500, "carol")
+	// An update that comes late, of before ctlogd listened, takes nothing from others either.
+	n.l.since = time.Unix(3000, 0)
+	n.send(3010, true, n.request(interim, "carol", "100.64.0.8", lasted(2290), delay(20)))
+	n.had("100.64.0.8", 1999, "dave")
+	n.had("100.64.0.8", 2499, "")
 }
 
 // TestRestartedNAS ends the sessions of the one that has restarted, and no others.
