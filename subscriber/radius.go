@@ -137,7 +137,7 @@ func (l *listener) show(now time.Time) {
 }
 
 func (l *listener) apply(now time.Time) {
-	l.table = l.table.with(l.edits, l.horizon(now), l.pace.rest)
+	l.table = l.source.grown(l.table.with(l.edits, l.horizon(now), l.pace.rest))
 	l.edits = l.edits[:0]
 }
 

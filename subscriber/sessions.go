@@ -107,7 +107,7 @@ func (s *Source) recall(file string, now time.Time) *sessions {
 	}
 	var is *sessions
 	if err == nil {
-		is, err = readSessions(f, now, &s.cfg)
+		is, err = readSessions(f, now, &s.cfg, s.grown)
 		f.Close()
 	}
 	if err != nil {
@@ -182,7 +182,7 @@ func (is *sessions) write(f io.Writer, rest func()) (size int64, err error) {
 }
 
 // readSessions reads a file, for which the clock may have been set since. What went on then has ended at the file's time.
-func readSessions(f io.Reader, now time.Time, c *Config) (*sessions, error) {
+func readSessions(f io.Reader, now time.Time, c *Config, grown func(*table) *table) (*sessions, error) {
 	is := &sessions{table: newTable()}
 	sum, in := crc32.New(castagnoli), bufio.NewReaderSize(f, maxLine)
 	horizon, pace := now.Add(-c.History).UnixNano(), new(pace)
@@ -205,7 +205,7 @@ func readSessions(f io.Reader, now time.Time, c *Config) (*sessions, error) {
 			edits = append(edits, e)
 		}
 		if len(edits) >= chunk {
-			is.table = is.table.with(edits, horizon, pace.rest)
+			is.table = grown(is.table.with(edits, horizon, pace.rest))
 			edits = edits[:0]
 		}
 		if n%256 == 0 {

@@ -16,6 +16,10 @@ import (
 type Source struct {
 	Stats
 
+	// Large is called, often, when the table is one of more than 100,000 leases. nil: nobody wants to know. It is set before
+	// Start.
+	Large func()
+
 	cfg   Config
 	log   *zap.Logger
 	table atomic.Pointer[table] // never nil
@@ -108,6 +112,14 @@ func (s *Source) show(t *table, version int64) {
 	}
 	s.Version.Store(version)
 	s.table.Store(t)
+}
+
+// grown looks at what a table has become.
+func (s *Source) grown(t *table) *table {
+	if s.Large != nil && t.leases > 100_000 {
+		s.Large()
+	}
+	return t
 }
 
 // fail notes that the table is not what the source says. The old one stays.

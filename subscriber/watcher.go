@@ -407,7 +407,7 @@ func (l *loader) add(e edit) error {
 }
 
 func (l *loader) flush() {
-	l.table = l.table.with(l.edits, l.horizon, l.rest)
+	l.table = l.source.grown(l.table.with(l.edits, l.horizon, l.rest))
 	l.edits = l.edits[:0]
 	clear(l.pending)
 }

@@ -246,6 +246,7 @@ func (a *app) planSources(cfg *Config) (sources []*subscriber.Source) {
 			sources = append(sources, a.sources[i])
 		} else {
 			s := subscriber.New(c, a.log.Named("subscribers"))
+			s.Large = collectSooner
 			if i := slices.IndexFunc(a.sources, func(was *subscriber.Source) bool { return was.Name() == s.Name() }); i >= 0 {
 				s.Follow(a.sources[i])
 			}

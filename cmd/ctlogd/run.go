@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"sync"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -18,10 +19,7 @@ import (
 
 // runRun is the daemon from its command line to its end; ctx ends with the first signal.
 func runRun(ctx context.Context, file string, stderr io.Writer) error {
-	// The heap is small and the events leave no garbage: collecting it less often costs a few MiB.
-	if _, given := os.LookupEnv("GOGC"); !given {
-		debug.SetGCPercent(400)
-	}
+	collect(400) // the heap is small and the events leave no garbage: collecting it less often costs a few MiB
 	signals := catchSignals()
 	m := findManager()
 	defer m.abandon()
@@ -59,6 +57,17 @@ func spread(outputs int) {
 		runtime.GOMAXPROCS(max(1, min(outputs, processors)))
 	}
 }
+
+// collect has garbage collected when there is so much of it in percent of what is no garbage, unless the environment says when.
+func collect(percent int) {
+	if _, given := os.LookupEnv("GOGC"); !given {
+		debug.SetGCPercent(percent)
+	}
+}
+
+// collectSooner is for large tables of subscribers. They have next to no pointers, so that looking through them costs nothing,
+// and each change of them leaves garbage: four times as much as they are would be hundreds of MiB.
+var collectSooner = sync.OnceFunc(func() { collect(50) })
 
 // signals are those that ask the daemon for something. They are caught as long as the process lives: one that comes during
 // the start is answered once the daemon runs, and one that comes during the end does not kill it. So nothing ever stops
