@@ -229,12 +229,17 @@ func LoadZone(s string) (*time.Location, error) {
 	return parseZone(s)
 }
 
-// Local is the machine's zone, with a name for people.
-func Local() *time.Location {
-	if name, off := time.Now().Zone(); off == 0 && (name == "UTC" || name == "GMT") {
-		return time.UTC
+// Local is the machine's zone, with a name for people where it is UTC.
+func Local() *time.Location { return local(time.Now()) }
+
+// local looks at whole years: London shows UTC in winter alone.
+func local(now time.Time) *time.Location {
+	for months := range 36 {
+		if _, off := now.AddDate(0, -months, 0).In(time.Local).Zone(); off != 0 {
+			return time.Local
+		}
 	}
-	return time.Local
+	return time.UTC
 }
 
 // seasons are places with summer time whose abbreviations many write the whole year.

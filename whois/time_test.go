@@ -121,6 +121,29 @@ func TestParseTimeRefuses(t *testing.T) {
 	}
 }
 
+// TestLocal: a machine whose clock shows UTC in winter alone is not in UTC, whenever it is asked.
+func TestLocal(t *testing.T) {
+	was := time.Local
+	defer func() { time.Local = was }()
+	for name, want := range map[string]string{"Europe/London": "2026-07-01T11:03:07Z", "UTC": "2026-07-01T12:03:07Z", "Africa/Abidjan": "2026-07-01T12:03:07Z",
+		"America/New_York": "2026-07-01T16:03:07Z"} {
+		l, err := time.LoadLocation(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Local = l
+		for _, now := range []time.Time{testNow, testNow.AddDate(0, -5, 0)} {
+			m, err := ParseTime("2026-07-01 12:03:07", now, local(now))
+			if got := time.Unix(0, m.From).UTC().Format(time.RFC3339); err != nil || got != want {
+				t.Errorf("in %s, asked in %s: %s, %v, want %s", name, now.Month(), got, err, want)
+			}
+		}
+		if zone := local(testNow).String(); (zone == "UTC") != (want == "2026-07-01T12:03:07Z") {
+			t.Errorf("%s is called %s", name, zone)
+		}
+	}
+}
+
 func FuzzParseTime(f *testing.F) {
 	for _, s := range []string{"2026-11-27 11:03:07.25 -0330", "Fri, 27 Nov 2026 11:03:07 +0100 (CET)", "1795777387.5", "10m ago", "27/Nov/2026:11:03:07 +0000",
 		"Fri Nov 27 11:03:07 EST 2026", "2026-11-27 11:03 Europe/Berlin", "now", "9223372036.9"} {
