@@ -262,6 +262,7 @@ func (r *Reader) drain() error {
 		}
 		more = again || n > 0
 	}
+	r.takeTold()
 	r.source.Finish(time.Now(), r)
 	r.flush()
 	r.readUntil.Store(r.source.ReadUntil().UnixNano())
@@ -357,7 +358,7 @@ func (r *Reader) Do(ctx context.Context, f func() error) (err error) {
 }
 
 // Tell has a copy of rec handed over behind what is read, within a second. It waits for nothing: ok is false if there is no
-// room. What is told as Run ends is lost. Any goroutine may call it; rec is not changed any more.
+// room. What is told while Run puts its last batch together is lost. Any goroutine may call it; rec is not changed any more.
 func (r *Reader) Tell(rec *flow.Record) (ok bool) {
 	select {
 	case r.told <- rec:

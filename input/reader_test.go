@@ -537,6 +537,26 @@ func TestTell(t *testing.T) {
 		}
 		r.stop()
 	})
+	// Nor is one lost that comes after the last round, while what the sender holds back is waited for.
+	synctest.Test(t, func(t *testing.T) {
+		s := newFake()
+		r := start(t, s, Options{}, 256)
+		time.Sleep(time.Second)
+		until := time.Now().Add(time.Second)
+		synctest.Wait()
+		s.withheld = func(now time.Time) bool { return now.Before(until) }
+		r.cancel()
+		time.Sleep(500 * time.Millisecond)
+		if !r.Tell(&flow.Record{Event: flow.EventCheckpoint, Received: 1, Extra: &flow.Extra{Note: &flow.Note{Text: "late note"}}}) {
+			t.Error("it is not taken")
+		}
+		if err := <-r.ended; err != nil {
+			t.Error(err)
+		}
+		if diff := cmp.Diff([]string{"late note", "guard"}, r.records()); diff != "" {
+			t.Errorf("records (-want +got):\n%s", diff)
+		}
+	})
 	r, told := New(newFake(), Options{}), 0
 	for r.Tell(&flow.Record{}) {
 		told++
