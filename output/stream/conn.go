@@ -174,7 +174,16 @@ func (c *Conn) Err() error {
 func (c *Conn) Send(ctx context.Context, bufs ...[]byte) (ends []uint64, err error) {
 	c.wire.SetWriteDeadline(time.Now().Add(writeTimeout))
 	if ctx.Done() != nil {
-		defer context.AfterFunc(ctx, func() { c.wire.SetWriteDeadline(time.Unix(1, 0)) })()
+		ended := make(chan struct{})
+		stop := context.AfterFunc(ctx, func() {
+			c.wire.SetWriteDeadline(time.Unix(1, 0))
+			close(ended)
+		})
+		defer func() {
+			if !stop() {
+				<-ended // or it would end the next Send
+			}
+		}()
 	}
 	c.ends = c.ends[:0]
 	for _, b := range bufs {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -65,4 +66,80 @@ func TestCloseDeafTLS(t *testing.T) {
 	if c := <-accepted; c != nil {
 		c.Close()
 	}
+}
+
+// late is a connection on which it takes a while to end a write, from a goroutine that has begun to.
+type late struct {
+	*net.TCPConn
+	begun, goOn, done chan struct{}
+	once              sync.Once
+	write             func()
+}
+
+func (l *late) SetWriteDeadline(t time.Time) error {
+	if t.After(time.Now()) {
+		return l.TCPConn.SetWriteDeadline(t)
+	}
+	l.once.Do(func() {
+		close(l.begun)
+		<-l.goOn
+		l.TCPConn.SetWriteDeadline(t)
+		close(l.done)
+	})
+	return l.TCPConn.SetWriteDeadline(t)
+}
+
+func (l *late) Write(p []byte) (int, error) {
+	l.write()
+	return l.TCPConn.Write(p)
+}
+
+// TestSendEndsAlone: what ends one Send, and comes late, does not end the next one.
+func TestSendEndsAlone(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	l := &late{begun: make(chan struct{}), goOn: make(chan struct{}), done: make(chan struct{})}
+	s, err := Dial(t.Context(), func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		l.TCPConn = c.(*net.TCPConn)
+		return l, nil
+	}, ln.Addr().String(), nil, "receiver", func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	goOn := sync.OnceFunc(func() { close(l.goOn) })
+	ctx, cancel := context.WithCancel(t.Context())
+	l.write = func() { // the end comes as the write succeeds
+		cancel()
+		<-l.begun
+	}
+	first := make(chan error)
+	go func() {
+		_, err := s.Send(ctx, []byte("x"))
+		first <- err
+	}()
+	select {
+	case err = <-first:
+	case <-time.After(200 * time.Millisecond): // it waits
+		goOn()
+		err = <-first
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.write = func() {
+		goOn()
+		<-l.done
+	}
+	if _, err := s.Send(t.Context(), []byte("x")); err != nil {
+		t.Errorf("the next: %v", err)
+	}
+	l.TCPConn.Close()
+	<-s.reader
 }
