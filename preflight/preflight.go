@@ -76,6 +76,11 @@ func Run(ctx context.Context, o Options) []Result {
 	return host{proc: "/proc", kernel: linux{}, now: time.Now, daemon: o.Daemon}.run(ctx, o)
 }
 
+// Tracking tells whether packets are tracked now: the rules that start tracking may go at any time, as by nft flush ruleset.
+func Tracking(ctx context.Context) Result {
+	return host{proc: "/proc", kernel: linux{}, now: time.Now}.tracking(ctx)
+}
+
 // kernel is what the checks ask through sockets.
 type kernel interface {
 	// table returns how many flows the table holds and how many it may hold (0: any number).

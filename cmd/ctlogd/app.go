@@ -23,6 +23,7 @@ import (
 	"github.com/ctlogd/ctlogd/pipeline"
 	"github.com/ctlogd/ctlogd/pipeline/deliver"
 	"github.com/ctlogd/ctlogd/pipeline/mark"
+	"github.com/ctlogd/ctlogd/preflight"
 	"github.com/ctlogd/ctlogd/subscriber"
 )
 
@@ -108,6 +109,7 @@ func runDaemon(ctx context.Context, cfg *Config, m *manager, log *zap.Logger, ow
 	checking, stopChecking := context.WithCancel(context.Background())
 	defer stopChecking()
 	go logChecks(checking, cfg, log.Named("check")) // an output's check may wait for its destination
+	go watchTracking(checking, preflight.Tracking, log.Named("check"))
 	log.Info("logging flows", zap.Strings("events", cfg.Input.Conntrack.Events),
 		zap.String("delivery", cfg.Input.Conntrack.Delivery), zap.Int("outputs", len(a.outputs)))
 	stopReloading := a.follow(ctx, signals.hangup)

@@ -314,6 +314,30 @@ func logChecks(ctx context.Context, cfg *Config, log *zap.Logger) {
 	logResults(preflight.Run(ctx, checks), log)
 }
 
+// trackingEvery is how often a daemon looks whether packets are tracked.
+const trackingEvery = time.Minute
+
+// watchTracking logs when packets are no longer tracked, and when they are again, until ctx ends: without rules that need
+// conntrack, no event comes, which looks like a quiet network.
+func watchTracking(ctx context.Context, look func(context.Context) preflight.Result, log *zap.Logger) {
+	was := look(ctx).Status // which logChecks has logged
+	for tick := time.Tick(trackingEvery); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick:
+		}
+		r := look(ctx)
+		switch {
+		case r.Status == preflight.Fail && was != preflight.Fail:
+			logResults([]preflight.Result{r}, log)
+		case r.Status == preflight.Pass && was == preflight.Fail:
+			log.Info(r.Detail, zap.String("check", r.Name))
+		}
+		was = r.Status
+	}
+}
+
 // logResults logs what checks have found amiss.
 func logResults(results []preflight.Result, log *zap.Logger) {
 	for _, r := range results {

@@ -10,8 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -142,6 +144,30 @@ func TestLogChecks(t *testing.T) {
 	if level["outputs.jsonl[1]"] != "debug" || remedy["outputs.jsonl[1]"] {
 		t.Errorf("a pass is logged at %s, remedy %v", level["outputs.jsonl[1]"], remedy["outputs.jsonl[1]"])
 	}
+}
+
+// What stops and starts tracking while the daemon runs is logged, once each; a kernel that does not tell is no news.
+func TestWatchTracking(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.InfoLevel)
+		ctx, cancel := context.WithCancel(t.Context())
+		states := []preflight.Status{preflight.Pass, preflight.Pass, preflight.Fail, preflight.Fail, preflight.Pass, preflight.Warn, preflight.Pass}
+		looks := 0
+		go watchTracking(ctx, func(context.Context) preflight.Result {
+			looks++
+			return preflight.Result{Name: "conntrack hooks", Status: states[min(looks, len(states))-1], Detail: strconv.Itoa(looks)}
+		}, zap.New(core))
+		time.Sleep(time.Duration(len(states)) * trackingEvery)
+		cancel()
+		synctest.Wait()
+		var got []string
+		for _, e := range logs.All() {
+			got = append(got, e.Level.String()+" "+e.Message)
+		}
+		if diff := cmp.Diff([]string{"error 3", "info 5"}, got); diff != "" {
+			t.Errorf("logged (-want +got):\n%s", diff)
+		}
+	})
 }
 
 func TestCheckPrintsText(t *testing.T) {
