@@ -1,6 +1,7 @@
 package ipfix
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
@@ -32,7 +33,7 @@ const (
 const (
 	DefaultTemplateInterval = time.Minute
 	DefaultTemplatePackets  = 1000
-	DefaultDialTimeout      = 5 * time.Second
+	DefaultDialTimeout      = 4 * time.Second // a call that takes 5 s counts as hanging (deliver), and an error says more
 )
 
 // Config is one ipfix output. The zero value of a field is its default.
@@ -78,21 +79,14 @@ type TLS = certfile.TLS
 
 // Defaults fills in what is unset and has one default for every configuration.
 func (c *Config) Defaults() {
-	setDefault(&c.Records, recordsFlows)
-	setDefault(&c.NATEvent, natEventNew)
-	setDefault(&c.Layout, layoutTimes)
-	setDefault(&c.Destination, new(true))
-	setDefault(&c.TemplateInterval, DefaultTemplateInterval)
-	setDefault(&c.TemplatePackets, new(DefaultTemplatePackets))
-	setDefault(&c.Options, new(true))
-	setDefault(&c.DialTimeout, DefaultDialTimeout)
-}
-
-func setDefault[T comparable](v *T, value T) {
-	var unset T
-	if *v == unset {
-		*v = value
-	}
+	c.Records = cmp.Or(c.Records, recordsFlows)
+	c.NATEvent = cmp.Or(c.NATEvent, natEventNew)
+	c.Layout = cmp.Or(c.Layout, layoutTimes)
+	c.Destination = cmp.Or(c.Destination, new(true))
+	c.TemplateInterval = cmp.Or(c.TemplateInterval, DefaultTemplateInterval)
+	c.TemplatePackets = cmp.Or(c.TemplatePackets, new(DefaultTemplatePackets))
+	c.Options = cmp.Or(c.Options, new(true))
+	c.DialTimeout = cmp.Or(c.DialTimeout, DefaultDialTimeout)
 }
 
 // NeedsNew reports whether the output exports what only events of new flows tell.

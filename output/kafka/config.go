@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -102,28 +103,21 @@ func (c *Config) Name() string { return "kafka:" + c.Brokers[0] + "/" + c.Topic 
 
 // Defaults fills in what is unset.
 func (c *Config) Defaults() {
-	setDefault(&c.Key, KeySrc)
-	setDefault(&c.Format, format.Names[0])
-	setDefault(&c.Compression, "lz4")
-	setDefault(&c.RequiredAcks, "all")
-	setDefault(&c.BatchBytes, 1_000_000)
-	setDefault(&c.ConnectTimeout, 5*time.Second)
-	setDefault(&c.RequestTimeout, 30*time.Second)
-	setDefault(&c.ClientID, "ctlogd")
-	setDefault(&c.DeadLetterSize, 64<<20)
+	c.Key = cmp.Or(c.Key, KeySrc)
+	c.Format = cmp.Or(c.Format, format.Names[0])
+	c.Compression = cmp.Or(c.Compression, "lz4")
+	c.RequiredAcks = cmp.Or(c.RequiredAcks, "all")
+	c.BatchBytes = cmp.Or(c.BatchBytes, 1_000_000)
+	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, 5*time.Second)
+	c.RequestTimeout = cmp.Or(c.RequestTimeout, 30*time.Second)
+	c.ClientID = cmp.Or(c.ClientID, "ctlogd")
+	c.DeadLetterSize = cmp.Or(c.DeadLetterSize, 64<<20)
 }
 
 // Encoder returns a new encoder for the values of this output's messages. o says the rest.
 func (c *Config) Encoder(o format.Options) (format.Encoder, error) {
 	o.Fields = c.Fields
 	return format.New(c.Format, o)
-}
-
-func setDefault[T comparable](v *T, value T) {
-	var unset T
-	if *v == unset {
-		*v = value
-	}
 }
 
 // validTopic reports whether a broker accepts the name of a topic.

@@ -36,7 +36,7 @@ const (
 	DefaultSeverity    = "info"
 	DefaultAppName     = "ctlogd"
 	DefaultSDID        = "flow@32473"
-	DefaultDialTimeout = 5 * time.Second
+	DefaultDialTimeout = 4 * time.Second // a call that takes 5 s counts as hanging (deliver), and an error says more
 )
 
 // Config is one entry of outputs.syslog in the configuration.
@@ -70,20 +70,13 @@ type TLS = certfile.TLS
 
 // Defaults fills in what is unset.
 func (c *Config) Defaults() {
-	setDefault(&c.Format, format.Names[0])
-	setDefault(&c.Framing, Framings[0])
-	setDefault(&c.Facility, DefaultFacility)
-	setDefault(&c.Severity, DefaultSeverity)
-	setDefault(&c.AppName, DefaultAppName)
-	setDefault(&c.SDID, DefaultSDID)
-	setDefault(&c.DialTimeout, DefaultDialTimeout)
-}
-
-func setDefault[T comparable](v *T, value T) {
-	var unset T
-	if *v == unset {
-		*v = value
-	}
+	c.Format = cmp.Or(c.Format, format.Names[0])
+	c.Framing = cmp.Or(c.Framing, Framings[0])
+	c.Facility = cmp.Or(c.Facility, DefaultFacility)
+	c.Severity = cmp.Or(c.Severity, DefaultSeverity)
+	c.AppName = cmp.Or(c.AppName, DefaultAppName)
+	c.SDID = cmp.Or(c.SDID, DefaultSDID)
+	c.DialTimeout = cmp.Or(c.DialTimeout, DefaultDialTimeout)
 }
 
 // Name is the output's name.
