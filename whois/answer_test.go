@@ -2,9 +2,11 @@ package whois
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/csv"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"net/netip"
@@ -652,6 +654,69 @@ func TestHosts(t *testing.T) {
 		if strings.Join(got, ", ") != want {
 			t.Errorf("%v: %q, want %q", hosts, got, want)
 		}
+	}
+}
+
+// TestRotatedMeanwhile: files that are compressed, and removed, between being listed and being read are no error, and one that
+// is there by two names is read once.
+func TestRotatedMeanwhile(t *testing.T) {
+	t.Chdir(t.TempDir())
+	enc, err := format.New("flat", format.Options{Host: "gw1", Observer: "obs"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(name string, port uint16) {
+		t.Helper()
+		r := snat("10.64.3.7:51544", "198.51.100.80:443", port, 0, noon+second) // without a start, and so without a flow_id
+		if err := os.WriteFile(name, append(enc.Append(nil, r), '\n'), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, name := range []string{"flows.jsonl", "flows.jsonl.1", "flows.jsonl.2", "flows.jsonl.10"} {
+		write(name, uint16(40000+i))
+	}
+	files := Files("flows.jsonl")
+	if diff := cmp.Diff([]string{"flows.jsonl", "flows.jsonl.1", "flows.jsonl.2", "flows.jsonl.10"}, files); diff != "" {
+		t.Fatalf("(-want +got):\n%s", diff)
+	}
+	s, err := Open(files, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile("flows.jsonl.2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	_, _ = z.Write(text)
+	z.Close()
+	if err := errors.Join(os.WriteFile("flows.jsonl.2.gz", packed.Bytes(), 0o600), os.Remove("flows.jsonl.2"), os.Remove("flows.jsonl.10"),
+		os.Remove("flows.jsonl.1"), os.Link("flows.jsonl", "flows.jsonl.1")); err != nil {
+		t.Fatal(err)
+	}
+	q := point(noon)
+	q.Public.HasPort = false
+	if err := s.Prepare(context.Background(), []*Question{q}); err != nil {
+		t.Fatal(err)
+	}
+	a, err := Ask(context.Background(), s, q, time.Unix(0, noon+hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ports []int
+	for _, h := range a.Holders {
+		ports = append(ports, int(h.Outside.Port))
+	}
+	slices.Sort(ports)
+	if diff := cmp.Diff([]int{40000, 40002}, ports); diff != "" {
+		t.Errorf("ports (-want +got):\n%s", diff)
+	}
+	if err := os.Remove("flows.jsonl"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Prepare(context.Background(), []*Question{q}); err == nil {
+		t.Error("the file that is written is gone, and that is no error")
 	}
 }
 

@@ -304,9 +304,16 @@ func (s *Lines) Prepare(ctx context.Context, questions []*Question) error {
 		}
 	}()
 	for _, path := range s.paths {
-		f, err := os.Open(path)
+		f, err := openRecords(path)
+		if errors.Is(err, os.ErrNotExist) && rotated(path) {
+			continue // removed, or renamed to another one of these, since they were listed
+		}
 		if err != nil {
 			return fmt.Errorf("read the records: %w", err)
+		}
+		if slices.ContainsFunc(files, func(other *os.File) bool { return sameOpen(f, other) }) {
+			f.Close()
+			continue
 		}
 		files = append(files, f)
 	}
@@ -316,6 +323,28 @@ func (s *Lines) Prepare(ctx context.Context, questions []*Question) error {
 		}
 	}
 	return nil
+}
+
+// openRecords opens a file, which may have been compressed since it was listed.
+func openRecords(path string) (f *os.File, err error) {
+	for _, ext := range []string{"", ".zst", ".gz"} {
+		if f, err = os.Open(path + ext); !errors.Is(err, os.ErrNotExist) {
+			break
+		}
+	}
+	return f, err
+}
+
+// rotated reports whether a path is that of a rotated file: a number is behind it, and perhaps how it is compressed.
+func rotated(path string) bool {
+	number := filepath.Ext(strings.TrimSuffix(strings.TrimSuffix(path, ".gz"), ".zst"))
+	return len(number) > 1 && strings.Trim(number[1:], "0123456789") == ""
+}
+
+func sameOpen(a, b *os.File) bool {
+	x, err := a.Stat()
+	y, other := b.Stat()
+	return err == nil && other == nil && os.SameFile(x, y)
 }
 
 func (s *Lines) host(name string) *lineHost {
@@ -629,11 +658,12 @@ func escapeGlob(p string) string {
 	return strings.NewReplacer(`*`, `\*`, `?`, `\?`, `[`, `\[`, `\`, `\\`).Replace(p)
 }
 
-// Files returns the file of JSON lines at path and its rotated ones, for outputs that have no archive.
+// Files returns the file of JSON lines at path and its rotated ones, for outputs that have no archive. The one that is written
+// comes first: a rotation while they are opened may have one opened twice, and none but the oldest left out.
 func Files(path string) []string {
-	rotated, _ := filepath.Glob(escapeGlob(path) + ".[0-9]*")
-	files := append(rotated, path)
-	return slices.DeleteFunc(files, func(p string) bool {
+	older, _ := filepath.Glob(escapeGlob(path) + ".[0-9]*")
+	slices.SortFunc(older, func(a, b string) int { return cmp.Or(cmp.Compare(len(a), len(b)), strings.Compare(a, b)) })
+	return slices.DeleteFunc(append([]string{path}, older...), func(p string) bool {
 		info, err := os.Stat(p)
 		return err != nil || !info.Mode().IsRegular()
 	})
