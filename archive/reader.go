@@ -61,6 +61,9 @@ func OpenReader(dirs ...string) (*Reader, error) {
 	r := new(Reader)
 	for _, dir := range dirs {
 		entries, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("there is no archive %s", dir)
+		}
 		if err != nil {
 			return nil, err
 		}

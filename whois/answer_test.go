@@ -334,7 +334,7 @@ func small(t *testing.T) string {
 
 func answer(t *testing.T, dir string, q *Question) *Answer {
 	t.Helper()
-	s, err := Open([]string{dir}, nil, nil)
+	s, err := Open([]string{dir}, nil, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -467,7 +467,7 @@ func TestReportOfTwoArchives(t *testing.T) {
 		}
 	}
 	for _, dirs := range [][]string{{dir, "other"}, {"other", dir}} {
-		s, err := Open(dirs, nil, nil)
+		s, err := Open(dirs, nil, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -606,7 +606,7 @@ func TestDamage(t *testing.T) {
 	os.Mkdir("empty", 0o755)
 	os.WriteFile("x.jsonl", []byte("hello\nworld\n"), 0o644)
 	for path, want := range map[string]string{"nowhere": "there is no archive nowhere", "empty": "is no archive: there is no folder host=", "x.jsonl": "has no records of ctlogd"} {
-		s, err := Open([]string{path}, nil, nil)
+		s, err := Open([]string{path}, nil, nil, nil)
 		if err == nil {
 			err = s.Prepare(context.Background(), []*Question{point(noon)})
 		}
@@ -620,7 +620,7 @@ func TestDamage(t *testing.T) {
 // one of them no record, is read.
 func TestHosts(t *testing.T) {
 	dir := small(t)
-	if _, err := Open([]string{dir}, []string{"gw1", "gw2"}, nil); err == nil || !strings.Contains(err.Error(), "no host gw2 there; there are: gw1") {
+	if _, err := Open([]string{dir}, []string{"gw1", "gw2"}, nil, nil); err == nil || !strings.Contains(err.Error(), "no host gw2 there; there are: gw1") {
 		t.Errorf("an archive without gw2: %v", err)
 	}
 	enc, err := format.New("flat", format.Options{Host: "gw1", Observer: "obs"})
@@ -632,10 +632,10 @@ func TestHosts(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, hosts := range map[string][]string{
-		"gw2 unreadable, gw2 empty":                              {"gw2"},
-		"gw1 unreadable, gw1 begins, gw1 still_alive, gw2 empty": {"gw1", "gw2"},
+		"gw2 unreadable, gw2 empty": {"gw2"},
+		"gw1 unreadable, gw1 begins, gw1 still_alive, gw1 filter_unknown, gw2 empty": {"gw1", "gw2"},
 	} {
-		s, err := Open([]string{"flows.jsonl"}, hosts, nil)
+		s, err := Open([]string{"flows.jsonl"}, hosts, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -679,7 +679,7 @@ func TestRotatedMeanwhile(t *testing.T) {
 	if diff := cmp.Diff([]string{"flows.jsonl", "flows.jsonl.1", "flows.jsonl.2", "flows.jsonl.10"}, files); diff != "" {
 		t.Fatalf("(-want +got):\n%s", diff)
 	}
-	s, err := Open(files, nil, nil)
+	s, err := Open(files, nil, nil, unfiltered)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -51,7 +51,7 @@ func ParseBatch(text []byte, o BatchOptions) ([]Item, error) {
 	b := batch{o: o}
 	b.read(text, 0)
 	if len(b.items) == 0 {
-		return nil, errors.New(`no question in it: write lines "IP port time", CSV with a head such as ip,port,time, or give an X-ARF or ACNS report`)
+		return nil, errors.New(`no question in it: write lines "IP port time", CSV with a head such as ip,port,time, or give an X-ARF or ACNS report; ask by hand what a mail says in words`)
 	}
 	return b.items, nil
 }

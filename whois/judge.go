@@ -183,6 +183,9 @@ func judge(q *Question, rows []row, hosts []*facts, now time.Time) *Answer {
 	if a.Scanned {
 		a.Notes = append(a.Notes, "The answer comes from reading files of JSON lines from end to end; an archive has checkpoints and says more.")
 	}
+	if i := slices.IndexFunc(hosts, func(f *facts) bool { return f.then != "" }); i >= 0 {
+		a.Notes = append(a.Notes, fmt.Sprintf("Which filters there were is by %s, which was named as the configuration of that time.", hosts[i].then))
+	}
 	a.verdict()
 	return a
 }
@@ -738,6 +741,10 @@ func (f *facts) missing(q *Question) (all []Reason) {
 	}
 	if f.filter != "" && !told {
 		all = append(all, Reason{Kind: "filtered", Host: f.host, Text: fmt.Sprintf("The configuration keeps some flows out of these records (%s), and one of them may be meant.", f.filter)})
+	}
+	if f.unruled && f.filter == "" && f.begins != 0 {
+		all = append(all, Reason{Kind: "filter_unknown", Host: f.host, Text: "Whether a filter kept flows out of these records then is not on record, as it is in an archive. " +
+			"Name the configuration of that time (-c), and it is judged by."})
 	}
 	if f.over {
 		all = append(all, Reason{Kind: "limit", Host: f.host, Text: fmt.Sprintf("There are more than %d records; ask for a shorter time, or for a port.", Limit)})

@@ -103,7 +103,7 @@ func TestDroppedOnce(t *testing.T) {
 		}
 		closeArchive(t, a, func() bool { return a.Stats.Seals.Load() > 0 })
 	}
-	s, err := Open([]string{dir}, nil, nil)
+	s, err := Open([]string{dir}, nil, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,6 +29,7 @@ type Lines struct {
 	paths []string
 	only  []string // hosts; none: all
 	table *Table
+	then  *Then // nil: nobody has said which filters there were
 
 	written string // the one that the daemon of this machine writes; "": none
 	hosts   []*lineHost
@@ -51,8 +52,8 @@ type lineHost struct {
 }
 
 // OpenLines returns a source of files, which may be compressed with gzip or zstd.
-func OpenLines(paths, hosts []string, table *Table) (*Lines, error) {
-	s := &Lines{paths: paths, only: hosts, table: table}
+func OpenLines(paths, hosts []string, table *Table, then *Then) (*Lines, error) {
+	s := &Lines{paths: paths, only: hosts, table: table, then: then}
 	for _, p := range paths {
 		info, err := os.Stat(p)
 		if err != nil {
@@ -567,6 +568,12 @@ func (s *Lines) Collect(_ context.Context, q *Question) (rows []row, all []*fact
 		if s.written != "" && h.name == s.table.Host {
 			f.filter = s.table.Filter(s.written, q)
 		}
+		if f.unruled = s.then == nil; !f.unruled {
+			f.then = s.then.File
+			for _, path := range s.paths {
+				f.filter = cmp.Or(f.filter, s.then.Filter(path, q))
+			}
+		}
 		slices.SortFunc(h.checks, func(a, b check) int { return cmp.Compare(a.Began, b.Began) }) // files come in any order
 		f.bound(h.checks, q)
 		rows = h.rows.answer(rows, q, f.since(q))
@@ -601,8 +608,8 @@ func (s sources) Collect(ctx context.Context, q *Question) (rows []row, all []*f
 	return rows, all, nil
 }
 
-// Open opens what the paths name: folders of archives, and files of JSON lines.
-func Open(paths, hosts []string, table *Table) (Source, error) {
+// Open opens what the paths name: folders of archives, and files of JSON lines. table and then may be nil.
+func Open(paths, hosts []string, table *Table, then *Then) (Source, error) {
 	var dirs, files []string
 	for _, p := range paths {
 		info, err := os.Stat(p)
@@ -642,7 +649,7 @@ func Open(paths, hosts []string, table *Table) (Source, error) {
 		}
 	}
 	if len(files) > 0 {
-		l, err := OpenLines(files, hosts, table)
+		l, err := OpenLines(files, hosts, table, then)
 		if err != nil {
 			return nil, err
 		}

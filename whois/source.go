@@ -51,6 +51,8 @@ type facts struct {
 	dropped  []string        // keys that are left out
 	filter   string          // key of rules that leave flows out
 	leftOut  []span          // the rules that have done so, by the catalog
+	unruled  bool            // nothing tells which rules there were
+	then     string          // the configuration that does, by the word of whoever asks
 	unsynced []archive.Times // while the clock was not synchronised, by what is on record of any flow, or of a checkpoint
 	live     bool            // the table was read
 	liveErr  error           // why that is no witness
@@ -61,6 +63,16 @@ type facts struct {
 	lines    int             // of its catalogs
 	archive  *archive.Host
 	looked   []archive.File // that may have held what was asked for
+}
+
+// Then is a configuration that was in force at the time that is asked for, by the word of whoever asks. Files of JSON lines do
+// not tell which filters there were.
+type Then struct {
+	File string
+
+	// Filter tells which rules of it kept flows out of the file at a path, or out of what that is a copy of: their key, "" if
+	// none did.
+	Filter func(path string, q *Question) string
 }
 
 // Table is the table of live flows of this machine, and the daemon that puts on record what ends in it.

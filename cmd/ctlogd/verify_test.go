@@ -138,7 +138,7 @@ func TestVerify(t *testing.T) {
 		}
 	}
 	for name, tt := range map[string]struct{ args, want string }{
-		"no folder":              {dir + "/none", "no such file or directory"},
+		"no folder":              {dir + "/none", "there is no archive " + dir + "/none"},
 		"no archive":             {dir + "/without/host=gw1/..", ""},
 		"a folder without hosts": {t.TempDir(), "is no archive"},
 		"no key file":            {archives + " --key " + dir + "/none", "no such file or directory"},

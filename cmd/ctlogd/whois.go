@@ -40,6 +40,7 @@ type whoisOptions struct {
 	subscriber             string
 	archives, hosts        []string
 	config                 string
+	named                  bool // config was given
 	json, csv, noTable     bool
 	batch, report, caseRef string
 }
@@ -66,6 +67,7 @@ The exit status tells:
   ctlogd whois --src 10.64.3.7 --from "2h ago" --to now --archive /srv/copies`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			o.named = cmd.Flags().Changed("config")
 			code, err := runWhois(cmd.Context(), args, o, stdout, stderr)
 			if err != nil {
 				return err
@@ -90,7 +92,7 @@ The exit status tells:
 	f.StringVar(&o.dst, "dst", "", "`ADDRESS[:PORT]` of the far side, which often decides")
 	f.StringArrayVar(&o.archives, "archive", nil, "`DIR` of an archive or of copies of several, or a file of JSON lines; may be given again; without: those of the configuration")
 	f.StringArrayVar(&o.hosts, "host", nil, "ask the archive of this `HOST` alone; may be given again")
-	f.StringVarP(&o.config, "config", "c", defaultConfig, "configuration `FILE` that names the archives")
+	f.StringVarP(&o.config, "config", "c", defaultConfig, "configuration `FILE` that names the archives; for files of JSON lines, that of the time: it tells which filters there were")
 	f.BoolVar(&o.noTable, "no-table", false, "do not look into the table of live flows")
 	f.BoolVar(&o.json, "json", false, "print the answer as JSON")
 	f.BoolVar(&o.csv, "csv", false, "print the answer as CSV")
@@ -111,9 +113,6 @@ func runWhois(ctx context.Context, args []string, o whoisOptions, stdout, stderr
 	zone, err := whois.LoadZone(o.zone)
 	if err != nil {
 		return 0, fmt.Errorf("--zone: %w", err)
-	}
-	if o.within < 0 {
-		return 0, fmt.Errorf("--within %s: write a time of 0 or more", o.within)
 	}
 	items, err := o.items(args, now, zone)
 	if err != nil {
@@ -434,9 +433,12 @@ func (o *whoisOptions) source(cfg *Config, why error) (whois.Source, error) {
 			return nil, fmt.Errorf("%s has no outputs.archive; name an archive, or files of JSON lines, with --archive", o.config)
 		}
 	}
-	var table *whois.Table
-	if cfg != nil {
-		table = newTable(cfg, !o.noTable)
+	if cfg == nil {
+		return whois.Open(paths, o.hosts, nil, nil)
 	}
-	return whois.Open(paths, o.hosts, table)
+	var then *whois.Then
+	if o.named {
+		then = &whois.Then{File: o.config, Filter: (&witness{cfg: cfg}).filterThen}
+	}
+	return whois.Open(paths, o.hosts, newTable(cfg, !o.noTable), then)
 }

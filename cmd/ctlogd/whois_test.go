@@ -183,6 +183,7 @@ func TestWhoisExitStatus(t *testing.T) {
 		t.Fatal(out, stderr)
 	}
 	o.write(t, "mail.txt", "203.0.113.5 41000 2026-11-27 11:03:07 UTC\n203.0.113.5 40000 2026-11-27 11:03:07 UTC\n")
+	o.write(t, "then.yaml", "host: gw1\nobserver: lab\nlive: {socket: none}\noutputs: {jsonl: [{path: /srv/flows.jsonl, filter: [{action: drop, match: {proto: udp, dst_port: 53}}]}]}\n")
 	o.write(t, "odd.txt", "203.0.113.5 41000 2026-11-27 11:03:07 UTC\n203.0.113.5 0 2026-11-27 11:03:07 UTC\n")
 	const at = ` --at "2026-11-27 11:03:07 UTC" `
 	for _, c := range []struct {
@@ -235,8 +236,14 @@ func TestWhoisExitStatus(t *testing.T) {
 		{"203.0.113.5:41000 --archive var/log/ctlogd/archive" + at, 0, "10.64.3.7 had"},
 		{"203.0.113.5:41000 --archive var/log --host gw1" + at, 0, "10.64.3.7 had"},
 		{"203.0.113.5:41000 --archive copies" + at, 0, "10.64.3.7 had"}, // links in it
-		{"203.0.113.5:41000 --archive flows.jsonl" + at, 0, "sole, complete: 10.64.3.7 had 203.0.113.5:41000."},
-		{"203.0.113.5:41000 --archive flows.jsonl.gz" + at, 0, "The answer comes from reading files of JSON lines from end to end"},
+		{"203.0.113.5:41000 --archive flows.jsonl" + at, 5, "Whether a filter kept flows out of these records then is not on record, as it is in an archive. Name the configuration of that time (-c)"},
+		{"203.0.113.5:45555 --archive flows.jsonl" + at, 5, "none, incomplete: Nobody had 203.0.113.5:45555, as far as there are records."},
+		{"203.0.113.5:41000 --archive flows.jsonl -c etc/ctlogd/ctlogd.yaml" + at, 0, "sole, complete: 10.64.3.7 had 203.0.113.5:41000."},
+		{"203.0.113.5:45555 --archive flows.jsonl -c etc/ctlogd/ctlogd.yaml" + at, 3, "Which filters there were is by etc/ctlogd/ctlogd.yaml, which was named as the configuration of that time."},
+		{"203.0.113.5:45555 --archive flows.jsonl -c then.yaml --proto udp" + at, 5, "keeps some flows out of these records (outputs.jsonl[0].filter), and one of them may be meant."},
+		{"203.0.113.5:45555 --archive flows.jsonl -c then.yaml --proto tcp" + at, 3, "none, complete"},
+		{"203.0.113.5:45555 -c then.yaml --archive var/log/ctlogd/archive" + at, 3, "none, complete"}, // which has its own
+		{"203.0.113.5:41000 --archive flows.jsonl.gz -c etc/ctlogd/ctlogd.yaml" + at, 0, "The answer comes from reading files of JSON lines from end to end"},
 		{"203.0.113.5:41000 --archive var/log/ctlogd/archive/host=gw1 --no-table" + at, 0, "10.64.3.7 had"},
 		{"203.0.113.5:41000 --json" + at, 0, `"verdict":"sole","complete":true`},
 		{"203.0.113.5:41000 --csv" + at, 0, "10.64.3.7"},

@@ -55,20 +55,32 @@ func (w *witness) tables(ctx context.Context, visit func(*flow.Record)) error {
 
 // filter returns the key of rules that may keep what is asked for out of what is at path.
 func (w *witness) filter(path string, q *whois.Question) string {
+	name := w.output(path)
+	return w.hides(q, func(o string, _ bool) bool { return o == name })
+}
+
+// filterThen is filter of a file of JSON lines that may be a copy, or of another machine: any output of such files may have
+// written it.
+func (w *witness) filterThen(path string, q *whois.Question) string {
+	name := w.output(path)
+	return w.hides(q, func(o string, lines bool) bool { return o == name || name == "" && lines })
+}
+
+// hides returns the key of rules that may keep what is asked for out of one of those outputs that are meant.
+func (w *witness) hides(q *whois.Question, meant func(name string, lines bool) bool) string {
 	if w.cfg.Filter.Hides(q.Proto, q.HasProto) {
 		return "filter"
 	}
 	if !slices.Contains(w.cfg.Input.Conntrack.Events, flow.EventNames[flow.EventDestroy]) {
 		return "input.conntrack.events"
 	}
-	name := w.output(path)
 	for i := range w.cfg.Outputs.Archive {
-		if o := &w.cfg.Outputs.Archive[i]; o.Name() == name && o.Filter.Hides(q.Proto, q.HasProto) {
+		if o := &w.cfg.Outputs.Archive[i]; meant(o.Name(), false) && o.Filter.Hides(q.Proto, q.HasProto) {
 			return fmt.Sprintf("outputs.archive[%d].filter", i)
 		}
 	}
 	for i := range w.cfg.Outputs.JSONL {
-		if o := &w.cfg.Outputs.JSONL[i]; o.Name() == name && o.Filter.Hides(q.Proto, q.HasProto) {
+		if o := &w.cfg.Outputs.JSONL[i]; meant(o.Name(), true) && o.Filter.Hides(q.Proto, q.HasProto) {
 			return fmt.Sprintf("outputs.jsonl[%d].filter", i)
 		}
 	}
