@@ -127,16 +127,17 @@ func TestJudge(t *testing.T) {
 		missing string // kinds
 		decides string
 	}{
-		"one":                    {rows: asRows(a()), facts: whole(), verdict: Sole},
-		"nobody":                 {facts: whole(), verdict: None, exit: 3},
-		"before it began":        {rows: asRows(snat("10.1.1.1:1", "9.9.9.9:9", 40000, noon+1, noon+5)), facts: whole(), verdict: None, exit: 3},
-		"after it ended":         {rows: asRows(snat("10.1.1.1:1", "9.9.9.9:9", 40000, noon-5, noon-1)), facts: whole(), verdict: None, exit: 3},
-		"its first and last":     {rows: asRows(snat("10.1.1.1:1", "9.9.9.9:9", 40000, noon, noon)), facts: whole(), verdict: Sole},
-		"two":                    {rows: asRows(a(), b()), facts: whole(), verdict: Ambiguous, exit: 4, decides: "(--dst)"},
-		"one subscriber twice":   {rows: asRows(a(), snat("10.64.3.7:51544", "9.9.9.9:9", 40000, noon-minute, noon+minute)), facts: whole(), verdict: Sole},
-		"twice delivered":        {rows: asRows(a(), a()), facts: whole(), verdict: Sole},
-		"open and its end":       {rows: asRows(open(a(), noon-second), a()), facts: whole(), verdict: Sole},
-		"open alone, seen later": {rows: asRows(open(a(), noon+hour)), facts: whole(), verdict: Sole},
+		"one":                      {rows: asRows(a()), facts: whole(), verdict: Sole},
+		"nobody":                   {facts: whole(), verdict: None, exit: 3},
+		"before it began":          {rows: asRows(snat("10.1.1.1:1", "9.9.9.9:9", 40000, noon+1, noon+5)), facts: whole(), verdict: None, exit: 3},
+		"after it ended":           {rows: asRows(snat("10.1.1.1:1", "9.9.9.9:9", 40000, noon-5, noon-1)), facts: whole(), verdict: None, exit: 3},
+		"its first and last":       {rows: asRows(snat("10.1.1.1:1", "9.9.9.9:9", 40000, noon, noon)), facts: whole(), verdict: Sole},
+		"two":                      {rows: asRows(a(), b()), facts: whole(), verdict: Ambiguous, exit: 4, decides: "(--dst)"},
+		"one subscriber twice":     {rows: asRows(a(), snat("10.64.3.7:51544", "9.9.9.9:9", 40000, noon-minute, noon+minute)), facts: whole(), verdict: Sole},
+		"twice delivered":          {rows: asRows(a(), a()), facts: whole(), verdict: Sole},
+		"open and its end":         {rows: asRows(open(a(), noon-second), a()), facts: whole(), verdict: Sole},
+		"its end, and open before": {rows: asRows(a(), open(a(), noon-second)), facts: whole(), verdict: Sole},
+		"open alone, seen later":   {rows: asRows(open(a(), noon+hour)), facts: whole(), verdict: Sole},
 		"open, ended before, no flow_id": {rows: func() []row {
 			rows := asRows(open(a(), noon-30*second), snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-minute, noon-second))
 			rows[0].flowID, rows[1].flowID = "", ""
@@ -297,6 +298,27 @@ func TestJudge(t *testing.T) {
 		if got.Verdict != c.verdict || got.Exit() != c.exit || strings.Join(kinds, " ") != c.missing || !strings.Contains(got.Decides, c.decides) || (got.Decides != "") != (c.verdict == Ambiguous) {
 			t.Errorf("%s: %s, exit %d, missing %v, decides %q; want %s, %d, %q, %q", name, got.Verdict, got.Exit(), kinds, got.Decides, c.verdict, c.exit, c.missing, c.decides)
 		}
+	}
+}
+
+// TestSeveralMachines: what several machines have on record of one inside address is told, once, with their names in order; and
+// the holders stand in the order of certainty and of names.
+func TestSeveralMachines(t *testing.T) {
+	rows := asRows(snat("10.64.9.9:1055", "198.51.100.81:443", 40000, noon-second, noon+second), snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-second, noon+second),
+		snat("10.64.3.7:51545", "198.51.100.80:443", 40000, noon-second, noon+second), snat("10.64.3.7:51546", "198.51.100.80:443", 40000, 0, noon+second),
+		snat("10.64.3.7:51547", "198.51.100.80:443", 40000, noon-second, noon+second))
+	rows[1].host, rows[4].host = "gw2", "gw2"
+	a := judge(point(noon), rows, []*facts{{host: "gw1"}, {host: "gw2"}}, time.Unix(0, noon))
+	const want = "10.64.3.7 is on record at gw1 and gw2: one subscriber where these are a pair, and perhaps several where they are not (--host asks one)."
+	if len(a.Notes) != 1 || a.Notes[0] != want {
+		t.Errorf("%q", a.Notes)
+	}
+	var got []string
+	for _, h := range a.Holders {
+		got = append(got, fmt.Sprint(h.Inside, " ", h.host))
+	}
+	if diff := cmp.Diff([]string{"10.64.3.7:51545 gw1", "10.64.3.7:51544 gw2", "10.64.3.7:51547 gw2", "10.64.9.9:1055 gw1", "10.64.3.7:51546 gw1"}, got); diff != "" {
+		t.Errorf("holders (-want +got):\n%s", diff)
 	}
 }
 

@@ -480,26 +480,45 @@ func (a *Answer) namesakes() {
 	}
 }
 
-// strip takes from a record what is to be left out; a row log has it still.
+// strip takes from a record what is to be left out, as a segment has it: a row log has it still.
 func strip(r *flow.Record, dropped []string) {
-	for _, key := range dropped {
-		switch key {
-		case "dst_ip":
-			r.Orig.Dst = flow.Addr{}
-			if r.NAT()&flow.NATDst == 0 || slices.Contains(dropped, "nat_dst_ip") {
-				r.Reply.Src = flow.Addr{}
-			}
-		case "dst_port":
-			r.Orig.DstPort = 0
-		case "subscriber":
-			if r.Extra != nil {
-				x := *r.Extra
-				x.Subscriber = flow.Subscriber{}
-				r.Extra = &x
-			}
-		case "orig_bytes", "reply_bytes", "orig_packets", "reply_packets":
-			r.Has &^= flow.HasCounters
+	if len(dropped) == 0 {
+		return
+	}
+	gone := func(key string) bool { return slices.Contains(dropped, key) }
+	nat, ports := r.NAT(), r.Orig.Proto.HasPorts()
+	o, p := &r.Orig, &r.Reply
+	if gone("dst_ip") {
+		o.Dst = flow.Addr{}
+	}
+	if gone("dst_port") && ports {
+		o.DstPort = 0
+	}
+	if gone("src_port") && ports {
+		o.SrcPort = 0
+	}
+	// What is not on record of the reply is that of a flow that was not translated.
+	if r.Has&flow.HasReply != 0 {
+		if nat&flow.NATSrc == 0 || gone("nat_src_ip") {
+			p.Dst = o.Src
 		}
+		if nat&flow.NATDst == 0 || gone("nat_dst_ip") {
+			p.Src = o.Dst
+		}
+		if ports && (nat&flow.NATSrc == 0 || gone("nat_src_port")) {
+			p.DstPort = o.SrcPort
+		}
+		if ports && (nat&flow.NATDst == 0 || gone("nat_dst_port")) {
+			p.SrcPort = o.DstPort
+		}
+	}
+	if gone("subscriber") && r.Extra != nil {
+		x := *r.Extra
+		x.Subscriber = flow.Subscriber{}
+		r.Extra = &x
+	}
+	if slices.ContainsFunc([]string{"orig_bytes", "reply_bytes", "orig_packets", "reply_packets"}, gone) {
+		r.Has &^= flow.HasCounters
 	}
 }
 

@@ -1,11 +1,15 @@
 package whois
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -118,6 +122,56 @@ func TestDroppedOnce(t *testing.T) {
 		}
 		if got := slices.ContainsFunc(a.Missing, func(r Reason) bool { return r.Kind == "dropped" }); got != want {
 			t.Errorf("question %d: %s, %v", i, a.Verdict, a.Missing)
+		}
+	}
+}
+
+// TestLeftOutInRowLog: what fields.drop leaves out of segments is in row logs still. A flow that a checkpoint has seen is known by
+// its end all the same, one of them sealed and the other not, and the answer shows what was left out of neither.
+func TestLeftOutInRowLog(t *testing.T) {
+	minute := 60 * second
+	tcp := snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-100*minute, noon-minute)
+	both := snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-100*minute, noon-minute)
+	both.Reply.Src, both.Reply.SrcPort = flow.AddrFrom(netip.MustParseAddr("192.0.2.80")), 8443
+	ping := snat("10.64.3.7:40000", "198.51.100.80:2048", 40000, noon-100*minute, noon-minute)
+	ping.Orig.Proto, ping.Reply.Proto, ping.Reply.SrcPort, ping.Reply.DstPort = flow.ICMP, flow.ICMP, 40000, 0
+	for name, r := range map[string]*flow.Record{"tcp": tcp, "tcp, both sides translated": both, "ping": ping} {
+		r.Received = r.Stop
+		for _, drop := range [][]string{{"dst_ip", "dst_port"}, {"dst_port"}, {"dst_ip"}, {"dst_ip", "dst_port", "nat_dst_ip", "nat_dst_port"}, {"nat_dst_ip"}, {"flow_id"}} {
+			if !slices.Contains(drop, "flow_id") {
+				drop = append(drop, "flow_id")
+			}
+			for _, openFirst := range []bool{true, false} {
+				seen, end := *r, *r
+				recs := []*flow.Record{open(&seen, noon-30*minute), &end}
+				if !openFirst {
+					slices.Reverse(recs)
+				}
+				dir := t.TempDir()
+				for i, rec := range recs {
+					a := openArchive(t, noon, archive.Options{Dir: dir, Records: uint64(1 + 99*i), Drop: drop})
+					if _, err := a.Append([]*flow.Record{rec}); err != nil {
+						t.Fatal(err)
+					}
+					closeArchive(t, a, func() bool { return i == 1 || a.Stats.Seals.Load() > 0 })
+				}
+				if logs, _ := filepath.Glob(dir + "/*/*.rows"); len(logs) != 1 {
+					t.Fatal(logs)
+				}
+				for _, at := range []int64{noon - 2*minute, noon} {
+					a := answer(t, dir, point(at))
+					if n := len(a.Holders); at == noon && n != 0 || at != noon && (n != 1 || a.Holders[0].End == 0) {
+						t.Errorf("%s without %v, seen first %t: %d holders %s", name, drop, openFirst, n, short(at))
+					}
+					var b bytes.Buffer
+					if err := errors.Join(a.Text(&b), a.JSON(&b)); err != nil {
+						t.Fatal(err)
+					}
+					if slices.Contains(drop, "dst_ip") && strings.Contains(b.String(), "198.51.100.80") || slices.Contains(drop, "nat_dst_ip") && strings.Contains(b.String(), "192.0.2.80") {
+						t.Errorf("%s without %v, seen first %t:\n%s", name, drop, openFirst, &b)
+					}
+				}
+			}
 		}
 	}
 }
