@@ -276,21 +276,16 @@ func (c *OutputsConfig) validate(block func(path string) func(field, msg string)
 	if c.count() == 0 {
 		block("outputs")("", "no output under "+outputKinds+", so every record would be lost; the least is: "+leastConfig)
 	}
-	files, collectors := claims{}, claims{}
+	check := &validation{block: block, files: claims{}}
 	for i := range c.JSONL {
-		o, at := &c.JSONL[i], fmt.Sprintf("outputs.jsonl[%d]", i)
-		report := block(at)
-		o.Config.Validate(report)
-		o.OutputConfig.validate(report)
-		files.spool(o.Spool, at, report)
-		files.file(o.Path, at, "path", report)
+		o := &c.JSONL[i]
+		at, report := check.output("jsonl", i, o.Config.Validate, &o.OutputConfig)
+		check.files.file(o.Path, at, "path", report)
 	}
+	collectors := claims{}
 	for i := range c.IPFIX {
-		o, at := &c.IPFIX[i], fmt.Sprintf("outputs.ipfix[%d]", i)
-		report := block(at)
-		o.Config.Validate(report)
-		o.OutputConfig.validate(report)
-		files.spool(o.Spool, at, report)
+		o := &c.IPFIX[i]
+		at, report := check.output("ipfix", i, o.Config.Validate, &o.OutputConfig)
 		unset("template_interval", o.TemplateInterval, report)
 		unset("dial_timeout", o.DialTimeout, report)
 
@@ -302,19 +297,33 @@ func (c *OutputsConfig) validate(block func(path string) func(field, msg string)
 			}
 		}
 	}
-	c.LargeOutputs.validate(block, files)
+	c.LargeOutputs.validate(check)
 	receivers := claims{}
 	for i := range c.Syslog {
-		o, at := &c.Syslog[i], fmt.Sprintf("outputs.syslog[%d]", i)
-		report := block(at)
-		o.Config.Validate(report)
-		o.OutputConfig.validate(report)
-		files.spool(o.Spool, at, report)
+		o := &c.Syslog[i]
+		at, report := check.output("syslog", i, o.Config.Validate, &o.OutputConfig)
 		unset("dial_timeout", o.DialTimeout, report)
 		if first, taken := receivers.take(o.Address, at); taken && o.Address != "" {
 			report("address", fmt.Sprintf("%s sends to %s already; two outputs cannot share a receiver", first, o.Address))
 		}
 	}
+}
+
+// validation is that of outputs.
+type validation struct {
+	block func(path string) func(field, msg string)
+	files claims
+}
+
+// output validates what an output of any kind has: its own configuration, and what all have. It returns where the output stands,
+// and what reports a mistake in it.
+func (v *validation) output(kind string, i int, own func(report func(field, msg string)), common *OutputConfig) (at string, report func(field, msg string)) {
+	at = fmt.Sprintf("outputs.%s[%d]", kind, i)
+	report = v.block(at)
+	own(report)
+	common.validate(report)
+	v.files.spool(common.Spool, at, report)
+	return at, report
 }
 
 // unset reports a 0 where the packages take 0 for a value that is not set: here the default came first.

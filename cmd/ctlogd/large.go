@@ -21,7 +21,6 @@ import (
 	"github.com/ctlogd/ctlogd/output/archive"
 	"github.com/ctlogd/ctlogd/output/format"
 	"github.com/ctlogd/ctlogd/output/kafka"
-	"github.com/ctlogd/ctlogd/ownflow"
 	"github.com/ctlogd/ctlogd/pipeline/deliver"
 	"github.com/ctlogd/ctlogd/pipeline/filter"
 	"github.com/ctlogd/ctlogd/pipeline/spool"
@@ -81,20 +80,16 @@ func (c *ArchiveConfig) Defaults() {
 	c.OutputConfig.Defaults()
 }
 
-func (c *LargeOutputs) validate(block func(path string) func(field, msg string), files claims) {
+func (c *LargeOutputs) validate(check *validation) {
 	topics := claims{}
 	for i := range c.Kafka {
-		o, at := &c.Kafka[i], fmt.Sprintf("outputs.kafka[%d]", i)
-		report := block(at)
-		o.Config.Validate(report)
-		o.OutputConfig.validate(report)
-		files.spool(o.Spool, at, report)
+		o := &c.Kafka[i]
+		at, report := check.output("kafka", i, o.Config.Validate, &o.OutputConfig)
 		unset("batch_bytes", o.BatchBytes, report)
 		unset("connect_timeout", o.ConnectTimeout, report)
 		unset("request_timeout", o.RequestTimeout, report)
 		unset("dead_letter_size", o.DeadLetterSize, report)
-
-		files.file(o.DeadLetter, at, "dead_letter", report)
+		check.files.file(o.DeadLetter, at, "dead_letter", report)
 		if o.Topic == "" {
 			continue
 		}
@@ -107,50 +102,36 @@ func (c *LargeOutputs) validate(block func(path string) func(field, msg string),
 		}
 	}
 	for i := range c.Archive {
-		o, at := &c.Archive[i], fmt.Sprintf("outputs.archive[%d]", i)
-		report := block(at)
-		o.Config.Validate(report)
-		o.OutputConfig.validate(report)
-		files.spool(o.Spool, at, report)
-		files.file(o.Path, at, "path", report)
+		o := &c.Archive[i]
+		at, report := check.output("archive", i, o.Config.Validate, &o.OutputConfig)
+		check.files.file(o.Path, at, "path", report)
 	}
 }
 
-// planLarge calls add for each of these outputs.
-func planLarge(cfg *Config, identity format.Options, log *zap.Logger, sockets *ownflow.Sockets, tell func(*flow.Record) bool,
-	begin beginning, add func(plannedOutput)) {
-	for i, c := range cfg.Outputs.Kafka {
-		add(plannedOutput{
-			name: c.Name(), path: fmt.Sprintf("outputs.kafka[%d]", i), common: c.OutputConfig,
-			config: []any{c.Config, cfg.Host, cfg.Observer},
-			build: func() (deliver.Output, error) {
-				enc, err := c.Encoder(identity)
-				if err != nil {
-					return nil, err
-				}
+// addLarge adds these outputs.
+func (p *planning) addLarge() {
+	for i, c := range p.Outputs.Kafka {
+		p.add("kafka", i, plannedOutput{name: c.Name(), common: c.OutputConfig, config: p.written(c.Config),
+			build: p.encoded(c.Encoder, func(enc format.Encoder) (deliver.Output, error) {
 				return kafka.New(c.Config, kafka.Options{
-					Encoder: enc, Observer: format.NewObserverKey(cfg.Observer), Host: cfg.Host, Log: log.Named("kafka"), Dial: sockets.DialContext,
+					Encoder: enc, Observer: format.NewObserverKey(p.Observer), Host: p.Host, Log: p.log.Named("kafka"), Dial: p.sockets.DialContext,
 				})
-			},
-		})
+			})})
 	}
-	for i, c := range cfg.Outputs.Archive {
-		leftOut, built := cfg.leftOut(c.Filter), new(atomic.Bool)
-		add(plannedOutput{
-			name: c.Name(), path: fmt.Sprintf("outputs.archive[%d]", i), common: c.OutputConfig,
-			config: []any{c.Config, cfg.Host, cfg.Observer, leftOut}, archive: true, built: built,
+	for i, c := range p.Outputs.Archive {
+		leftOut, built := p.leftOut(c.Filter), new(atomic.Bool)
+		p.add("archive", i, plannedOutput{name: c.Name(), common: c.OutputConfig, config: append(p.written(c.Config), leftOut), archive: true, built: built,
 			build: func() (deliver.Output, error) {
 				rules, err := filter.Encode(leftOut...)
 				if err != nil {
 					return nil, err
 				}
-				out, err := begin(c.Name(), func(unmarked bool) (deliver.Output, error) {
-					return archive.New(c.Config, cfg.Host, cfg.Observer, unmarked, rules, log.Named("archive"), tell)
+				out, err := p.begin(c.Name(), func(unmarked bool) (deliver.Output, error) {
+					return archive.New(c.Config, p.Host, p.Observer, unmarked, rules, p.log.Named("archive"), p.tell)
 				})
 				built.Store(built.Load() || err == nil)
 				return out, err
-			},
-		})
+			}})
 	}
 }
 

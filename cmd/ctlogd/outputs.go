@@ -53,8 +53,9 @@ type plannedOutput struct {
 
 	build func() (deliver.Output, error)
 
-	archive bool         // takes what the table is read for at each checkpoint
-	built   *atomic.Bool // of an archive: build has succeeded
+	needsNew bool         // takes the new events that are there for the sake of some outputs alone
+	archive  bool         // takes what the table is read for at each checkpoint
+	built    *atomic.Bool // of an archive: build has succeeded
 }
 
 // equal reports whether nothing of the output is configured in another way than was is.
@@ -86,54 +87,63 @@ func (o *plannedOutput) follow(was plannedOutput) {
 // beginning builds an output by build. unmarked says that no mark tells what the output has missed (app.begin).
 type beginning func(name string, build func(unmarked bool) (deliver.Output, error)) (deliver.Output, error)
 
-// planOutputs returns all outputs of the configuration. sockets learns of the connections that they make; tell takes a record
-// that one of them has made for the other ones. It touches nothing.
-func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets, tell func(*flow.Record) bool, begin beginning) (outputs []plannedOutput) {
-	hideNew := cfg.newOnDemand()
-	add := func(o plannedOutput, needsNew bool) {
-		o.filter = o.common.Filter
-		if hideNew && !needsNew {
-			o.filter = slices.Concat(filter.Config{withoutNew}, o.filter)
-		}
-		outputs = append(outputs, o)
-	}
-	identity := format.Options{Host: cfg.Host, Observer: cfg.Observer, Version: version} // stands in the records
+// planning is what outputs are planned from, and those that are planned so far.
+type planning struct {
+	*Config
+	log     *zap.Logger
+	sockets *ownflow.Sockets        // learns of the connections that they make
+	tell    func(*flow.Record) bool // takes a record of one output for the others
+	begin   beginning
+	records format.Options // what stands in each of them
+	outputs []plannedOutput
+}
+
+// planOutputs returns all outputs of the configuration. It touches nothing.
+func planOutputs(cfg *Config, log *zap.Logger, sockets *ownflow.Sockets, tell func(*flow.Record) bool, begin beginning) []plannedOutput {
+	p := &planning{Config: cfg, log: log, sockets: sockets, tell: tell, begin: begin,
+		records: format.Options{Host: cfg.Host, Observer: cfg.Observer, Version: version}}
 	for i, c := range cfg.Outputs.JSONL {
-		add(plannedOutput{
-			name: c.Name(), path: fmt.Sprintf("outputs.jsonl[%d]", i), common: c.OutputConfig,
-			config: []any{c.Config, cfg.Host, cfg.Observer},
-			build: func() (deliver.Output, error) {
-				enc, err := c.Encoder(identity)
-				if err != nil {
-					return nil, err
-				}
-				return jsonl.New(c.Config, enc, log)
-			},
-		}, false)
+		p.add("jsonl", i, plannedOutput{name: c.Name(), common: c.OutputConfig, config: p.written(c.Config),
+			build: p.encoded(c.Encoder, func(enc format.Encoder) (deliver.Output, error) { return jsonl.New(c.Config, enc, log) })})
 	}
 	for i, c := range cfg.Outputs.IPFIX {
-		add(plannedOutput{
-			name: c.Name(), path: fmt.Sprintf("outputs.ipfix[%d]", i), common: c.OutputConfig, config: c.Config,
-			build: func() (deliver.Output, error) { return ipfix.New(c.Config, ipfix.Options{Log: log, Sockets: sockets}) },
-		}, c.NeedsNew())
+		p.add("ipfix", i, plannedOutput{name: c.Name(), common: c.OutputConfig, config: c.Config, needsNew: c.NeedsNew(),
+			build: func() (deliver.Output, error) { return ipfix.New(c.Config, ipfix.Options{Log: log, Sockets: sockets}) }})
 	}
-	planLarge(cfg, identity, log, sockets, tell, begin, func(o plannedOutput) { add(o, false) })
+	p.addLarge()
 	for i, c := range cfg.Outputs.Syslog {
-		add(plannedOutput{
-			name: c.Name(), path: fmt.Sprintf("outputs.syslog[%d]", i), common: c.OutputConfig,
-			config: []any{c.Config, cfg.Host, cfg.Observer},
-			build: func() (deliver.Output, error) {
-				enc, err := c.Encoder(identity)
-				if err != nil {
-					return nil, err
-				}
+		p.add("syslog", i, plannedOutput{name: c.Name(), common: c.OutputConfig, config: p.written(c.Config),
+			build: p.encoded(c.Encoder, func(enc format.Encoder) (deliver.Output, error) {
 				return syslog.New(c.Config, syslog.Options{
 					Encoder: enc, Observer: cfg.Observer, Host: cfg.Host, Sockets: sockets, Log: log.Named("syslog"),
 				})
-			},
-		}, false)
+			})})
 	}
-	return outputs
+	return p.outputs
+}
+
+// add adds the output that stands under its kind as number i.
+func (p *planning) add(kind string, i int, o plannedOutput) {
+	o.path = fmt.Sprintf("outputs.%s[%d]", kind, i)
+	o.filter = o.common.Filter
+	if p.newOnDemand() && !o.needsNew {
+		o.filter = slices.Concat(filter.Config{withoutNew}, o.filter)
+	}
+	p.outputs = append(p.outputs, o)
+}
+
+// written returns what an output depends on whose own configuration is own, and whose records say where they come from.
+func (p *planning) written(own any) []any { return []any{own, p.Host, p.Observer} }
+
+// encoded returns a builder of an output with an encoder of its own.
+func (p *planning) encoded(encoder func(format.Options) (format.Encoder, error), build func(format.Encoder) (deliver.Output, error)) func() (deliver.Output, error) {
+	return func() (deliver.Output, error) {
+		enc, err := encoder(p.records)
+		if err != nil {
+			return nil, err
+		}
+		return build(enc)
+	}
 }
 
 // queue returns a queue of the output. It touches nothing: the queue's goroutines open output and spool when it is started,

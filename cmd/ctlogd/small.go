@@ -10,11 +10,9 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
-	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/live"
 	"github.com/ctlogd/ctlogd/monitor"
 	"github.com/ctlogd/ctlogd/output/format"
-	"github.com/ctlogd/ctlogd/ownflow"
 	"github.com/ctlogd/ctlogd/pipeline/spool"
 	"github.com/ctlogd/ctlogd/preflight"
 	"github.com/ctlogd/ctlogd/unit"
@@ -47,10 +45,9 @@ func (*LargeConfig) validate(func(path string) func(field, msg string)) {}
 
 type LargeOutputs struct{}
 
-func (*LargeOutputs) validate(func(path string) func(field, msg string), claims) {}
+func (*LargeOutputs) validate(*validation) {}
 
-func planLarge(*Config, format.Options, *zap.Logger, *ownflow.Sockets, func(*flow.Record) bool, beginning, func(plannedOutput)) {
-}
+func (*planning) addLarge() {}
 
 func (*LargeOutputs) checkpoints() time.Duration { return 0 }
 
