@@ -25,17 +25,24 @@ import (
 type spaces struct {
 	*daemon
 	control string // its configuration
+	more    string // what it has besides
 }
 
 // startSpaces runs ctlogd in ns with input as its input's configuration. Of wrap, if there is any, the daemon is an argument.
 func startSpaces(t *testing.T, ns *lab.NS, input string, wrap ...string) *spaces {
+	t.Helper()
+	return startSpacesWith(t, ns, input, func(string) string { return "" }, wrap...)
+}
+
+// startSpacesWith has more in the configuration, of which it tells the daemon's directory.
+func startSpacesWith(t *testing.T, ns *lab.NS, input string, more func(dir string) string, wrap ...string) *spaces {
 	t.Helper()
 	need(t, "unshare", "nsenter")
 	must(t, os.MkdirAll("/run/netns", 0o755))
 	dir := t.TempDir()
 	must(t, os.Chmod(dir, 0o777)) // some are not root
 	must(t, os.Chmod(filepath.Dir(dir), 0o755))
-	s := &spaces{daemon: &daemon{file: filepath.Join(dir, "flows.jsonl")}, control: filepath.Join(dir, "ctlogd.yaml")}
+	s := &spaces{daemon: &daemon{file: filepath.Join(dir, "flows.jsonl")}, control: filepath.Join(dir, "ctlogd.yaml"), more: more(dir)}
 	s.configure(t, input)
 	args := append([]string{"--mount", "--propagation", "private", "sh", "-c", `mount -t tmpfs none /run/netns && exec "$@"`, "sh"}, wrap...)
 	cmd := exec.Command("unshare", append(args, buildDaemon(t, false), "run", "-c", s.control)...)
@@ -51,24 +58,31 @@ func startSpaces(t *testing.T, ns *lab.NS, input string, wrap ...string) *spaces
 func (s *spaces) configure(t *testing.T, input string) {
 	t.Helper()
 	dir := filepath.Dir(s.file)
-	must(t, os.WriteFile(s.control, fmt.Appendf(nil, "input: {conntrack: %s}\nlive: {socket: %s/sock}\noutputs: {jsonl: [{path: %s}]}\n",
-		input, dir, s.file), 0o644))
+	must(t, os.WriteFile(s.control, fmt.Appendf(nil, "input: {conntrack: %s}\nlive: {socket: %s/sock}\noutputs:\n  jsonl: [{path: %s}]\n%s",
+		input, dir, s.file, s.more), 0o644))
 }
 
-// inside runs a shell's command where the daemon sees names.
-func (s *spaces) inside(t *testing.T, script string, args ...string) {
+// inside runs a shell's command where the daemon sees names, and returns what it writes.
+func (s *spaces) inside(t *testing.T, script string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command("nsenter", append([]string{"--target", fmt.Sprint(s.Process.Pid), "--mount", "--net", "sh", "-ec", script, "sh"}, args...)...)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v: %s", script, err, out)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %q: %v: %s", script, args, err, out)
 	}
+	return string(out)
 }
 
 // name gives a namespace a name, and waits until its events are heard.
 func (s *spaces) name(t *testing.T, ns *lab.NS, name string) {
 	t.Helper()
-	s.inside(t, `touch "/run/netns/$2" && mount --no-canonicalize --bind "$1" "/run/netns/$2"`, ns.Path(), name)
+	s.mount(t, ns, name)
 	s.logs(t, fmt.Sprintf(`are heard	{"netns": "%s"`, name))
+}
+
+func (s *spaces) mount(t *testing.T, ns *lab.NS, name string) {
+	t.Helper()
+	s.inside(t, `touch "/run/netns/$2" && mount --no-canonicalize --bind "$1" "/run/netns/$2"`, ns.Path(), name)
 }
 
 func (s *spaces) unname(t *testing.T, name string) {
@@ -96,15 +110,16 @@ func (s *spaces) status(t *testing.T, args ...string) string {
 // spaceBook counts records by namespace, event and flow.
 type spaceBook struct {
 	flows map[string]map[int]int // by "NETNS EVENT", the flow's number
+	ofID  map[string]string      // "NETNS EVENT NUMBER": flow_id
 	zones map[string]int         // of flows that are no flood's
 	gaps  []string
-	ids   map[string]string // flow_id: what it is of
+	ids   map[string]string // flow_id: nsid and flow that it is of
 	nsids map[string]int32
 }
 
 func (s *spaces) book(t *testing.T) *spaceBook {
 	t.Helper()
-	b := &spaceBook{flows: map[string]map[int]int{}, zones: map[string]int{}, ids: map[string]string{}, nsids: map[string]int32{}}
+	b := &spaceBook{flows: map[string]map[int]int{}, ofID: map[string]string{}, zones: map[string]int{}, ids: map[string]string{}, nsids: map[string]int32{}}
 	f, err := os.Open(s.file)
 	must(t, err)
 	defer f.Close()
@@ -118,6 +133,7 @@ func (s *spaces) book(t *testing.T) *spaceBook {
 			SrcIP               string     `json:"src_ip"`
 			SrcPort             uint16     `json:"src_port"`
 			ZoneOrig            *uint16    `json:"zone_orig"`
+			ZoneReply           *uint16    `json:"zone_reply"`
 			FlowID              string     `json:"flow_id"`
 		}
 		must(t, json.Unmarshal(lines.Bytes(), &r))
@@ -133,11 +149,14 @@ func (s *spaces) book(t *testing.T) *spaceBook {
 		}
 		i, ok := lab.FlowNumber(r.NATSrcIP, r.NATSrcPort)
 		if !ok {
-			zone := -1
-			if r.ZoneOrig != nil {
-				zone = int(*r.ZoneOrig)
+			zone := func(z *uint16) string {
+				if z == nil {
+					return ""
+				}
+				return fmt.Sprintf(" zone %d", *z)
 			}
-			b.zones[fmt.Sprintf("%s %s %s:%d zone %d", r.Netns, r.Event, r.SrcIP, r.SrcPort, zone)]++
+			b.zones[fmt.Sprintf("%s %s %s:%d%s -> %s:%d%s", r.Netns, r.Event, r.SrcIP, r.SrcPort, zone(r.ZoneOrig), r.NATSrcIP,
+				r.NATSrcPort, zone(r.ZoneReply))]++
 			continue
 		}
 		key := r.Netns + " " + r.Event
@@ -145,7 +164,11 @@ func (s *spaces) book(t *testing.T) *spaceBook {
 			b.flows[key] = map[int]int{}
 		}
 		b.flows[key][i]++
-		what := fmt.Sprint(r.Netns, i)
+		b.ofID[fmt.Sprint(key, " ", i)] = r.FlowID
+		what := fmt.Sprint("own ", i)
+		if r.NSID != nil {
+			what = fmt.Sprint(*r.NSID, " ", i)
+		}
 		if before, ok := b.ids[r.FlowID]; r.FlowID == "" || ok && before != what {
 			t.Errorf("flow_id %q is of %s and of %s", r.FlowID, before, what)
 		}
@@ -228,21 +251,28 @@ func TestNamespaces(t *testing.T) {
 	churn.Wait()
 	t.Log("the others have churned")
 
-	// Two flows of one address and port, in two zones of the original direction, in each of two namespaces.
+	// Two flows of one address and port, in two zones of the original direction, and two that have one address and port after
+	// the translation, in two zones of the reply direction: in each of two namespaces.
 	for _, sp := range five[:2] {
 		must(t, sp.Nft(`table ip zones {
 			chain output {
 				type filter hook output priority raw
 				meta mark 101 ct original zone set 101
 				meta mark 102 ct original zone set 102
+				meta mark 201 ct reply zone set 201
+				meta mark 202 ct reply zone set 202
 			}
 			chain postrouting {
 				type nat hook postrouting priority srcnat
 				udp dport 7001 snat to 127.0.0.9
+				udp dport 7002 snat to 127.0.0.9:6000
 			}
 		}`))
 		for _, mark := range []int{101, 102} {
-			must(t, sp.Do(func() error { return sendMarked(mark) }))
+			must(t, sp.Do(func() error { return sendMarked(mark, 5000, 7001) }))
+		}
+		for _, mark := range []int{201, 202} {
+			must(t, sp.Do(func() error { return sendMarked(mark, 5000+mark, 7002) }))
 		}
 		must(t, sp.Flush())
 	}
@@ -269,7 +299,7 @@ func TestNamespaces(t *testing.T) {
 	t.Log("it goes on")
 	must(t, s.Process.Signal(syscall.SIGCONT))
 
-	want := 5*2*n + n + rounds*short + 4
+	want := 5*2*n + n + rounds*short + 8
 	lines := lineCounter{path: s.file}
 	eventually(t, "all records are written", func() bool { return lines.count(t) >= want })
 	eventually(t, "no namespace is held that nobody else knows", func() bool { return !holds(t, s.Process.Pid, "ns4") })
@@ -285,8 +315,9 @@ func TestNamespaces(t *testing.T) {
 		b.check(t, fmt.Sprintf("short%d open", i), ended, short)
 	}
 	for _, ns := range []string{"ns0", "ns1"} {
-		for _, zone := range []int{101, 102} {
-			if key := fmt.Sprintf("%s destroy 127.0.0.1:5000 zone %d", ns, zone); b.zones[key] != 1 {
+		for _, key := range []string{"127.0.0.1:5000 zone 101 -> 127.0.0.9:5000", "127.0.0.1:5000 zone 102 -> 127.0.0.9:5000",
+			"127.0.0.1:5201 -> 127.0.0.9:6000 zone 201", "127.0.0.1:5202 -> 127.0.0.9:6000 zone 202"} {
+			if key = ns + " destroy " + key; b.zones[key] != 1 {
 				t.Errorf("%d records of %s; there are %v", b.zones[key], key, b.zones)
 			}
 		}
@@ -313,8 +344,8 @@ func holds(t *testing.T, pid int, name string) bool {
 	return n > 5 // its own, and those of ns0 to ns3
 }
 
-// sendMarked sends a datagram from port 5000 to port 7001 of this host, with a mark.
-func sendMarked(mark int) error {
+// sendMarked sends a datagram from one port of this host to another, with a mark.
+func sendMarked(mark, from, to int) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -323,8 +354,8 @@ func sendMarked(mark int) error {
 	loopback := [4]byte{127, 0, 0, 1}
 	for _, err := range []error{
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, mark),
-		unix.Bind(fd, &unix.SockaddrInet4{Addr: loopback, Port: 5000}),
-		unix.Sendto(fd, []byte("x"), 0, &unix.SockaddrInet4{Addr: loopback, Port: 7001}),
+		unix.Bind(fd, &unix.SockaddrInet4{Addr: loopback, Port: from}),
+		unix.Sendto(fd, []byte("x"), 0, &unix.SockaddrInet4{Addr: loopback, Port: to}),
 	} {
 		if err != nil {
 			return err

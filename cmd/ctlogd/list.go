@@ -70,7 +70,7 @@ With --count-by, it shows how many flows have each value, the most frequent one 
 		},
 	}
 	cmd.Flags().BoolVar(&o.expect, "expect", false, "show the expectations of helpers instead of flows")
-	cmd.Flags().StringSliceVar(&o.netns, "netns", nil, "show the tables of these network namespaces, by `NAME`; all shows every one's, that of ctlogd list as well")
+	cmd.Flags().StringSliceVar(&o.netns, "netns", nil, "show the tables of these network namespaces, by `NAME`; own is that of ctlogd list, all is every one's")
 	cmd.Flags().StringVar(&o.countBy, "count-by", "", "count flows by this `VALUE`")
 	cmd.Flags().IntVarP(&o.most, "lines", "n", 0, "show so many flows or values at most; 0 shows all")
 	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON lines, see docs/json.md")
@@ -108,7 +108,9 @@ func runList(ctx context.Context, accept filter.Func, o listOptions, stdout io.W
 	if errors.Is(failed, unix.EPIPE) { // head has seen enough
 		failed = nil
 	}
-	if errors.Is(err, unix.EPERM) {
+	if errors.Is(err, unix.EPERM) && len(o.netns) > 0 {
+		err = fmt.Errorf("%w; the tables of other network namespaces take CAP_SYS_ADMIN besides CAP_NET_ADMIN: run as root, or with sudo", err)
+	} else if errors.Is(err, unix.EPERM) {
 		err = errors.New("the kernel shows the table to those with CAP_NET_ADMIN alone; run as root, or with sudo")
 	}
 	return errors.Join(err, failed)
@@ -125,6 +127,8 @@ func (o *listOptions) read(ctx context.Context, visit func(*flow.Record)) error 
 		}
 		if slices.Contains(names, ctnetlink.AllNamespaces) {
 			own, names = true, known.Names()
+		} else if i := slices.Index(names, ctnetlink.OwnNamespace); i >= 0 {
+			own, names = true, slices.Delete(slices.Clone(names), i, i+1)
 		}
 	}
 	if own {

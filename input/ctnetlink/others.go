@@ -220,6 +220,9 @@ func (o *others) turn(now, caught time.Time, withheld bool, sink input.Sink) {
 	})
 }
 
+// waiting reports whether something is to be done as soon as what was sent before has been read.
+func (o *others) waiting() bool { return len(o.leaving) > 0 || len(o.former) > 0 }
+
 // changed compares the new view with what is known.
 func (o *others) changed() {
 	for _, s := range o.view.Spaces {

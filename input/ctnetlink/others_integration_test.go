@@ -22,16 +22,18 @@ const namesDir = "/run/netns"
 
 func TestMain(m *testing.M) { os.Exit(lab.WithoutNames(m.Run, namesDir)) }
 
-// nameSpace gives a namespace a name until the test ends.
-func nameSpace(t *testing.T, ns *lab.NS, name string) {
+// nameSpace gives a namespace a name until the test ends, or unname is called.
+func nameSpace(t *testing.T, ns *lab.NS, name string) (unname func()) {
 	t.Helper()
 	path := filepath.Join(namesDir, name)
 	must(t, os.WriteFile(path, nil, 0))
 	must(t, unix.Mount(ns.Path(), path, "none", unix.MS_BIND, ""))
-	t.Cleanup(func() {
+	unname = func() {
 		_ = unix.Unmount(path, unix.MNT_DETACH)
 		_ = os.Remove(path)
-	})
+	}
+	t.Cleanup(unname)
+	return unname
 }
 
 // TestGuardOfOtherNamespaces: ended flows that wait for a reader that is stuck fill the table of another namespace as well,
@@ -232,7 +234,12 @@ func TestIDUsedAgain(t *testing.T) {
 			if want := map[bool]int{true: 1}[namespaces == AllNamespaces]; len(h.gaps) < want {
 				h.read("the gap has been told", func() bool { return len(h.gaps) >= want })
 			}
-			h.read("all of it is behind", func() bool { return len(h.others.former) == 0 })
+			h.read("all of it is behind", func() bool {
+				if due := h.Due(time.Now()); len(h.others.former) > 0 && due > lookEvery {
+					t.Errorf("an idle reader would look again in %v", due)
+				}
+				return len(h.others.former) == 0
+			})
 			must(t, f.Delete(110, 120))
 			h.read("the last ends have been read", func() bool { return ends("tenant") >= 10 })
 
@@ -317,4 +324,42 @@ func TestUnwantedWhileRead(t *testing.T) {
 	})
 	h.read("its table has been read", func() bool { return !h.Requested() })
 	h.check("tenant open", 0, n)
+}
+
+// TestEmptyTables: the table of a namespace that has no flow is not read, neither as it comes nor as it goes: that would be a
+// walk through those of all. The Watcher's Space is let go all the same.
+func TestEmptyTables(t *testing.T) {
+	home := newNamespace(t)
+	h := openByHand(t, home, Config{Namespaces: []string{AllNamespaces}})
+	h.read("the own table has been read", func() bool { return h.table.want == 0 && h.table.dump == nil && len(h.table.jobs) == 0 })
+	for _, flows := range []int{0, 1} {
+		name := fmt.Sprint("with", flows)
+		ns := newNamespace(t)
+		must(t, newFloodIn(t, ns).Create(0, flows))
+		unname := nameSpace(t, ns, name)
+		dumps := map[purpose]bool{}
+		space := func() *netns.Space {
+			if d := h.table.dump; d != nil && d.space != nil {
+				dumps[d.purpose] = true
+			}
+			view, _ := h.Namespaces()
+			for _, s := range view.Spaces {
+				if s.Name == name {
+					return s
+				}
+			}
+			return nil
+		}
+		h.read("it is known", func() bool { s := space(); return s != nil && h.others.known[s] })
+		h.read("nothing is to be read", func() bool { space(); return h.table.dump == nil && len(h.table.jobs) == 0 })
+		unname()
+		h.read("it is let go", func() bool { return space() == nil })
+		if len(dumps) > 0 && flows == 0 || flows > 0 && !dumps[forFarewell] {
+			t.Errorf("with %d flows its table was read for %v", flows, dumps)
+		}
+	}
+	h.check("with1 open", 0, 1)
+	if len(h.got) != 1 || len(h.gaps) > 0 {
+		t.Errorf("there are %v, gaps %v", h.got, h.gaps)
+	}
 }

@@ -315,7 +315,13 @@ func (s *Source) countDrops(now time.Time, sink input.Sink) {
 }
 
 // Due implements input.Source.
-func (s *Source) Due(now time.Time) time.Duration { return s.table.due(now) }
+func (s *Source) Due(now time.Time) time.Duration {
+	wait := s.table.due(now)
+	if s.others != nil && s.others.waiting() {
+		wait = min(wait, lookEvery)
+	}
+	return wait
+}
 
 // ReadUntil implements input.Source.
 func (s *Source) ReadUntil() time.Time { return s.delivery.caught }

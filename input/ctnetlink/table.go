@@ -236,7 +236,7 @@ func (t *table) begin(now time.Time, sink input.Sink) {
 	j := t.jobs[0]
 	t.jobs = t.jobs[1:]
 	t.unreporting = 0
-	if j.space != nil && (j.space.Released() || j.space.Conn() < 0) {
+	if j.space != nil && (j.space.Released() || j.space.Conn() < 0 || empty(j.space)) {
 		t.ends(j, now, nil, sink)
 		return
 	}
@@ -246,6 +246,13 @@ func (t *table) begin(now time.Time, sink input.Sink) {
 		return
 	}
 	t.dump = d
+}
+
+// empty reports whether a namespace's table is. To read it would be to walk all of the kernel's hash table, which all
+// namespaces share, and most that come or go have no flow then.
+func empty(s *netns.Space) bool {
+	n, err := s.Entries()
+	return err == nil && n == 0
 }
 
 func (t *table) step(now time.Time, sink input.Sink) {

@@ -1,12 +1,15 @@
 package netns
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/flow"
 )
@@ -19,7 +22,9 @@ type Space struct {
 	Since time.Time  // from when on its events come
 
 	Events atomic.Uint64 // read; counted by who reads them
+	Sheds  atomic.Uint64 // times that ends were thrown away as its table was too full; counted by who does
 
+	read     [len(Sysctls)]atomic.Pointer[string]
 	path     string
 	inode    uint64
 	fd       int          // holds the namespace
@@ -55,7 +60,18 @@ func (s *Space) ReadSysctl(i int) string {
 		return ""
 	}
 	v, _ := readFile(s.in.sysctls[i])
+	if old := s.read[i].Load(); old == nil || *old != v {
+		s.read[i].Store(&v)
+	}
 	return v
+}
+
+// LastSysctl returns what ReadSysctl has read last, "" if it has not read it.
+func (s *Space) LastSysctl(i int) string {
+	if v := s.read[i].Load(); v != nil {
+		return *v
+	}
+	return ""
 }
 
 // Leaving returns since when the namespace has no name any more, and whether that is so. Then it waits for Release.
@@ -97,8 +113,13 @@ func ReadNumber(f *os.File) (int64, error) {
 // readFile reads a sysctl, which is formatted anew by each pread from offset 0.
 func readFile(f *os.File) (string, error) {
 	var b [64]byte
-	n, err := f.ReadAt(b[:], 0)
-	if n == 0 {
+	n := 0
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return "", err
+	}
+	closed := conn.Control(func(fd uintptr) { n, err = unix.Pread(int(fd), b[:], 0) }) // ReadAt would ask again for the end
+	if err = errors.Join(closed, err); err != nil {
 		return "", err
 	}
 	return strings.TrimSpace(string(b[:n])), nil
