@@ -476,6 +476,8 @@ func TestReport(t *testing.T) {
 // TestReportOfTwoArchives: the note of an archive covers no other one of the same host.
 func TestReportOfTwoArchives(t *testing.T) {
 	dir := small(t)
+	w := openArchive(t, noon+48*hour, archive.Options{Dir: dir, Records: 7})
+	closeArchive(t, w, func() bool { return w.Stats.Checkpointed.Load() > 0 })
 	if err := os.CopyFS("other", os.DirFS(dir)); err != nil {
 		t.Fatal(err)
 	}
