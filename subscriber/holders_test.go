@@ -18,7 +18,7 @@ func mustPrefix(s string) netip.Prefix {
 // who returns who had an address at a time, as the table has it; ? if that is unclear.
 func who(t *table, addr string, ns int64) string {
 	hi, lo := words(netip.MustParseAddr(addr))
-	g, s := t.at(hi, lo, ns, t.lengths[family(hi, lo)])
+	g, s := t.at(hi, lo, ns)
 	switch s {
 	case nil:
 		return ""

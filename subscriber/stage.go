@@ -16,8 +16,10 @@ type Stage struct {
 	sources []*Source
 	tables  []*table // of the sources, during Process
 
-	searches [256]search // of the last batch
-	sink     uint32      // has the compiler keep what search reads in advance
+	places   [2][]place // where an address may be, in order, by its family
+	all      bool       // places has all of them
+	searches [256]search
+	sink     uint32 // has the compiler keep what search reads in advance
 }
 
 // NewStage returns a stage that asks the sources, in their order. The first that knows answers.
@@ -34,25 +36,65 @@ func (s *Stage) Use(sources []*Source) {
 
 // Process names the subscribers of the batch's records.
 func (s *Stage) Process(b *flow.Batch) {
-	for i, source := range s.sources {
-		s.tables[i] = source.table.Load()
-	}
+	s.plan()
+	unknown := 0
 	for from := 0; from < len(b.Records); from += len(s.searches) {
 		recs := b.Records[from:min(from+len(s.searches), len(b.Records))]
-		s.search(recs)
-		s.name(b, recs)
+		for i := range recs {
+			s.searches[i].record = uint8(i)
+		}
+		left := s.name(b, recs, s.searches[:len(recs)], false)
+		unknown += len(left)
+		replies := 0
+		for i := range left {
+			if recs[left[i].record].Has&flow.HasReply != 0 {
+				left[replies].record = left[i].record
+				replies++
+			}
+		}
+		if replies > 0 {
+			unknown -= replies - len(s.name(b, recs, left[:replies], true))
+		}
 	}
-	clear(s.tables) // an old table may go
+	s.Unknown.Add(uint64(unknown))
+	clear(s.tables) // old tables may go
+	clear(s.places[0])
+	clear(s.places[1])
 }
 
-// search is that for a record's source address in the first table that has addresses of its family.
+// place is where an address may be: the prefixes of one length in one table.
+type place struct {
+	*table
+	bits uint8
+}
+
+// plan takes the tables as they are now. With a table that has unclear prefixes the places end: it wants a closer look.
+func (s *Stage) plan() {
+	s.places, s.all = [2][]place{s.places[0][:0], s.places[1][:0]}, true
+	for i, source := range s.sources {
+		t := source.table.Load()
+		s.tables[i] = t
+		s.all = s.all && t.unclear == nil
+		for f := range s.places {
+			for _, n := range t.lengths[f] {
+				if s.all {
+					s.places[f] = append(s.places[f], place{t, n})
+				}
+			}
+		}
+	}
+}
+
+// search is that for a record's address: a line of the cache.
 type search struct {
-	table *table
-	page  *page
-	entry *uint32 // of the page's index, where the search begins
-	slot  *slot   // the address's unless two hashes look the same
-	key   prefix
-	hash  uint64
+	table  *table
+	page   *page
+	entry  *uint32 // of the page's index, where the search begins
+	slot   *slot   // the first that is the address's, unless two hashes look the same
+	hash   uint64
+	hi, lo uint64 // of the prefix, with bits
+	bits   uint8
+	record uint8 // its place in the batch, or in 256 records of it
 }
 
 // What a search has that finds nothing.
@@ -62,88 +104,105 @@ var (
 	noSlot  = slot{bits: 255} // no prefix's
 )
 
-// search looks where nearly all records find what they look for. Each step of a search waits for memory, so all searches
+// address is the one that is asked for: of the source, or that from which replies come.
+func address(r *flow.Record, reply bool) *flow.Addr {
+	if reply {
+		return &r.Reply.Src
+	}
+	return &r.Orig.Src
+}
+
+// search looks for the records' addresses at one place after the other. Each step of a search waits for memory, so all searches
 // take each step together. Loops that do nothing but touch what the next step needs go between: the shorter a loop, the more
 // of its turns the processor has under way, and the more of them wait at once.
-func (s *Stage) search(recs []flow.Record) {
-	var first [2]*table
-	for _, t := range s.tables {
-		for f := range first {
-			if first[f] == nil && len(t.lengths[f]) > 0 {
-				first[f] = t
+func (s *Stage) search(recs []flow.Record, open []search, reply bool) {
+	sum, most := uint32(0), max(len(s.places[0]), len(s.places[1]))
+	for n := 0; n == 0 || n < most && len(open) > 0; n++ {
+		var here [2]place
+		for f := range here {
+			if n < len(s.places[f]) {
+				here[f] = s.places[f][n]
 			}
 		}
-	}
-	all := s.searches[:len(recs)]
-	for i := range all {
-		w := &all[i]
-		hi, lo := recs[i].Orig.Src.Words()
-		f := family(hi, lo)
-		if w.table, w.page = first[f], &noPage; w.table != nil {
-			w.key = masked(hi, lo, w.table.lengths[f][0])
-			w.hash = w.key.hash()
-			w.page = w.table.page(w.hash)
+		for i := range open {
+			w := &open[i]
+			hi, lo := address(&recs[w.record], reply).Words()
+			at := &here[family(hi, lo)]
+			if w.page = &noPage; at.table != nil {
+				p := masked(hi, lo, at.bits)
+				w.table, w.hi, w.lo, w.bits, w.hash = at.table, p.hi, p.lo, p.bits, p.hash()
+				w.page = at.page(w.hash)
+			}
 		}
-	}
-	for i := range all {
-		w := &all[i]
-		if w.entry = &noEntry; len(w.page.index) > 0 {
-			w.entry = &w.page.index[w.page.first(w.hash)]
+		for i := range open {
+			w := &open[i]
+			if w.entry = &noEntry; len(w.page.index) > 0 {
+				w.entry = &w.page.index[w.page.first(w.hash)]
+			}
 		}
-	}
-	sum := uint32(0)
-	for i := range all {
-		sum += *all[i].entry
-	}
-	for i := range all {
-		w := &all[i]
-		if w.slot = &noSlot; *w.entry != 0 {
-			w.slot = w.page.likely(w.hash)
+		for i := range open {
+			sum += *open[i].entry
 		}
-	}
-	for i := range all {
-		sum += uint32(all[i].slot.bits)
+		for i := range open {
+			w := &open[i]
+			if w.slot = &noSlot; *w.entry != 0 {
+				w.slot = w.page.likely(w.hash)
+			}
+		}
+		for i := range open {
+			sum += uint32(open[i].slot.bits)
+		}
+		if n+1 >= most {
+			break
+		}
+		left := 0
+		for i := range open {
+			if open[i].slot == &noSlot {
+				open[left], open[i] = open[i], open[left]
+				left++
+			}
+		}
+		open = open[:left]
 	}
 	s.sink = sum
 }
 
-// name amends the records by what search has found, and looks further where that does not answer.
-func (s *Stage) name(b *flow.Batch, recs []flow.Record) {
-	var named, unknown, changed uint64
-	for i := range recs {
-		r := &recs[i]
+// name amends records by who has their address, and returns those of which nobody knows it, in the place of open.
+func (s *Stage) name(b *flow.Batch, recs []flow.Record, open []search, reply bool) (unknown []search) {
+	s.search(recs, open, reply)
+	unknown = open[:0]
+	var named, changed uint64
+	for i := range open {
+		w := &open[i]
+		r := &recs[w.record]
 		if !ofFlow(r) {
 			continue
 		}
 		start, end := lifetime(r)
-		w := &s.searches[i]
-		if w.slot.is(w.key) && w.slot.holds(start) && end < w.slot.until && w.table.unclear == nil {
-			w.page.tell(b, w.slot, &b.Extra(r).Subscriber).Source = w.table.source
+		if w.slot.holds(start) && end < w.slot.until && w.slot.is(prefix{w.hi, w.lo, w.bits}) {
+			who := w.page.tell(b, w.slot, &b.Extra(r).Subscriber)
+			who.Source, who.Dst = w.table.source, reply
 			named++
 			continue
 		}
-		var absent *table // one that has none of the longest prefixes around the address
-		if w.slot == &noSlot && w.table != nil && w.table.unclear == nil {
-			absent = w.table
-		}
-		who, found := s.ask(b, &r.Orig.Src, start, end, absent)
-		if !found && r.Has&flow.HasReply != 0 {
-			who, found = s.ask(b, &r.Reply.Src, start, end, nil)
-			who.Dst = true
+		found := w.slot != &noSlot || !s.all
+		var who flow.Subscriber
+		if found {
+			who, found = s.ask(b, address(r, reply), start, end)
 		}
 		if !found {
-			unknown++
+			unknown = append(unknown, search{record: w.record})
 			continue
 		}
-		named++
-		if who.Next != "" {
+		if named++; who.Next != "" {
 			changed++
 		}
+		who.Dst = reply
 		b.Extra(r).Subscriber = who
 	}
 	s.Named.Add(named)
-	s.Unknown.Add(unknown)
 	s.Changed.Add(changed)
+	return unknown
 }
 
 // tell puts who a slot's subscriber is into who, which is empty.
@@ -166,23 +225,18 @@ func lifetime(r *flow.Record) (start, end int64) {
 	return start, end
 }
 
-// ask returns who had the address at the start of the flow, and at its end if that is somebody else. absent is a table whose
-// longest prefixes need not be looked at, or nil.
-func (s *Stage) ask(b *flow.Batch, a *flow.Addr, start, end int64, absent *table) (who flow.Subscriber, found bool) {
+// ask returns who had the address at the start of the flow, and at its end if that is somebody else.
+func (s *Stage) ask(b *flow.Batch, a *flow.Addr, start, end int64) (who flow.Subscriber, found bool) {
 	hi, lo := a.Words()
 	for _, t := range s.tables {
-		lengths := t.lengths[family(hi, lo)]
-		if t == absent {
-			lengths = lengths[1:]
-		}
-		g, first := t.at(hi, lo, start, lengths)
+		g, first := t.at(hi, lo, start)
 		broken := first == &unclear
 		if first != nil && !broken {
 			g.tell(b, first, &who)
 			who.Source, found = t.source, true
 		}
 		if !found || end >= first.until {
-			if g, last := t.at(hi, lo, end, lengths); last == &unclear {
+			if g, last := t.at(hi, lo, end); last == &unclear {
 				broken = true
 			} else if last != nil && g.idOf(last) != who.ID {
 				who.Next, who.Source, found = b.Text(g.idOf(last)), t.source, true

@@ -39,22 +39,30 @@ func median(n int, prepare, do func()) (half, best time.Duration) {
 }
 
 // BenchmarkStage reports the median of what a record costs, of batches of 256: of any addresses of a million, of 5,000 busy ones
-// among them (Zipf), and of addresses that are nobody's.
+// among them (Zipf), of addresses that are nobody's, of flows that come from outside to any, and with a second source before that one.
 func BenchmarkStage(bench *testing.B) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	for _, kind := range []string{"cgn", "scattered", "delegated"} {
 		prefixes := pool(kind, 1_000_000)
-		source := new(Source)
-		source.table.Store(fill(prefixes))
-		stage := NewStage([]*Source{source})
+		sources := [2]*Source{new(Source), new(Source)}
+		sources[0].table.Store(fill(prefixes))
+		sources[1].table.Store(fill(pool("scattered", 10_000)[5_000:]))
+		stage := NewStage(nil)
 		zipf := rand.NewZipf(rng, 1.1, 10, 4999)
+		anyone := func() netip.Addr { return prefixes[rng.IntN(len(prefixes))].Addr() }
 		for traffic, next := range map[string]func() netip.Addr{
-			"any":    func() netip.Addr { return prefixes[rng.IntN(len(prefixes))].Addr() },
-			"busy":   func() netip.Addr { return prefixes[zipf.Uint64()*199].Addr() },
-			"nobody": func() netip.Addr { return netip.AddrFrom4([4]byte{203, 0, byte(rng.Uint32()), byte(rng.Uint32())}) },
+			"any":     anyone,
+			"inbound": anyone,
+			"second":  anyone,
+			"busy":    func() netip.Addr { return prefixes[zipf.Uint64()*199].Addr() },
+			"nobody":  func() netip.Addr { return netip.AddrFrom4([4]byte{203, 0, byte(rng.Uint32()), byte(rng.Uint32())}) },
 		} {
 			bench.Run(kind+"/"+traffic, func(bench *testing.B) {
 				b := batchOf(prefixes, rng)
+				stage.Use(sources[:1])
+				if traffic == "second" {
+					stage.Use([]*Source{sources[1], sources[0]})
+				}
 				for bench.Loop() {
 					took, best := median(2000, func() {
 						records := b.Records
@@ -63,6 +71,9 @@ func BenchmarkStage(bench *testing.B) {
 						for i := range records {
 							records[i].Extra = nil
 							records[i].Orig.Src = flow.AddrFrom(next())
+							if traffic == "inbound" {
+								records[i].Orig.Src, records[i].Reply.Src = flow.Addr{1}, records[i].Orig.Src
+							}
 						}
 					}, func() { stage.Process(b) })
 					bench.ReportMetric(float64(took.Nanoseconds())/256, "ns/record")

@@ -174,9 +174,9 @@ func family(hi, lo uint64) int {
 	return 1
 }
 
-// at returns who had the address at a time by the prefixes of these lengths: nil if nobody, &unclear if the file has it broken.
-func (t *table) at(hi, lo uint64, ns int64, lengths []uint8) (*page, *slot) {
-	for _, n := range lengths {
+// at returns who had the address at a time: nil if nobody, &unclear if the file has it broken.
+func (t *table) at(hi, lo uint64, ns int64) (*page, *slot) {
+	for _, n := range t.lengths[family(hi, lo)] {
 		p := masked(hi, lo, n)
 		if w, ok := t.unclear[p]; ok && w.from <= ns && ns < w.until {
 			return nil, &unclear

@@ -82,7 +82,7 @@ func TestCSV(t *testing.T) {
 	f.had("2001:db8:43::1", 1, "")
 	table := f.w.source.table.Load()
 	hi, lo := words(mustPrefix("100.64.0.9").Addr())
-	if g, s := table.at(hi, lo, 1, table.lengths[0]); g.nameOf(s) != `The "Office", Ltd` {
+	if g, s := table.at(hi, lo, 1); g.nameOf(s) != `The "Office", Ltd` {
 		t.Errorf("name %q", g.nameOf(s))
 	}
 	if table.source != "csv@1970-01-01T00:01:40.000Z" {
