@@ -81,6 +81,6 @@ func (e *Exporter) moved(ctx context.Context, c *collector, targets []netip.Addr
 // Reopen has the names of the collectors looked up again, at once. Any goroutine may call it; it does not wait.
 func (e *Exporter) Reopen() error {
 	e.reopen.Store(true)
-	e.look()
+	e.tender.Look()
 	return nil
 }

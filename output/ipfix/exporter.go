@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/output/tender"
 	"github.com/ctlogd/ctlogd/ownflow"
 )
 
@@ -30,7 +31,7 @@ type Exporter struct {
 
 	reopen atomic.Bool // names are to be looked up again
 
-	held chan struct{} // the lock of all below: full while somebody holds it
+	tender *tender.Tender // has the lock of all below
 
 	collectors []*collector
 	session    transport // nil while there is none
@@ -52,13 +53,9 @@ type Exporter struct {
 	refreshed time.Time     // when templates were last sent
 	reported  time.Time     // when statistics were last sent
 	packets   int           // data messages since refreshed
-	retry     time.Duration // until maintain tries to connect again
+	retry     time.Duration // until the tender tries to connect again
 
 	counts counts
-
-	wake    chan struct{}      // makes maintain look at once
-	stop    context.CancelFunc // ends maintain
-	stopped chan struct{}      // closed when it has ended; nil until it runs
 }
 
 // counts are the totals since the start; any goroutine may read them.
@@ -102,10 +99,9 @@ func New(c Config, opts Options) (*Exporter, error) {
 		templates: newTemplateSet(&c),
 		sockets:   opts.Sockets,
 		process:   uint32(os.Getpid()),
-		held:      make(chan struct{}, 1),
+		tender:    tender.New(),
 		data:      domain{id: c.Domain()},
 		ready:     make([]*message, 0, sendBatch),
-		wake:      make(chan struct{}, 1),
 	}
 	for _, a := range c.addresses() {
 		e.collectors = append(e.collectors, e.newCollector(a))
@@ -141,22 +137,6 @@ func (e *Exporter) Stats() Stats {
 	}
 }
 
-func (e *Exporter) lock(ctx context.Context) error {
-	select {
-	case e.held <- struct{}{}:
-		return nil
-	default:
-	}
-	select {
-	case e.held <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (e *Exporter) unlock() { <-e.held }
-
 // Write sends recs. Without a session it begins one first, which takes the dial timeout at most for each collector and,
 // over UDP, the time that templates need. Without a collector that takes templates it returns an error, and the caller
 // waits before it tries again: no record is spent on finding out.
@@ -166,10 +146,10 @@ func (e *Exporter) unlock() { <-e.held }
 // caller tries again. Sent means handed to the kernel, and kept until it has arrived: over TCP and TLS, until the
 // collector's host has acknowledged it; over UDP, until that host has had the time to refuse it, and has not.
 func (e *Exporter) Write(ctx context.Context, recs []*flow.Record) (n int, err error) {
-	if err := e.lock(ctx); err != nil {
+	if err := e.tender.Lock(ctx); err != nil {
 		return 0, err
 	}
-	defer e.unlock()
+	defer e.tender.Unlock()
 	if err := e.begin(ctx); err != nil {
 		return 0, err
 	}
@@ -187,7 +167,7 @@ func (e *Exporter) Write(ctx context.Context, recs []*flow.Record) (n int, err e
 	if err != nil {
 		n = min(n, e.unsent())
 		e.hangUp(err)
-		e.look() // the backlog waits for a session even if the caller does not try again
+		e.tender.Look() // the backlog waits for a session even if the caller does not try again
 		t = e.recount(recs[:n])
 	}
 	e.taken += uint64(n)
@@ -200,14 +180,12 @@ func (e *Exporter) Write(ctx context.Context, recs []*flow.Record) (n int, err e
 // over UDP, has not refused in time: the first so many. Any goroutine may call it. It waits for nothing, and while a
 // Write or Close is under way the answer may be that of some time ago.
 func (e *Exporter) Acknowledged() uint64 {
-	select {
-	case e.held <- struct{}{}:
+	if e.tender.TryLock() {
 		e.acknowledge()
 		if e.session != nil && e.session.err() != nil {
-			e.look() // what is left needs another session, even if nothing is written
+			e.tender.Look() // what is left needs another session, even if nothing is written
 		}
-		e.unlock()
-	default:
+		e.tender.Unlock()
 	}
 	return e.arrived.Load()
 }

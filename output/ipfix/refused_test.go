@@ -170,17 +170,17 @@ func TestNameMoves(t *testing.T) {
 		was, is := len(old.peek().flows()), len(moved.peek().flows())
 		e := newExporter(t, Config{Address: "udp://collector.example:" + port, TemplateInterval: interval})
 		e.collectors[0].peer.Resolve = func(context.Context, string, string) ([]netip.Addr, error) {
-			e.held <- struct{}{} // looked up without the lock, which Write needs
-			defer e.unlock()
+			_ = e.tender.Lock(t.Context()) // looked up without the lock, which Write needs
+			defer e.tender.Unlock()
 			if fails {
 				return nil, errors.New("server misbehaving")
 			}
 			return []netip.Addr{now}, nil
 		}
 		set := func(ip string, failing bool) {
-			e.held <- struct{}{}
+			_ = e.tender.Lock(t.Context())
 			now, fails = netip.MustParseAddr(ip), failing
-			e.unlock()
+			e.tender.Unlock()
 		}
 		now = netip.MustParseAddr(first)
 		e.collectors[0].peer.Move([]netip.AddrPort{netip.MustParseAddrPort(at)}) // the first session asks under the lock

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"go.uber.org/zap"
@@ -70,12 +71,7 @@ func (e *Exporter) start(ctx context.Context, c *collector) (err error) {
 			e.leave()
 		}
 	}()
-	if e.stopped == nil {
-		e.stopped = make(chan struct{})
-		var background context.Context
-		background, e.stop = context.WithCancel(context.Background())
-		go e.maintain(background)
-	}
+	e.tender.Start(e.config.templateInterval(), e.tend)
 	if err := e.sendTemplates(ctx); err != nil {
 		return err
 	}
@@ -210,48 +206,22 @@ func (e *Exporter) templatesDue() bool {
 	return since >= e.config.templateInterval() || packets > 0 && e.packets >= packets
 }
 
-// look makes maintain look at once. Any goroutine may call it.
-func (e *Exporter) look() {
-	select {
-	case e.wake <- struct{}{}:
-	default:
-	}
-}
-
-// maintain does what is due while nothing is written, until ctx ends.
-func (e *Exporter) maintain(ctx context.Context) {
-	defer close(e.stopped)
-	timer := time.NewTimer(e.config.templateInterval())
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-e.wake:
-		case <-timer.C:
-		}
-		if e.lock(ctx) != nil {
-			return
-		}
-		if c := e.resolutionDue(); c != nil {
-			// A name server may take its time, and records are sent meanwhile.
-			e.unlock()
-			asking, cancel := context.WithTimeout(ctx, e.config.dialTimeout())
-			targets, err := c.peer.LookUp(asking)
-			cancel()
-			if e.lock(ctx) != nil {
-				return
-			}
-			e.moved(ctx, c, targets, err)
-		}
-		wait := e.tend(ctx)
-		e.unlock()
-		timer.Reset(wait)
-	}
-}
-
-// tend does what is due and returns for how long nothing will be.
+// tend does what is due while nothing is written, and returns for how long nothing will be.
 func (e *Exporter) tend(ctx context.Context) time.Duration {
+	if c := e.resolutionDue(); c != nil {
+		// A name server may take its time, and records are sent meanwhile.
+		var targets []netip.AddrPort
+		var err error
+		e.tender.Unlocked(func() {
+			asking, cancel := context.WithTimeout(ctx, e.config.dialTimeout())
+			defer cancel()
+			targets, err = c.peer.LookUp(asking)
+		})
+		if ctx.Err() != nil {
+			return e.config.templateInterval()
+		}
+		e.moved(ctx, c, targets, err)
+	}
 	interval := e.config.templateInterval()
 	if e.session != nil {
 		if err := e.session.err(); err != nil {
@@ -297,12 +267,9 @@ func (e *Exporter) due(ctx context.Context) error {
 // Close waits until everything has been acknowledged, ends the session and gives everything back. If ctx ends before, or
 // the collector's host does not answer for giveUp, the error says how many records may be lost.
 func (e *Exporter) Close(ctx context.Context) error {
-	if e.stopped != nil {
-		e.stop()
-		<-e.stopped
-	}
-	e.held <- struct{}{} // against Acknowledged alone, which does not wait
-	defer e.unlock()
+	e.tender.Stop()
+	_ = e.tender.Lock(context.Background()) // Acknowledged alone may have it, which does not wait
+	defer e.tender.Unlock()
 	err := e.finish(ctx)
 	e.arrived.Store(e.backlog.arrived(e.taken))
 	if e.session != nil {

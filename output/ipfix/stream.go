@@ -24,7 +24,7 @@ func (e *Exporter) dialStream(ctx context.Context, a address, size int) (*tcp, e
 			return nil, err
 		}
 	}
-	c, err := stream.Dial(ctx, e.sockets.DialContext, net.JoinHostPort(a.Host, a.Port), secure, "collector", e.look)
+	c, err := stream.Dial(ctx, e.sockets.DialContext, net.JoinHostPort(a.Host, a.Port), secure, "collector", e.tender.Look)
 	if err != nil {
 		return nil, err
 	}

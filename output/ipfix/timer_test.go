@@ -176,7 +176,7 @@ func TestRetriesForBacklog(t *testing.T) {
 		write(t, e, numbered(1, 3))
 		synctest.Wait()
 		first.over = errors.New("connection reset")
-		e.look()
+		e.tender.Look()
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
 		var want []time.Duration

@@ -352,8 +352,8 @@ func TestRsyslogRestarts(t *testing.T) {
 	e.end(t)
 	for way, w := range ways {
 		eventually(t, way+": the end of the session is seen", func() bool {
-			w.held <- struct{}{}
-			defer w.unlock()
+			_ = w.tender.Lock(t.Context())
+			defer w.tender.Unlock()
 			return w.session == nil
 		})
 		if k, err := w.Write(context.Background(), records(n, n+1)); k != 0 || err == nil {
@@ -541,8 +541,8 @@ parser p_json { json-parser(prefix(".flow.")); };
 		e.await(t, way, n)
 		e.end(t)
 		eventually(t, way+": the end of the session is seen", func() bool {
-			w.held <- struct{}{}
-			defer w.unlock()
+			_ = w.tender.Lock(t.Context())
+			defer w.tender.Unlock()
 			return w.session == nil
 		})
 		e.begin(t)

@@ -2,6 +2,7 @@ package syslog
 
 import (
 	"context"
+	"net/netip"
 	"time"
 
 	"go.uber.org/zap"
@@ -65,17 +66,20 @@ func (w *Writer) lookUpDue() *receiver {
 
 // lookUp has the name of the session's receiver looked up if that is due. If its session goes to where it is not any more,
 // it ends, and the next begins. It lets go of the lock meanwhile: a name server may take its time.
-func (w *Writer) lookUp(ctx context.Context) error {
+func (w *Writer) lookUp(ctx context.Context) {
 	r := w.lookUpDue()
 	if r == nil {
-		return nil
+		return
 	}
-	w.unlock()
-	asking, cancel := context.WithTimeout(ctx, w.cfg.DialTimeout)
-	targets, err := r.peer.LookUp(asking)
-	cancel()
-	if err := w.lock(ctx); err != nil {
-		return err
+	var targets []netip.AddrPort
+	var err error
+	w.tender.Unlocked(func() {
+		asking, cancel := context.WithTimeout(ctx, w.cfg.DialTimeout)
+		defer cancel()
+		targets, err = r.peer.LookUp(asking)
+	})
+	if ctx.Err() != nil {
+		return
 	}
 	if err != nil {
 		w.log.Warn("the receiver's name cannot be looked up; its session goes on with the address that it had",
@@ -83,7 +87,7 @@ func (w *Writer) lookUp(ctx context.Context) error {
 	}
 	was := r.peer.At()
 	if !r.peer.Move(targets) || w.session == nil || r != w.receivers[w.active] {
-		return nil
+		return
 	}
 	w.counts.moves.Add(1)
 	w.log.Info("the receiver's address has changed", zap.Stringer("receiver", r.address), zap.String("was", was),
@@ -92,12 +96,11 @@ func (w *Writer) lookUp(ctx context.Context) error {
 	if _, err := w.connect(ctx, nil); err != nil {
 		w.log.Warn("records wait for a session", zap.Error(err))
 	}
-	return nil
 }
 
 // Reopen has the name of the receiver looked up again, at once. Any goroutine may call it; it does not wait.
 func (w *Writer) Reopen() error {
 	w.reopen.Store(true)
-	w.look()
+	w.tender.Look()
 	return nil
 }

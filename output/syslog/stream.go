@@ -19,7 +19,7 @@ func (w *Writer) dialStream(ctx context.Context, a address) (*tcp, error) {
 			return nil, err
 		}
 	}
-	c, err := stream.Dial(ctx, w.sockets.DialContext, net.JoinHostPort(a.Host, a.Port), secure, "receiver", w.look)
+	c, err := stream.Dial(ctx, w.sockets.DialContext, net.JoinHostPort(a.Host, a.Port), secure, "receiver", w.tender.Look)
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/output/datagram"
 	"github.com/ctlogd/ctlogd/output/format"
+	"github.com/ctlogd/ctlogd/output/tender"
 	"github.com/ctlogd/ctlogd/ownflow"
 )
 
@@ -48,7 +49,7 @@ type Writer struct {
 
 	reopen atomic.Bool // names are to be looked up again
 
-	held chan struct{} // a lock that can be waited for
+	tender *tender.Tender // has the lock of all below
 
 	receivers []*receiver
 
@@ -58,14 +59,10 @@ type Writer struct {
 	taken    uint64 // records that Write has reported as delivered
 	buf, msg []byte
 	ends     []int
-	retry    time.Duration // maintain's: how long it last waited for its next attempt
+	retry    time.Duration // the tender's: how long it last waited for its next attempt
 
 	arrived atomic.Uint64
 	counts  struct{ octets, resent, sessions, refused, moves atomic.Uint64 }
-
-	wake    chan struct{}
-	stop    context.CancelFunc
-	stopped chan struct{} // closed when maintain has returned; nil before it runs
 }
 
 // New returns a Writer for a valid configuration. It connects at the first Write.
@@ -77,8 +74,8 @@ func New(c Config, o Options) (*Writer, error) {
 		return nil, errors.Join(errs...)
 	}
 	w := &Writer{
-		name: c.Name(), cfg: c, log: o.Log, sockets: o.Sockets, held: make(chan struct{}, 1),
-		composer: newComposer(&c, o.Encoder, o.Host, o.Observer), octets: c.Framing != framingLF, wake: make(chan struct{}, 1),
+		name: c.Name(), cfg: c, log: o.Log, sockets: o.Sockets, tender: tender.New(),
+		composer: newComposer(&c, o.Encoder, o.Host, o.Observer), octets: c.Framing != framingLF,
 	}
 	if w.log == nil {
 		w.log = zap.NewNop()
@@ -115,22 +112,6 @@ func (w *Writer) Counters(emit func(name, label string, n uint64)) {
 	emit("resent_records", "", w.counts.resent.Load())
 }
 
-func (w *Writer) lock(ctx context.Context) error {
-	select {
-	case w.held <- struct{}{}:
-		return nil
-	default:
-	}
-	select {
-	case w.held <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (w *Writer) unlock() { <-w.held }
-
 // Write sends recs, many messages at once. Without a session it begins one first, which takes the dial timeout at most for
 // each receiver; with none to be had it returns an error, and the caller waits before it tries again. Sent means handed to
 // the kernel, and kept until it has arrived: over TCP and TLS, until the receiver's host has acknowledged it; over UDP, until
@@ -140,10 +121,10 @@ func (w *Writer) Write(ctx context.Context, recs []*flow.Record) (n int, err err
 	if len(recs) == 0 {
 		return 0, nil
 	}
-	if err := w.lock(ctx); err != nil {
+	if err := w.tender.Lock(ctx); err != nil {
 		return 0, err
 	}
-	defer w.unlock()
+	defer w.tender.Unlock()
 	n, err = w.begin(ctx, recs[0])
 	if err != nil {
 		return 0, err
@@ -160,7 +141,7 @@ func (w *Writer) Write(ctx context.Context, recs []*flow.Record) (n int, err err
 			var oversize *oversizeError
 			if !errors.As(err, &oversize) {
 				w.hangUp(err)
-				w.look() // the backlog waits for a session even if the caller does not try again
+				w.tender.Look() // the backlog waits for a session even if the caller does not try again
 			}
 			w.arrived.Store(w.backlog.arrived(w.taken))
 			return n, err
@@ -204,14 +185,12 @@ func (w *Writer) flush(ctx context.Context) (n int, err error) {
 // so many. Any goroutine may call it. It waits for nothing, and while a Write or Close is under way the answer may be that of
 // some time ago.
 func (w *Writer) Acknowledged() uint64 {
-	select {
-	case w.held <- struct{}{}:
+	if w.tender.TryLock() {
 		w.acknowledge()
 		if w.session != nil && w.session.err() != nil {
-			w.look() // what is left needs another session, even if nothing is written
+			w.tender.Look() // what is left needs another session, even if nothing is written
 		}
-		w.unlock()
-	default:
+		w.tender.Unlock()
 	}
 	return w.arrived.Load()
 }
@@ -223,14 +202,6 @@ func (w *Writer) acknowledge() {
 		w.backlog.ack(arrived)
 	}
 	w.arrived.Store(w.backlog.arrived(w.taken))
-}
-
-// look makes maintain look at once. Any goroutine may call it.
-func (w *Writer) look() {
-	select {
-	case w.wake <- struct{}{}:
-	default:
-	}
 }
 
 // begin makes sure that there is a session that, for all that is known, lives. With a new one, first may have been sent
@@ -271,12 +242,7 @@ func (w *Writer) start(ctx context.Context, r *receiver, first *flow.Record) (n 
 		w.session = nil
 		return 0, err
 	}
-	if w.stopped == nil {
-		w.stopped = make(chan struct{})
-		var background context.Context
-		background, w.stop = context.WithCancel(context.Background())
-		go w.maintain(background)
-	}
+	w.tender.Start(lookUpEvery, w.tend)
 	err = w.resend(ctx)
 	if err == nil && first != nil && w.backlog.empty() && r.Scheme == "udp" {
 		w.add(first, r.address)
@@ -321,29 +287,12 @@ func (w *Writer) leave() {
 	w.session = nil
 }
 
-// maintain does what is due while nothing is written, until ctx ends.
-func (w *Writer) maintain(ctx context.Context) {
-	defer close(w.stopped)
-	timer := time.NewTimer(lookUpEvery)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-w.wake:
-		case <-timer.C:
-		}
-		if w.lock(ctx) != nil || w.lookUp(ctx) != nil {
-			return
-		}
-		wait := w.tend(ctx)
-		w.unlock()
-		timer.Reset(wait)
-	}
-}
-
-// tend notices that the session is over, and delivers a backlog to the next one. It returns for how long nothing is due.
+// tend notices, while nothing is written, that the receiver has moved or the session is over, and delivers a backlog to the next
+// one. It returns for how long nothing is due.
 func (w *Writer) tend(ctx context.Context) time.Duration {
+	if w.lookUp(ctx); ctx.Err() != nil {
+		return lookUpEvery
+	}
 	if w.session != nil {
 		if err := w.session.err(); err != nil {
 			w.hangUp(err)
@@ -366,12 +315,9 @@ func (w *Writer) tend(ctx context.Context) time.Duration {
 // Close waits until everything has been acknowledged, ends the session and gives everything back. If ctx ends before, or
 // no receiver can be reached for giveUp, the error says how many records may be lost.
 func (w *Writer) Close(ctx context.Context) error {
-	if w.stopped != nil {
-		w.stop()
-		<-w.stopped
-	}
-	w.held <- struct{}{} // against Acknowledged alone, which does not wait
-	defer w.unlock()
+	w.tender.Stop()
+	_ = w.tender.Lock(context.Background()) // Acknowledged alone may have it, which does not wait
+	defer w.tender.Unlock()
 	err := w.finish(ctx)
 	w.acknowledge()
 	if w.session != nil {

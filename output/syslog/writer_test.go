@@ -170,8 +170,8 @@ func TestReceiverRestarts(t *testing.T) {
 	eventually(t, "the first records", func() bool { return uint64(first.octetsRead()) == w.counts.octets.Load() })
 	first.end()
 	eventually(t, "the end of the session", func() bool {
-		w.held <- struct{}{}
-		defer w.unlock()
+		_ = w.tender.Lock(t.Context())
+		defer w.tender.Unlock()
 		return w.session == nil
 	})
 	if n, err := w.Write(context.Background(), records(100, 101)); n != 0 || err == nil {
@@ -191,8 +191,8 @@ func TestFailover(t *testing.T) {
 	eventually(t, "the first records", func() bool { return uint64(first.octetsRead()) == w.counts.octets.Load() })
 	first.end()
 	eventually(t, "the end of the session", func() bool {
-		w.held <- struct{}{}
-		defer w.unlock()
+		_ = w.tender.Lock(t.Context())
+		defer w.tender.Unlock()
 		return w.session == nil
 	})
 	write(t, w, records(10, 20))
