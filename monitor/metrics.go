@@ -213,6 +213,7 @@ var (
 	netnsHeard    = gauge("ctlogd_netns_heard", "1 if events of other network namespaces come; 0: ctlogd lacks the rights.")
 	netnsUnlisted = counter("ctlogd_netns_unlisted_events_total", "Conntrack messages of namespaces that nobody asked for, thrown away.")
 	netnsEvents   = counter("ctlogd_netns_events_total", "Conntrack messages read of a namespace with a name.", labelNetns)
+	netnsSheds    = counter("ctlogd_netns_guard_sheds_total", "Times that the ends of all namespaces were thrown away because this one's table was too full (part of ctlogd_guard_sheds_total).", labelNetns)
 	netnsEntries  = gauge("ctlogd_netns_conntrack_entries", "Entries of the namespace's connection tracking table; each may have as many as ctlogd_conntrack_entries_limit.", labelNetns)
 	netnsSysctl   = gauge("ctlogd_netns_conntrack_sysctl", "As ctlogd_conntrack_sysctl, of a namespace with a name.", labelNetns, labelSysctl)
 )
@@ -242,6 +243,7 @@ func (e exposition) namespaces(n *Namespaces) {
 			break
 		}
 		e.put(netnsEvents, float64(one.Events), name)
+		e.put(netnsSheds, float64(one.GuardSheds), name)
 		if one.Entries >= 0 {
 			e.put(netnsEntries, float64(one.Entries), name)
 		}

@@ -38,7 +38,7 @@ func full() Snapshot {
 			{CPU: 0, Found: 33, Invalid: 34, Insert: 35, InsertFailed: 36, Drop: 37, EarlyDrop: 38, Error: 39, SearchRestart: 40,
 				ClashResolve: 41, ChainTooLong: 42}, {CPU: 1, Found: 43}}},
 		Namespaces: &Namespaces{Heard: true, Unnamed: 85, Unlisted: 86, Named: []Namespace{
-			{Name: "blue", ID: 3, Events: 87, Entries: 29, Sysctls: map[string]int{"nf_conntrack_acct": 1}},
+			{Name: "blue", ID: 3, Events: 87, GuardSheds: 89, Entries: 29, Sysctls: map[string]int{"nf_conntrack_acct": 1}},
 			{Name: "red\xff", ID: 4, Events: 88, Entries: -1}}},
 		Reloads: Reloads{OK: 44, Failed: 45, Last: now.Add(-time.Minute)}, LogDropped: 80,
 		Mark: Mark{Failing: true, Error: "read-only file system", Since: now.Add(-time.Minute)},

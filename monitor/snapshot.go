@@ -83,12 +83,13 @@ type Namespaces struct {
 
 // Namespace is one of them.
 type Namespace struct {
-	Name    string         `json:"name"`
-	ID      int32          `json:"nsid"`
-	Leaving bool           `json:"leaving"` // its name is gone; what it has left is being read
-	Events  uint64         `json:"events"`  // messages read
-	Entries int64          `json:"entries"` // of its table; -1: the namespace could not be entered
-	Sysctls map[string]int `json:"sysctls"` // as Reader.Sysctls
+	Name       string         `json:"name"`
+	ID         int32          `json:"nsid"`
+	Leaving    bool           `json:"leaving"`     // its name is gone; what it has left is being read
+	Events     uint64         `json:"events"`      // messages read
+	GuardSheds uint64         `json:"guard_sheds"` // times that the guard threw ends away, as its table was too full
+	Entries    int64          `json:"entries"`     // of its table; -1: the namespace could not be entered
+	Sysctls    map[string]int `json:"sysctls"`     // as Reader.Sysctls
 }
 
 // Fullest returns the one with the most entries, nil if none can be looked at.

@@ -113,13 +113,13 @@ func (a *app) namespaces() *monitor.Namespaces {
 	}
 	n.Heard, n.Unnamed = true, len(view.Unnamed)
 	for _, s := range view.Spaces {
-		one := monitor.Namespace{Name: s.Name, ID: s.ID, Events: s.Events.Load(), Entries: -1, Sysctls: map[string]int{}}
+		one := monitor.Namespace{Name: s.Name, ID: s.ID, Events: s.Events.Load(), GuardSheds: s.Sheds.Load(), Entries: -1, Sysctls: map[string]int{}}
 		_, one.Leaving = s.Leaving()
 		if entries, err := s.Entries(); err == nil {
 			one.Entries = entries
 		}
 		for i, name := range netns.Sysctls {
-			if v, err := strconv.Atoi(s.ReadSysctl(i)); err == nil {
+			if v, err := strconv.Atoi(s.LastSysctl(i)); err == nil {
 				one.Sysctls[name] = v
 			}
 		}

@@ -111,7 +111,8 @@ type tableLook struct {
 // full is a table that is too full, or that may be.
 type full struct {
 	netns  string // "": ctlogd's own
-	over   int64  // entries above the limit
+	space  *netns.Space
+	over   int64 // entries above the limit
 	target int64
 	count  func() (int64, error)
 }
@@ -268,7 +269,9 @@ func (g *guard) others(now time.Time, room int64, drops uint32) (worst full) {
 		}
 		looks[s] = tableLook{now, entries}
 		if ok {
-			worst = fuller(worst, g.judge(s.Name, entries, last.entries, room, s.Entries))
+			f := g.judge(s.Name, entries, last.entries, room, s.Entries)
+			f.space = s
+			worst = fuller(worst, f)
 		}
 	}
 	seen.spaces = looks
@@ -375,6 +378,9 @@ func (g *guard) shed(table full) (err error) {
 	lost := uint64(after - before) // right across the wrap of the counters
 	g.unwarnedIn = table.netns
 	g.stats.GuardSheds.Add(1)
+	if table.space != nil {
+		table.space.Sheds.Add(1)
+	}
 	g.stats.GuardLost.Add(lost)
 	g.unwarned += lost
 	g.shedAt = now

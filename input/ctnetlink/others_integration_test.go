@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/flow"
@@ -361,5 +363,76 @@ func TestEmptyTables(t *testing.T) {
 	h.check("with1 open", 0, 1)
 	if len(h.got) != 1 || len(h.gaps) > 0 {
 		t.Errorf("there are %v, gaps %v", h.got, h.gaps)
+	}
+}
+
+// TestGuardOfOneNamespace: one namespace fills its table with ends that wait for a reader that is stuck. The guard has the ends
+// of all given up, as the kernel makes no difference, and counts them; the log and a counter name the one that was full.
+func TestGuardOfOneNamespace(t *testing.T) {
+	core, logged := observer.New(zap.WarnLevel)
+	g := newGuardedWith(t, 90, Options{Log: zap.New(core)}, AllNamespaces)
+	own := g.flood
+	full, calm := newFloodNS(t), newFloodNS(t)
+	nameSpace(t, full, "full")
+	nameSpace(t, calm, "calm")
+	g.ns, g.flood = full, newFloodIn(t, full)
+	inCalm := newFloodIn(t, calm)
+	var spaces []*netns.Space
+	until(t, "both are known", func() bool {
+		view, _ := g.Namespaces()
+		spaces = view.Spaces
+		return len(spaces) == 2
+	})
+	dead, some := scaled(49_000), 1000
+	const calmAt, ownAt = 300_000, 600_000
+	must(t, g.flood.Churn(0, 1))
+	<-g.stuck
+	must(t, g.flood.Create(1, dead))
+	must(t, inCalm.Create(calmAt, calmAt+some))
+	must(t, own.Create(ownAt, ownAt+some))
+	must(t, g.flood.Delete(1, dead/4)) // from here on everything is held back
+	must(t, inCalm.Delete(calmAt, calmAt+some))
+	must(t, own.Delete(ownAt, ownAt+some))
+	must(t, g.flood.Delete(dead/4, dead))
+	g.settle(t, guardTable*90/100)
+	until(t, "the log says so", func() bool {
+		return logged.FilterMessageSnippet("were filling the table").FilterField(zap.String("netns", "full")).Len() > 0
+	})
+	close(g.release)
+	g.settle(t, 0)
+	for _, s := range spaces {
+		if shed := s.Sheds.Load(); (shed > 0) != (s.Name == "full") {
+			t.Errorf("%s counts %d slices", s.Name, shed)
+		}
+	}
+	until(t, "all that was kept has been read", func() bool {
+		entries := 0
+		for _, ns := range []*lab.NS{calm, full} {
+			g.ns = ns
+			entries += g.tableCount(t)
+		}
+		return entries == 0
+	})
+	g.stop()
+	missing := func(from, to int) (n int) {
+		for i := from; i < to; i++ {
+			if g.ends[i] == 0 {
+				n++
+			}
+		}
+		return n
+	}
+	inFull, inTheCalm, inOwn := missing(0, dead), missing(calmAt, calmAt+some), missing(ownAt, ownAt+some)
+	t.Logf("%d slices; missing are %d of %d ends of the full one, %d of %d of the calm one, %d of %d of the own one",
+		g.Stats.GuardSheds.Load(), inFull, dead, inTheCalm, some, inOwn, some)
+	var lost uint64
+	for i := range g.gaps {
+		lost += g.lost[i].Lost
+		if g.lost[i].Cause != flow.CauseGuard || !g.lost[i].LostKnown || g.gaps[i].Netns != 0 {
+			t.Errorf("gap %+v in %d", g.lost[i], g.gaps[i].Netns)
+		}
+	}
+	if lost == 0 || lost != uint64(inFull+inTheCalm+inOwn) {
+		t.Errorf("the gaps say %d", lost)
 	}
 }
