@@ -744,6 +744,35 @@ func TestRotatedMeanwhile(t *testing.T) {
 	}
 }
 
+// TestFolderOfLines: in a folder of JSON lines, what is none of them is left alone: the audit file, and a file that is being made.
+func TestFolderOfLines(t *testing.T) {
+	dir := t.TempDir()
+	enc, err := format.New("flat", format.Options{Host: "gw1", Observer: "obs"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	flows := append(enc.Append(nil, snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-second, noon+second)), '\n')
+	for name, text := range map[string]string{"flows.jsonl": string(flows), "whois-audit.jsonl": `{"time":"2026-11-26T12:00:00Z","uid":0}` + "\n", "flows.jsonl.compressing": "\x1f\x8b"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := answer(t, dir, point(noon))
+	if a.Verdict != Sole || len(a.Holders) != 1 || slices.ContainsFunc(a.Missing, func(r Reason) bool { return r.Kind == "unreadable" }) {
+		t.Errorf("%s, %v", a.Verdict, a.Missing)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "flows.jsonl"), []byte("\x1f\x8b"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open([]string{dir}, nil, nil, nil)
+	if err == nil {
+		err = s.Prepare(context.Background(), []*Question{point(noon)})
+	}
+	if err == nil {
+		t.Error("a file that cannot be read was left alone")
+	}
+}
+
 // TestAudit: each answer is a line that was appended; without it there is none.
 func TestAudit(t *testing.T) {
 	dir := small(t)

@@ -628,7 +628,7 @@ func Open(paths, hosts []string, table *Table, then *Then) (Source, error) {
 		}
 		if len(found) == 0 {
 			lines, _ := filepath.Glob(filepath.Join(escapeGlob(p), "*.jsonl*"))
-			if len(lines) > 0 {
+			if lines = slices.DeleteFunc(lines, others); len(lines) > 0 {
 				files = append(files, lines...)
 				continue
 			}
@@ -659,6 +659,28 @@ func Open(paths, hosts []string, table *Table, then *Then) (Source, error) {
 		return s[0], nil
 	}
 	return s, nil
+}
+
+// others reports whether a file beside records has none of them, such as the audit file; or not yet, as one that a rotated file is
+// being compressed to. What cannot be read is told when it is.
+func others(path string) bool {
+	if strings.HasSuffix(path, ".compressing") {
+		return true
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	in, err := opened(f)
+	if err != nil {
+		return false
+	}
+	if c, ok := in.(*zstd.Decoder); ok {
+		defer c.Close()
+	}
+	first, err := bufio.NewReader(io.LimitReader(in, maxJSONLine)).ReadBytes('\n')
+	return err == nil && (field(first, `"time"`) == "" || field(first, `"event"`) == "")
 }
 
 func escapeGlob(p string) string {
