@@ -6,7 +6,6 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/ctlogd/ctlogd/flow"
@@ -17,8 +16,8 @@ import (
 // leave nothing to. It finds what can be told from the rules alone, and does not find all. field is "[2]", the rule.
 func (c Config) Warnings(report func(field, msg string)) {
 	rules := c.compileValid()
-	decided := make([]bool, len(kinds())) // by the rules before
-	accepts := false                      // some kind, maybe
+	decided := make([]bool, kinds) // by the rules before
+	accepts := false               // some kind, maybe
 	for i := range rules {
 		field := "[" + strconv.Itoa(i) + "]"
 		may, sure := rules[i].kinds()
@@ -38,7 +37,7 @@ func (c Config) Warnings(report func(field, msg string)) {
 			}
 		}
 		before := slices.Contains(decided, false)
-		for k := range kinds() {
+		for k := range kinds {
 			accepts = accepts || rules[i].accept && may[k] && !decided[k]
 			decided[k] = decided[k] || sure[k]
 		}
@@ -48,20 +47,17 @@ func (c Config) Warnings(report func(field, msg string)) {
 	}
 }
 
-// kinds are all records that differ in what Pushdown knows.
-var kinds = sync.OnceValue(func() (all []flow.Record) {
-	for e := flow.EventNew; e < flow.EventGap; e++ {
-		for _, v6 := range []bool{false, true} {
-			for p := range 256 {
-				all = append(all, flow.Record{Event: e, Has: flow.HasOrig, Orig: flow.Tuple{Proto: flow.Proto(p), V6: v6}})
-			}
-		}
-	}
-	return all
-})
+// kinds are all records that differ in what Pushdown knows: event, family and protocol.
+const kinds = int(flow.EventGap-flow.EventNew) * 2 * 256
+
+// ofKind returns the record of a kind. They are not kept: they would be half of a small daemon's heap.
+func ofKind(k int) flow.Record {
+	return flow.Record{Event: flow.EventNew + flow.Event(k/512), Has: flow.HasOrig,
+		Orig: flow.Tuple{Proto: flow.Proto(k % 256), V6: k/256%2 == 1}}
+}
 
 func anyKind(is func(k int) bool) bool {
-	for k := range kinds() {
+	for k := range kinds {
 		if is(k) {
 			return true
 		}
@@ -71,10 +67,11 @@ func anyKind(is func(k int) bool) bool {
 
 // kinds says of each kind whether the rule may match such a record, and whether it surely does.
 func (r *rule) kinds() (may, sure []bool) {
-	all := kinds()
-	may, sure = make([]bool, len(all)), make([]bool, len(all))
-	for k := range all {
-		sure[k], may[k] = r.possible(&all[k])
+	may, sure = make([]bool, kinds), make([]bool, kinds)
+	var rec flow.Record
+	for k := range kinds {
+		rec = ofKind(k)
+		sure[k], may[k] = r.possible(&rec)
 	}
 	return may, sure
 }
