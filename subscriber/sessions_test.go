@@ -192,3 +192,50 @@ func TestSessionsWithoutADisk(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestSourceTakesOver has a source take the place of another of its name, as a reload does: it has the socket, and knows the sessions.
+func TestSourceTakesOver(t *testing.T) {
+	dir := t.TempDir()
+	secretFile := filepath.Join(dir, "secret")
+	if err := os.WriteFile(secretFile, secret, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	free, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{Type: "radius", Listen: free.LocalAddr().String(), SecretFile: secretFile, Clients: []string{"127.0.0.1"}, History: time.Hour,
+		SessionTimeout: time.Hour, Limit: 10}
+	free.Close()
+	await := func(s *Source, packets uint64) {
+		for s.Fresh.Load() == 0 || s.Accepted.Load() < packets {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	old := New(cfg, zap.NewNop())
+	old.Start(dir)
+	await(old, 0)
+	n := newNAS(t, cfg)
+	conn, err := net.Dial("udp", cfg.Listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write(n.request(start, "alice", "100.64.0.1")); err != nil {
+		t.Fatal(err)
+	}
+	await(old, 1)
+	began := time.Now().UnixNano()
+
+	cfg.Clients = []string{"127.0.0.0/8"}
+	next := New(cfg, zap.NewNop())
+	next.Follow(old)
+	old.Stop()
+	next.Start(dir)
+	await(next, 0)
+	if got := who(next.table.Load(), "100.64.0.1", began); got != "alice" || next.Failure() != "" {
+		t.Errorf("%q, failure %q", got, next.Failure())
+	}
+	next.Stop()
+	<-next.Kept()
+}
