@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -16,6 +18,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/ctlogd/ctlogd/archive"
+	"github.com/ctlogd/ctlogd/bench/trace"
 	"github.com/ctlogd/ctlogd/flow"
 	"github.com/ctlogd/ctlogd/output/format"
 )
@@ -550,4 +553,50 @@ func TestCopiedWhileWritten(t *testing.T) {
 	if complete == 0 {
 		t.Error("no answer is complete")
 	}
+}
+
+// FuzzLines: whatever stands in a file of JSON lines, it is read or refused, and an answer can be written.
+func FuzzLines(f *testing.F) {
+	enc, err := format.New("flat", format.Options{Host: "gw1", Observer: "obs"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	var all []byte
+	for _, r := range trace.Kinds(30) {
+		line := append(enc.Append(nil, r), '\n')
+		f.Add(line)
+		all = append(all, line...)
+	}
+	ours := snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-second, noon+second)
+	ours.Netns, ours.Extra = blue, &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17", Next: "c-18"}}
+	f.Add(append(enc.Append(all, ours), '\n'))
+	for _, r := range newWorld("gw1", 1, 1).recs {
+		if r.Checkpoint() >= flow.CheckpointWhole {
+			f.Add(append(archive.AppendCheckpoint(nil, &archive.Origin{Host: "gw\\1"}, r), '\n'))
+		}
+	}
+	f.Add([]byte(`{"time":"2026-11-26T12:00:00Z","event":"destroy","src_ip":"203.0.113.5","src_port":40000,"proto_num":6,"zone":5,"nsid":-3}` + "\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		path := filepath.Join(t.TempDir(), "flows.jsonl")
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open([]string{path}, nil, nil, unfiltered)
+		if err != nil {
+			t.Fatal(err)
+		}
+		person := &Question{Person: "c-17", From: noon, To: noon}
+		if err := s.Prepare(context.Background(), []*Question{point(noon), person}); err != nil {
+			return
+		}
+		for _, q := range []*Question{point(noon), person} {
+			a, err := Ask(context.Background(), s, q, time.Unix(0, noon+hour))
+			if err == nil {
+				err = errors.Join(a.Text(io.Discard), a.JSON(io.Discard))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
 }
