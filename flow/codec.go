@@ -311,10 +311,24 @@ func appendSubscriber(dst []byte, s *Subscriber) []byte {
 // DecodeBinary appends the record at the start of src, as AppendBinary wrote it, to the batch, which must have room,
 // and returns what follows it. The record shares no memory with src. On error nothing is appended.
 func (b *Batch) DecodeBinary(src []byte) (rest []byte, err error) {
-	d := decoder{src: src}
 	used, text := b.used, len(b.text)
 	r := b.Next()
-	d.record(b, r)
+	n, mask := 0, 0
+	if len(src) >= glanceRoom {
+		n, mask = r.read((*[glanceRoom]byte)(src))
+	} else {
+		n, mask = r.readLast(src)
+	}
+	d := decoder{src: src, bad: n == 0 || n > len(src)}
+	if !d.bad {
+		d.src = src[n:]
+		if mask&hasExtra != 0 {
+			d.extra(b, b.Extra(r))
+		}
+		if mask&hasMore != 0 {
+			d.more(b, r)
+		}
+	}
 	if d.bad {
 		b.Drop()
 		b.used = used
@@ -324,72 +338,147 @@ func (b *Batch) DecodeBinary(src []byte) (rest []byte, err error) {
 	return d.src, nil
 }
 
+// readLast is read for a record with less behind it, as if zeros followed. What has taken some of them is not whole.
+func (r *Record) readLast(src []byte) (n, mask int) {
+	var b [glanceRoom]byte
+	copy(b[:], src)
+	return r.read(&b)
+}
+
+// read reads what precedes Extra, and returns how many bytes that takes; 0 if AppendBinary has not written it.
+func (r *Record) read(b *[glanceRoom]byte) (n, mask int) {
+	r.Event, r.Has = Event(b[1]), Has(binary.LittleEndian.Uint16(b[2:]))
+	mask = int(binary.LittleEndian.Uint16(b[4:]))
+	if b[0] != binaryVersion || r.Event > EventCheckpoint {
+		return 0, 0
+	}
+	n = 6
+	bad := false
+	var u uint64
+	numbers := uint64(0) // those of 32 bits
+	if mask&hasReceived != 0 {
+		r.Received = int64(binary.LittleEndian.Uint64(b[n:]))
+		n += 8
+	}
+	if mask&hasStart != 0 {
+		u, n = uvarintAt(b, n, &bad)
+		r.Start = r.Received - signed(u)
+	}
+	if mask&hasStop != 0 {
+		u, n = uvarintAt(b, n, &bad)
+		r.Stop = r.Received - signed(u)
+	}
+	if mask&hasStamp != 0 {
+		u, n = uvarintAt(b, n, &bad)
+		r.Stamp = r.Received - signed(u)
+	}
+	if mask&hasOrig != 0 {
+		if n = r.Orig.read(b, n); n == 0 {
+			return 0, 0
+		}
+	}
+	if mask&hasReply != 0 {
+		if n = r.Reply.read(b, n); n == 0 {
+			return 0, 0
+		}
+	}
+	if mask&hasOrigCounters != 0 {
+		r.OrigCounters.Packets, n = uvarintAt(b, n, &bad)
+		r.OrigCounters.Bytes, n = uvarintAt(b, n, &bad)
+	}
+	if mask&hasReplyCounters != 0 {
+		r.ReplyCounters.Packets, n = uvarintAt(b, n, &bad)
+		r.ReplyCounters.Bytes, n = uvarintAt(b, n, &bad)
+	}
+	if mask&hasID != 0 {
+		r.ID = binary.LittleEndian.Uint32(b[n:])
+		n += 4
+	}
+	if mask&hasMark != 0 {
+		u, n = uvarintAt(b, n, &bad)
+		r.Mark = uint32(u)
+		numbers |= u
+	}
+	if mask&hasTimeout != 0 {
+		u, n = uvarintAt(b, n, &bad)
+		r.Timeout = uint32(u)
+		numbers |= u
+	}
+	if mask&hasStatus != 0 {
+		u, n = uvarintAt(b, n, &bad)
+		r.Status = Status(u)
+		numbers |= u
+	}
+	if mask&hasZone != 0 {
+		r.Zone = binary.LittleEndian.Uint16(b[n:])
+		n += 2
+	}
+	if mask&hasState != 0 {
+		r.State = b[n]
+		n++
+	}
+	if bad || numbers > math.MaxUint32 {
+		return 0, 0
+	}
+	return n, mask
+}
+
+// read reads the tuple at b[n:] and returns where it ends, 0 if AppendBinary has not written it.
+func (t *Tuple) read(b *[glanceRoom]byte, n int) int {
+	form := b[n]
+	t.Proto = Proto(b[n+1])
+	n += 2
+	if form&(tuSrc4|tuSrc16|tuDst4|tuDst16) == tuSrc4|tuDst4 {
+		t.Src.Set4((*[4]byte)(b[n:]))
+		t.Dst.Set4((*[4]byte)(b[n+4:]))
+		n += 8
+	} else {
+		for i, a := range [...]*Addr{&t.Src, &t.Dst} {
+			switch form >> (2 * i) & (tuSrc4 | tuSrc16) {
+			case tuSrc4:
+				a.Set4((*[4]byte)(b[n:]))
+				n += 4
+			case tuSrc16:
+				copy(a[:], b[n:n+16])
+				n += 16
+			case tuSrc4 | tuSrc16:
+				return 0
+			}
+		}
+	}
+	if form&tuPorts != 0 {
+		t.SrcPort, t.DstPort = binary.LittleEndian.Uint16(b[n:]), binary.LittleEndian.Uint16(b[n+2:])
+		n += 4
+	}
+	if form&tuZone != 0 {
+		t.Zone = binary.LittleEndian.Uint16(b[n:])
+		n += 2
+	}
+	t.V6 = form&tuV6 != 0
+	t.HasZone = form&tuHasZone != 0
+	return n
+}
+
+// uvarintAt returns the integer of variable length at b[n:], and where it ends.
+func uvarintAt(b *[glanceRoom]byte, n int, bad *bool) (u uint64, end int) {
+	if size := varintSize(b, n); size <= 8 {
+		return uvarintOf(b, n, size), n + size
+	}
+	u, size := binary.Uvarint(b[n:])
+	if size <= 0 {
+		*bad = true
+		return 0, n
+	}
+	return u, n + size
+}
+
+// signed returns the number that an unsigned one stands for as a varint.
+func signed(u uint64) int64 { return int64(u>>1) ^ -int64(u&1) }
+
 // decoder takes values from the front of src. Once bad, it stays so, and what it returns is of no meaning.
 type decoder struct {
 	src []byte
 	bad bool
-}
-
-func (d *decoder) record(b *Batch, r *Record) {
-	h := d.bytes(6)
-	if d.bad {
-		return
-	}
-	r.Event = Event(h[1])
-	r.Has = Has(binary.LittleEndian.Uint16(h[2:]))
-	mask := int(binary.LittleEndian.Uint16(h[4:]))
-	if h[0] != binaryVersion || r.Event > EventCheckpoint {
-		d.bad = true
-		return
-	}
-	if mask&hasReceived != 0 {
-		r.Received = int64(d.uint64())
-	}
-	if mask&hasStart != 0 {
-		r.Start = r.Received - d.varint()
-	}
-	if mask&hasStop != 0 {
-		r.Stop = r.Received - d.varint()
-	}
-	if mask&hasStamp != 0 {
-		r.Stamp = r.Received - d.varint()
-	}
-	if mask&hasOrig != 0 {
-		d.tuple(&r.Orig)
-	}
-	if mask&hasReply != 0 {
-		d.tuple(&r.Reply)
-	}
-	if mask&hasOrigCounters != 0 {
-		r.OrigCounters = Counters{d.uvarint(math.MaxUint64), d.uvarint(math.MaxUint64)}
-	}
-	if mask&hasReplyCounters != 0 {
-		r.ReplyCounters = Counters{d.uvarint(math.MaxUint64), d.uvarint(math.MaxUint64)}
-	}
-	if mask&hasID != 0 {
-		r.ID = d.uint32()
-	}
-	if mask&hasMark != 0 {
-		r.Mark = uint32(d.uvarint(math.MaxUint32))
-	}
-	if mask&hasTimeout != 0 {
-		r.Timeout = uint32(d.uvarint(math.MaxUint32))
-	}
-	if mask&hasStatus != 0 {
-		r.Status = Status(d.uvarint(math.MaxUint32))
-	}
-	if mask&hasZone != 0 {
-		r.Zone = d.uint16()
-	}
-	if mask&hasState != 0 {
-		r.State = d.uint8()
-	}
-	if mask&hasExtra != 0 {
-		d.extra(b, b.Extra(r))
-	}
-	if mask&hasMore != 0 {
-		d.more(b, r)
-	}
 }
 
 func (d *decoder) more(b *Batch, r *Record) {
@@ -415,33 +504,14 @@ func (d *decoder) netns(b *Batch, r *Record) {
 }
 
 func (d *decoder) tuple(t *Tuple) {
-	bits := d.uint8()
-	t.Proto = Proto(d.uint8())
-	d.addr(&t.Src, bits&(tuSrc4|tuSrc16))
-	d.addr(&t.Dst, bits&(tuDst4|tuDst16)/(tuDst4/tuSrc4))
-	if bits&tuPorts != 0 {
-		t.SrcPort = d.uint16()
-		t.DstPort = d.uint16()
+	var b [glanceRoom]byte
+	copy(b[:], d.src)
+	n := t.read(&b, 0)
+	if n == 0 || n > len(d.src) {
+		d.bad, d.src = true, nil
+		return
 	}
-	if bits&tuZone != 0 {
-		t.Zone = d.uint16()
-	}
-	t.V6 = bits&tuV6 != 0
-	t.HasZone = bits&tuHasZone != 0
-}
-
-func (d *decoder) addr(a *Addr, form byte) {
-	switch form {
-	case 0:
-	case tuSrc4:
-		if p := d.bytes(4); !d.bad {
-			a.Set4((*[4]byte)(p))
-		}
-	case tuSrc16:
-		copy(a[:], d.bytes(16))
-	default:
-		d.bad = true
-	}
+	d.src = d.src[n:]
 }
 
 func (d *decoder) extra(b *Batch, x *Extra) {
@@ -542,26 +612,6 @@ func (d *decoder) uint16() uint16 {
 	return v
 }
 
-func (d *decoder) uint32() uint32 {
-	if len(d.src) < 4 {
-		d.bad = true
-		return 0
-	}
-	v := binary.LittleEndian.Uint32(d.src)
-	d.src = d.src[4:]
-	return v
-}
-
-func (d *decoder) uint64() uint64 {
-	if len(d.src) < 8 {
-		d.bad = true
-		return 0
-	}
-	v := binary.LittleEndian.Uint64(d.src)
-	d.src = d.src[8:]
-	return v
-}
-
 func (d *decoder) uvarint(limit uint64) uint64 {
 	if len(d.src) > 0 && d.src[0] < 0x80 { // most are
 		v := d.src[0]
@@ -570,16 +620,6 @@ func (d *decoder) uvarint(limit uint64) uint64 {
 	}
 	v, n := binary.Uvarint(d.src)
 	if n <= 0 || v > limit {
-		d.bad = true
-		return 0
-	}
-	d.src = d.src[n:]
-	return v
-}
-
-func (d *decoder) varint() int64 {
-	v, n := binary.Varint(d.src)
-	if n <= 0 {
 		d.bad = true
 		return 0
 	}
