@@ -65,7 +65,7 @@ FOR          = CGO_ENABLED=0 GOARM=7 GOMIPS=softfloat GOMIPS64=softfloat GOARCH
 cross: setup
 	$(GO) run ./packaging/processors $(CROSS) $(SMALL)
 	$(FOR)=mips $(GO) test -exec qemu-mips $(BYTES)
-	$(FOR)=mips $(GO) test -exec qemu-mips -run 'TestValidate$$' ./output/archive
+	$(FOR)=mips $(GO) test -exec qemu-mips -run 'TestValidate$$|TestBigEndian' ./output/archive ./archive
 	$(GO) test -tags small ./cmd/ctlogd ./live
 
 cross-all: cross

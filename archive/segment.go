@@ -185,6 +185,9 @@ func Seal(path string) (seg Segment, date string, err error) {
 			err = fmt.Errorf("seal %s: %v", path, p)
 		}
 	}()
+	if err := Works(); err != nil {
+		return seg, "", fmt.Errorf("seal %s: %w", path, err)
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return seg, "", err

@@ -83,7 +83,7 @@ func (u *Upload) Defaults() { u.Timeout = 10 * time.Minute }
 func (c *Config) Validate(report func(field, msg string)) {
 	switch {
 	case archive.Works() != nil:
-		report("path", archive.Works().Error()+"; send the records to a machine with another processor, by ipfix or kafka, or write them with an output file")
+		report("path", archive.Works().Error()+"; send the records to a machine with another processor, by ipfix or kafka, or write JSON lines, with the output jsonl")
 	case c.Path == "":
 		report("path", "missing path; write the archive's folder, such as /var/lib/ctlogd/archive")
 	case !filepath.IsAbs(c.Path):
