@@ -3,28 +3,36 @@
 # subscribers, 256 public addresses, 60,000 servers, one flow in 300 longer than an hour, a checkpoint each hour; the trace
 # lasts 20,000 seconds). Beside it DuckDB on the same files, and nfdump on the same flows, which nfcapd got by IPFIX.
 #
-# RECORDS is 10000000 by default; 1000000 is a quick look, 100000000 takes a quarter of an hour and 10 GB (run it under
-# nice). As root, cold means that the page cache was emptied before each question.
+# RECORDS is 10000000 by default, which takes some five minutes, two of them for nfdump, and 2 GB; 1000000 is a quick look,
+# 100000000 takes half an hour and 12 GB (run it under nice). As root, cold means that the page cache was emptied before each
+# question.
 #
 # What stands in no segment yet, at the end, DuckDB does not see: so a question may have no answer there.
 #
-# The folder is BENCH_DIR, or one in /var/tmp; it is removed afterwards unless BENCH_KEEP is set. SEGMENTS is how many small
-# segments the large catalog has (10000), FLOWS how many flows nfdump gets at most (10000000), ASK how many questions of a
-# kind there are (100). DuckDB is used if python3 has it, or PYTHON; nfdump and nfcapd if they are installed.
+# $BENCH_DIR (default /var/tmp) is where the scratch folder is made, so it says which disk is measured; the folder is removed
+# afterwards unless BENCH_KEEP is set. SEGMENTS is how many small segments the large catalog has (10000), FLOWS how many flows
+# nfdump gets at most (10000000), ASK how many questions of a kind there are (100). DuckDB is used if python3 has it, or PYTHON,
+# and nfdump and nfcapd if they are installed; what is left out is told.
+#
+# What the daemon takes besides is in rows of bench/compare.sh: ctlogd-archive, ctlogd-archive-sealed and ctlogd-archive-sealing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 records=${1:-10000000}
 segments=${SEGMENTS:-10000}
 flows=${FLOWS:-10000000}
 ask=${ASK:-100}
-dir=${BENCH_DIR:-$(mktemp -d /var/tmp/ctlogd-archive.XXXXXX)}
-mkdir -p "$dir"
+[[ $records =~ ^[0-9]+$ && $records -ge 1000000 ]] || { echo "archive.sh: $records: write a number of records, 1000000 at least: a segment has so many" >&2; exit 2; }
+dir=$(mktemp -d "${BENCH_DIR:-/var/tmp}/ctlogd-archive.XXXXXX")
 capd=
 tidy() {
-	[[ -z $capd ]] || kill "$capd" 2>/dev/null || true
-	[[ -n ${BENCH_KEEP:-} ]] || rm -rf "$dir"
+	if [[ -n $capd ]]; then
+		kill "$capd" 2>/dev/null || true
+		wait "$capd" 2>/dev/null || true
+	fi
+	if [[ -n ${BENCH_KEEP:-} ]]; then echo "kept      $dir" >&2; else rm -rf "$dir"; fi
 }
 trap tidy EXIT
+trap 'exit 130' INT TERM
 go build -o "$dir/bench" ./bench/archive
 go build -o "$dir/ctlogd" ./cmd/ctlogd
 python=${PYTHON:-}
@@ -38,12 +46,8 @@ done
 grep -m1 'model name' /proc/cpuinfo || true
 echo "load      $(cut -d' ' -f1-3 /proc/loadavg) on $(nproc) processors"
 echo "== $records records"
-common=(-records "$records" -questions "$ask")
-"$dir/bench" -dir "$dir/archive" "${common[@]}" -asked "$dir/asked.csv" make
-"$dir/bench" -dir "$dir/archive" "${common[@]}" -asked "$dir/asked.csv" reader
-"$dir/bench" -dir "$dir/archive" "${common[@]}" -asked "$dir/asked.csv" -whois "$dir/ctlogd" whois
-TIMEFORMAT='verify:   %R s, of which %U + %S s of CPU'
-time "$dir/ctlogd" verify "$dir/archive" | sed -n 2p
+large=(-dir "$dir/archive" -records "$records" -questions "$ask" -asked "$dir/asked.csv" -ctlogd "$dir/ctlogd")
+for what in make catalog reader whois verify; do "$dir/bench" "${large[@]}" $what; done
 if [[ -n $python ]] && "$python" -c 'import duckdb' 2>/dev/null; then
 	[[ $EUID != 0 ]] || "$python" bench/archive/engine.py "$dir/archive" "$dir/asked.csv" cold
 	"$python" bench/archive/engine.py "$dir/archive" "$dir/asked.csv" warm
@@ -52,9 +56,8 @@ else
 fi
 
 echo "== a catalog of $segments segments, one an hour"
-small=(-records $((segments * 200)) -segment 200 -every 18s -questions 20 -inside -dir "$dir/small" -asked "$dir/small.csv")
-"$dir/bench" "${small[@]}" make >/dev/null
-"$dir/bench" "${small[@]}" -whois "$dir/ctlogd" whois
+small=(-dir "$dir/small" -records $((segments * 200)) -segment 200 -every 18s -questions 20 -inside -asked "$dir/small.csv" -ctlogd "$dir/ctlogd")
+for what in make catalog whois verify; do "$dir/bench" "${small[@]}" $what; done
 
 if command -v nfcapd >/dev/null && command -v nfdump >/dev/null; then
 	n=$((records < flows ? records : flows))
@@ -67,7 +70,11 @@ if command -v nfcapd >/dev/null && command -v nfdump >/dev/null; then
 		sleep 0.1
 	done
 	"$dir/bench" -records "$n" -rate $((records / 20000 > 0 ? records / 20000 : 1)) -collector udp://127.0.0.1:39555 export
-	sleep 2
+	before=
+	until got=$(stat -c %s "$dir"/nf/nfcapd.current.* 2>/dev/null | awk '{s += $1} END {print s}') && [[ $got == "$before" ]]; do
+		before=$got
+		sleep 1
+	done
 	cpu=$(awk '{print ($14 + $15) * 10}' "/proc/$capd/stat")
 	kill "$capd"
 	wait "$capd" || true

@@ -38,10 +38,10 @@ func main() {
 	flag.StringVar(&b.compression, "compression", archive.Compressions[0], "of the segments")
 	flag.BoolVar(&b.inside, "inside", false, "seal in this process: for very many small segments")
 	flag.StringVar(&b.asked, "asked", "", "file of the questions: make writes it, the others read it")
-	whois := flag.String("whois", "", "whois: the ctlogd that is timed")
+	ctlogd := flag.String("ctlogd", "", "whois, verify: the ctlogd that is timed")
 	collector := flag.String("collector", "", "export: the collector, udp://HOST:PORT")
 	flag.Usage = func() {
-		fmt.Fprintln(os.Stderr, "archive make | ask | reader | whois | export, with flags before it")
+		fmt.Fprintln(os.Stderr, "archive make | ask | catalog | reader | whois | verify | export, with flags before it")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -56,8 +56,12 @@ func main() {
 		err = b.ask()
 	case "reader":
 		err = b.reader()
+	case "catalog":
+		err = b.catalog()
 	case "whois":
-		err = b.whois(*whois)
+		err = b.whois(*ctlogd)
+	case "verify":
+		err = b.verify(*ctlogd)
 	case "export":
 		err = b.export(*collector)
 	default:
@@ -99,6 +103,25 @@ func usage() (self, children time.Duration, childRSS int64) {
 // interval is how long flows live before they have an open record.
 const interval = time.Hour
 
+// options are those of the archive.
+func (b *bench) options() archive.Options {
+	clock := b.config().Start
+	o := archive.Options{Dir: b.dir, Host: "gw1", Observer: "bench", Interval: interval, Records: b.segment,
+		Compression: b.compression, Sync: archive.SyncInterval, Now: func() time.Time { return clock },
+		Log: func(level archive.Level, msg, file string, err error, _ string) {
+			if level > archive.Info {
+				fmt.Fprintln(os.Stderr, msg, file, err)
+			}
+		}}
+	if b.inside {
+		o.Seal = func(_ context.Context, path string) (archive.Sealed, error) {
+			seg, date, err := archive.Seal(path)
+			return archive.Sealed{Segment: seg, Date: date}, err
+		}
+	}
+	return o
+}
+
 // make makes the archive, with a checkpoint each hour, and the file of questions: about flows that are there.
 func (b *bench) make() error {
 	cfg := b.config()
@@ -118,21 +141,7 @@ func (b *bench) make() error {
 	now, _, _ := usage()
 	making := now - began
 
-	clock := cfg.Start
-	o := archive.Options{Dir: b.dir, Host: "gw1", Observer: "bench", Interval: interval, Records: b.segment,
-		Compression: b.compression, Sync: archive.SyncInterval, Now: func() time.Time { return clock },
-		Log: func(level archive.Level, msg, file string, err error, _ string) {
-			if level > archive.Info {
-				fmt.Fprintln(os.Stderr, msg, file, err)
-			}
-		}}
-	if b.inside {
-		o.Seal = func(_ context.Context, path string) (archive.Sealed, error) {
-			seg, date, err := archive.Seal(path)
-			return archive.Sealed{Segment: seg, Date: date}, err
-		}
-	}
-	w, err := archive.Open(o)
+	w, err := archive.Open(b.options())
 	if err != nil {
 		return err
 	}
@@ -220,13 +229,14 @@ func checkpoint(w *archive.Writer, long []flow.Record, at int64) (n int, err err
 	return n, write()
 }
 
-// question is what is asked: who had a public address and port at a time; and what its subscriber had in the hour before
-// its flow ended.
+// question is what is asked: who had a public address and port at a time; what its subscriber had in the hour before its flow
+// ended; and who talked to its destination then.
 type question struct {
 	public netip.AddrPort
 	at     int64
 	src    netip.Addr
 	stop   int64
+	dst    netip.AddrPort
 }
 
 // asks reports whether a question is about the first of the 256 records from number n on.
@@ -251,11 +261,12 @@ func (b *bench) writeAsked(ask []flow.Record) error {
 		return err
 	}
 	w := csv.NewWriter(f)
-	_ = w.Write([]string{"address", "port", "at", "src", "stop"})
+	_ = w.Write([]string{"address", "port", "at", "src", "stop", "dst", "dst_port"})
 	for i := range ask {
 		r := &ask[i]
 		a, port := archive.PublicSource(r)
-		_ = w.Write([]string{a.String(), strconv.Itoa(int(port)), strconv.FormatInt((r.Start+r.Stop)/2, 10), r.Orig.SrcAddr().String(), strconv.FormatInt(r.Stop, 10)})
+		_ = w.Write([]string{a.String(), strconv.Itoa(int(port)), strconv.FormatInt((r.Start+r.Stop)/2, 10), r.Orig.SrcAddr().String(), strconv.FormatInt(r.Stop, 10),
+			r.Orig.DstAddr().String(), strconv.Itoa(int(r.Orig.DstPort))})
 	}
 	w.Flush()
 	if err := w.Error(); err != nil {
@@ -281,6 +292,8 @@ func (b *bench) readAsked() (ask []question, err error) {
 		q.at, _ = strconv.ParseInt(row[2], 10, 64)
 		q.src = netip.MustParseAddr(row[3])
 		q.stop, _ = strconv.ParseInt(row[4], 10, 64)
+		port, _ = strconv.ParseUint(row[6], 10, 16)
+		q.dst = netip.AddrPortFrom(netip.MustParseAddr(row[5]), uint16(port))
 		ask = append(ask, q)
 	}
 	return ask, nil
@@ -304,13 +317,11 @@ func (b *bench) reader() error {
 	if err != nil {
 		return err
 	}
-	began := time.Now()
 	r, err := archive.OpenReader(b.dir)
 	if err != nil {
 		return err
 	}
 	h := r.Hosts[0]
-	fmt.Printf("catalog   %8.2f ms to read %d lines\n", ms(time.Since(began)), len(h.Lines))
 	point := func(q *question) archive.Query {
 		return archive.Query{Public: q.public.Addr(), Port: q.public.Port(), HasPort: true, From: q.at, To: q.at}
 	}
@@ -331,6 +342,10 @@ func (b *bench) reader() error {
 		{"point, warm, bounded by a checkpoint", false, bounded},
 		{"subscriber, 1 h, warm", false, func(q *question) (archive.Query, bool) {
 			return archive.Query{Src: q.src, From: q.stop - int64(time.Hour), To: q.stop}, true
+		}},
+		{"destination, bounded, warm", false, func(q *question) (archive.Query, bool) {
+			c, ok := h.Witness(q.at)
+			return archive.Query{Dst: q.dst.Addr(), DstPort: q.dst.Port(), HasDstPort: true, From: q.at, To: q.at, Until: int64(c.Ended)}, ok
 		}},
 	} {
 		var t times
@@ -370,6 +385,54 @@ func (b *bench) reader() error {
 	return nil
 }
 
+// catalog tells what the catalogs take: of the disk, of who asks, and of a daemon that starts.
+func (b *bench) catalog() error {
+	files, err := filepath.Glob(b.dir + "/host=*/date=*/catalog.jsonl")
+	if err != nil {
+		return err
+	}
+	size := int64(0)
+	for _, f := range files {
+		info, err := os.Stat(f)
+		if err != nil {
+			return err
+		}
+		size += info.Size()
+	}
+	took := func(do func() error) (time.Duration, error) {
+		drop()
+		began := time.Now()
+		err := do()
+		return time.Since(began), err
+	}
+	lines := 0
+	read, err := took(func() error {
+		r, err := archive.OpenReader(b.dir)
+		if err != nil {
+			return err
+		}
+		lines = len(r.Hosts[0].Lines)
+		r.Close()
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	open, err := took(func() error {
+		w, err := archive.Open(b.options())
+		if err != nil {
+			return err
+		}
+		return w.Close(context.Background())
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Printf("catalog   %8.2f ms to read %d lines, %.0f bytes each; %.2f ms to open the archive for writing; cold\n", ms(read), lines,
+		float64(size)/float64(max(lines, 1)), ms(open))
+	return nil
+}
+
 // whois runs "ctlogd whois", and tells how long it took and how much memory: of the whole command. This process is a small
 // one, as a child's peak counts from its parent's size.
 func (b *bench) whois(ctlogd string) error {
@@ -386,6 +449,7 @@ func (b *bench) whois(ctlogd string) error {
 		{"--src, 1 h, warm", false, func(q *question) []string {
 			return []string{"--src", q.src.String(), "--from", text(q.stop - int64(time.Hour)), "--to", text(q.stop)}
 		}},
+		{"--dst, warm", false, func(q *question) []string { return []string{"--dst", q.dst.String(), "--at", text(q.at)} }},
 	} {
 		var t times
 		most, missed, cpu := int64(0), 0, time.Duration(0)
@@ -406,6 +470,29 @@ func (b *bench) whois(ctlogd string) error {
 		}
 		t.print("whois", kind.name, missed, fmt.Sprintf("; %.1f ms of CPU each, at most %d MiB", ms(cpu)/float64(max(len(t), 1)), most>>10))
 	}
+	return nil
+}
+
+// verify runs "ctlogd verify", and tells what it took.
+func (b *bench) verify(ctlogd string) error {
+	drop()
+	cmd := exec.Command(ctlogd, "verify", b.dir)
+	began := time.Now()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("verify: %w: %s", err, out)
+	}
+	took := time.Since(began)
+	segments, _ := filepath.Glob(b.dir + "/host=*/date=*/*.parquet")
+	size := int64(0)
+	for _, s := range segments {
+		if info, err := os.Stat(s); err == nil {
+			size += info.Size()
+		}
+	}
+	p := cmd.ProcessState
+	fmt.Printf("verify    %8.2f ms for %d segments of %d MB, cold; %.0f ms of CPU, at most %d MiB\n", ms(took), len(segments), size/1e6,
+		ms(p.UserTime()+p.SystemTime()), p.SysUsage().(*syscall.Rusage).Maxrss>>10)
 	return nil
 }
 
