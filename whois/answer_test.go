@@ -231,6 +231,24 @@ func TestJudge(t *testing.T) {
 			r.Start, r.Extra = r.Start+1, &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17"}}
 			return asRows(a(), r)
 		}(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "no source of subscribers told whose they were"},
+		"a subscriber, of whom one of three tells, twice": {rows: func() []row {
+			rows := asRows(a(), a(), a())
+			for i := range rows {
+				rows[i].flowID, rows[i].host = fmt.Sprint(i), "gw2"
+				rows[i].Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17"}}
+			}
+			rows[2].host, rows[2].Extra = "gw1", nil
+			return rows
+		}(), facts: whole(), verdict: Sole},
+		"a subscriber, of whom two of three tell something else": {rows: func() []row {
+			rows := asRows(a(), a(), a())
+			for i := range rows {
+				rows[i].flowID, rows[i].host = fmt.Sprint(i), fmt.Sprint("gw", i+1)
+			}
+			rows[1].Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17"}}
+			rows[2].Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: "c-18"}}
+			return rows
+		}(), facts: whole(), verdict: Ambiguous, exit: 4, decides: "no source of subscribers told whose they were"},
 		"a subscriber, of whom another machine knew before": {rows: func() []row {
 			rows := asRows(a(), snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-3*minute, noon-2*minute))
 			rows[1].Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17"}}
@@ -319,6 +337,20 @@ func TestSeveralMachines(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"10.64.3.7:51545 gw1", "10.64.3.7:51544 gw2", "10.64.3.7:51547 gw2", "10.64.9.9:1055 gw1", "10.64.3.7:51546 gw1"}, got); diff != "" {
 		t.Errorf("holders (-want +got):\n%s", diff)
+	}
+}
+
+// TestReachedSubscriber: who was reached behind a forwarded port is the subscriber that a source has told of the inside.
+func TestReachedSubscriber(t *testing.T) {
+	r := reached(snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-second, noon+second))
+	r.Reply.Src, r.Reply.SrcPort = flow.AddrFrom(netip.MustParseAddr("10.64.7.7")), 80
+	for dst, want := range map[bool]string{true: "c-17", false: "10.64.7.7"} { // false: of the far side
+		r.Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17", Dst: dst}}
+		rows := asRows(r)
+		rows[0].incoming = true
+		if a := judge(point(noon), rows, nil, time.Unix(0, noon)); len(a.Holders) != 1 || a.Holders[0].Subscriber != want || a.Holders[0].Inside.String() != "10.64.7.7:80" {
+			t.Errorf("told of the destination %t: %+v, want %s", dst, a.Holders[0], want)
+		}
 	}
 }
 
