@@ -2,6 +2,7 @@ package ctnetlink
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
@@ -24,6 +25,8 @@ type dump struct {
 	flows   uint64
 	opened  time.Time
 	stepped time.Time
+	heard   time.Time // when the last chunk came, or the kernel took the request
+	silent  bool      // the last step has brought none
 
 	// ended are the flows whose end was read since the last chunk, or since the dump was asked for, by their identity. The
 	// kernel fills a chunk when the one before it is read, so that it may show them as alive.
@@ -31,14 +34,22 @@ type dump struct {
 	stale bool // they became too many before the dump began: what is read is of no use
 }
 
-// maxEnded bounds dump.ended. A flush of the table, behind which a dump waits, brings millions.
-const maxEnded = 1 << 17
+const (
+	// maxEnded bounds dump.ended. A flush of the table, behind which a dump waits, brings millions.
+	maxEnded = 1 << 17
+
+	// chunkWithin bounds the wait for a chunk. The kernel has the next one ready when it returns one, so there is no wait, but
+	// if it has lost the dump there would be no end of it.
+	chunkWithin = 5 * time.Second
+)
+
+var errSilent = errors.New("the kernel sends no more of it")
 
 // end takes note of the end of a flow.
 func (d *dump) end(identity uint64) {
 	switch {
 	case d.stale:
-	case d.asked != nil && len(d.ended) >= maxEnded:
+	case len(d.ended) >= maxEnded: // and it has not begun, or the reader does nothing but drain its source
 		d.stale = true
 		clear(d.ended)
 	default:
@@ -47,7 +58,7 @@ func (d *dump) end(identity uint64) {
 }
 
 // crowded reports whether the next chunk has to be read, whoever has room for it, before ended grows too large.
-func (d *dump) crowded() bool { return len(d.ended) >= maxEnded }
+func (d *dump) crowded() bool { return len(d.ended) >= maxEnded/2 }
 
 // newDump asks for the table on a goroutine of its own: the kernel starts no dump while somebody has it delete flows
 // (nfnl_lock in net/netfilter/nfnetlink.c), and to flush a million takes seconds, in which the reader has their ends to read.
@@ -86,13 +97,13 @@ func newDumpOn(fd int, subsystem uint16, j job, now time.Time) *dump {
 }
 
 // begun reports whether the kernel has taken the request, or refused it, which is the error.
-func (d *dump) begun() (bool, error) {
+func (d *dump) begun(now time.Time) (bool, error) {
 	if d.asked == nil {
 		return true, nil
 	}
 	select {
 	case err := <-d.asked:
-		d.asked = nil
+		d.asked, d.heard = nil, now
 		if err != nil {
 			err = fmt.Errorf("ask for the table: %w", err)
 		}
@@ -122,8 +133,12 @@ func (d *dump) close() {
 func (d *dump) step(stats *Stats, now time.Time, visit func(*flow.Record)) (more bool, err error) {
 	d.stepped = now
 	n, from, err := unix.Recvfrom(d.fd, d.buf, unix.MSG_DONTWAIT)
+	d.silent = err == unix.EAGAIN || err == unix.EINTR
 	switch {
-	case err == unix.EAGAIN || err == unix.EINTR:
+	case d.silent:
+		if d.crowded() || now.Sub(d.heard) >= chunkWithin {
+			return false, errSilent
+		}
 		return true, nil
 	case err != nil:
 		return false, err
@@ -132,6 +147,7 @@ func (d *dump) step(stats *Stats, now time.Time, visit func(*flow.Record)) (more
 		stats.Refused.Add(1)
 		return true, nil
 	}
+	d.heard = now
 	received := now.UnixNano()
 	for rest := d.buf[:n]; len(rest) >= nlHeader; {
 		size := int(binary.NativeEndian.Uint32(rest))

@@ -44,7 +44,7 @@ func read(ctx context.Context, conn int, n flow.Netns, subsystem uint16, visit f
 	d.netns = n
 	defer d.close()
 	for begun := false; !begun; time.Sleep(askedWait) {
-		if begun, err = d.begun(); err != nil {
+		if begun, err = d.begun(time.Now()); err != nil {
 			return err
 		}
 		if ctx.Err() != nil {

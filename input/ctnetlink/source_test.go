@@ -8,9 +8,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
 
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/input/netns"
 )
 
 // gaps is a Sink that keeps them.
@@ -265,6 +267,96 @@ func TestDumpBehindAFlush(t *testing.T) {
 	}
 	if !d.crowded() {
 		t.Error("nothing makes the dump go on")
+	}
+}
+
+// TestDue goes the reader's rounds over a minute of which only the clock passes: whatever the table waits for, the rounds
+// between which the reader does not wait are those in which something is done.
+func TestDue(t *testing.T) {
+	began := time.Now()
+	noRoom := func() bool { return false }
+	under := func(asked chan error) func(*testing.T, *table) {
+		return func(t *testing.T, tab *table) {
+			fd, err := newSocket() // nobody asks for a table on it, so that no chunk comes
+			if err != nil {
+				t.Fatal(err)
+			}
+			tab.dump = &dump{job: job{purpose: forOpen, reading: &reading{left: 1}}, fd: fd, asked: asked, buf: make([]byte, 1024),
+				stepped: began, heard: began, ended: map[uint64]struct{}{}}
+		}
+	}
+	for _, tt := range []struct {
+		name   string
+		room   func() bool
+		set    func(*testing.T, *table)
+		rounds int // at most
+		ends   bool
+	}{
+		{"nothing to do", nil, func(*testing.T, *table) {}, 61, true},
+		{"interim records far away", nil, func(_ *testing.T, tab *table) { tab.interimAt = began.Add(time.Hour) }, 61, true},
+		{"checkpoints far away", nil, func(_ *testing.T, tab *table) { tab.checkpoints.Store(int64(time.Hour)) }, 61, true},
+		{"checkpoints that are over", nil, func(_ *testing.T, tab *table) { tab.checkpointAt = began.Add(-time.Hour) }, 61, true},
+		{"the other namespaces are not known", nil, func(_ *testing.T, tab *table) {
+			tab.want, tab.joined, tab.view = forOpen, began.Add(time.Hour), func() *netns.View { return &netns.View{} }
+		}, int(time.Minute / askedWait), true},
+		{"the kernel has not begun", nil, under(make(chan error)), int(time.Minute / askedWait), false},
+		{"the kernel has not begun, and no room", noRoom, under(make(chan error)), int(time.Minute / askedWait), false},
+		{"no chunk comes", nil, under(nil), 61 + int(chunkWithin/roomWait), true},
+		{"no chunk comes, and no room", noRoom, under(nil), 61 + int(chunkWithin/roomWait), true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newSource("destroy")
+			s.opts.Room = tt.room
+			core, logged := observer.New(zap.ErrorLevel)
+			s.opts.Log = zap.New(core)
+			tab := s.table
+			tt.set(t, tab)
+			broken := tab.dump != nil && tt.ends
+			var sink gaps
+			rounds := 0
+			for now := began; now.Sub(began) < time.Minute && rounds <= tt.rounds; rounds++ {
+				if !tab.turn(now, &sink) {
+					now = now.Add(min(idle, tab.due(now)))
+				}
+			}
+			if rounds > tt.rounds {
+				t.Errorf("more than %d rounds in a minute: the reader spins", tt.rounds)
+			}
+			if tt.ends != (tab.dump == nil) || broken != (logged.Len() > 0) {
+				t.Errorf("the dump is over: %v, want %v; logged: %v", tab.dump == nil, tt.ends, logged.All())
+			}
+			tab.finish()
+		})
+	}
+	// There is no wait before what the next turn begins.
+	tab := newSource("destroy").table
+	tab.jobs = []job{{nil, forOpen, &reading{left: 1}}}
+	if d := tab.due(began); d != 0 {
+		t.Errorf("a table that is to be read waits for %v", d)
+	}
+	if tab.turn(began, &gaps{}); len(tab.jobs) > 0 {
+		t.Error("the turn has begun nothing")
+	}
+	tab.finish()
+}
+
+// A dump that has begun and brings nothing is broken off before it remembers too many ends.
+func TestSilentDump(t *testing.T) {
+	s := newSource("destroy")
+	fd, err := newSocket()
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	d := &dump{job: job{purpose: forOpen, reading: &reading{left: 1}}, fd: fd, buf: make([]byte, 1024), stepped: now, heard: now,
+		ended: map[uint64]struct{}{}}
+	s.table.dump = d
+	var sink gaps
+	for i := 0; s.table.dump != nil; i++ {
+		s.table.ended(&flow.Record{Event: flow.EventDestroy, ID: uint32(i)})
+		if s.table.turn(now, &sink); len(d.ended) > maxEnded || d.stale {
+			t.Fatalf("%d flows are remembered, and there is no end of it", i)
+		}
 	}
 }
 

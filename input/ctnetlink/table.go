@@ -144,7 +144,7 @@ func (t *table) turn(now time.Time, sink input.Sink) (busy bool) {
 	if d == nil {
 		return false
 	}
-	begun, err := d.begun()
+	begun, err := d.begun(now)
 	switch {
 	case err != nil:
 		t.stop(now, err, sink)
@@ -158,8 +158,7 @@ func (t *table) turn(now time.Time, sink input.Sink) (busy bool) {
 	// Open records come as fast as the kernel writes them, which is more than an output may take. They can wait, yet not
 	// for ever: an output that is down takes none.
 	if d.purpose&^forHelpers == 0 || t.opts.Room == nil || t.opts.Room() || now.Sub(d.stepped) >= roomWait || d.crowded() {
-		t.step(now, sink)
-		return true
+		return t.step(now, sink)
 	}
 	return false
 }
@@ -255,7 +254,8 @@ func empty(s *netns.Space) bool {
 	return err == nil && n == 0
 }
 
-func (t *table) step(now time.Time, sink input.Sink) {
+// step takes one chunk; busy says that there was one, or that the dump is over.
+func (t *table) step(now time.Time, sink input.Sink) (busy bool) {
 	d := t.dump
 	more, err := d.step(t.stats, now, func(r *flow.Record) {
 		if !d.stale {
@@ -264,11 +264,13 @@ func (t *table) step(now time.Time, sink input.Sink) {
 	})
 	switch {
 	case more:
-	case d.stale: // the socket of another namespace is kept, so what was asked for is read to its end before
+		return !d.silent
+	case d.stale && err == nil: // the socket of another namespace is kept, so what was asked for is read to its end before
 		t.again()
 	default:
 		t.stop(now, err, sink)
 	}
+	return true
 }
 
 // again gives up the dump under way, and has it made anew.

@@ -243,6 +243,48 @@ func TestDumpsUnderChurn(t *testing.T) {
 	t.Logf("%d flows dumped, %d open records of flows that came and went", w.Stats.Dumped.Load(), open)
 }
 
+// counted is a Sink that counts records.
+type counted struct {
+	gaps
+	n int
+}
+
+func (c *counted) Put(*flow.Record) { c.n++ }
+
+// TestCrowdedDump has more flows end beside a dump than it may remember, while no output has room and no time passes: the dump
+// goes on nevertheless, to its end.
+func TestCrowdedDump(t *testing.T) {
+	ns := newNamespace(t, "events=1")
+	const n = 2000
+	must(t, newFloodIn(t, ns).Create(0, n))
+	s := newSource("destroy")
+	s.opts.Room = func() bool { return false }
+	now := time.Now()
+	must(t, ns.Do(func() (err error) {
+		s.table.dump, err = newDump(job{purpose: forOpen, reading: &reading{left: 1}}, now)
+		return err
+	}))
+	d, sink := s.table.dump, &counted{}
+	until(t, "the dump has begun", func() bool { s.table.turn(now, sink); return d.asked == nil })
+	ends, chunks := 0, 0
+	for s.table.dump != nil {
+		before := ends
+		for !s.table.turn(now, sink) {
+			for range 64 {
+				ends++
+				s.table.ended(&flow.Record{Event: flow.EventDestroy, ID: uint32(ends)})
+			}
+			if len(d.ended) > maxEnded || ends-before > maxEnded {
+				t.Fatalf("%d flows have ended, %d are remembered, and the dump does not go on", ends-before, len(d.ended))
+			}
+		}
+		chunks++
+	}
+	if sink.n != n || chunks < 3 {
+		t.Errorf("%d open records in %d chunks, want %d in several", sink.n, chunks, n)
+	}
+}
+
 // TestOpenRecords asks for open records in each of the three ways.
 func TestOpenRecords(t *testing.T) {
 	ns := newNamespace(t, "events=1")
