@@ -436,3 +436,44 @@ func TestGuardOfOneNamespace(t *testing.T) {
 		t.Errorf("the gaps say %d", lost)
 	}
 }
+
+// TestNameGoesWhileRead: a namespace's name goes while its table is read, and with it all that held it but ctlogd. That reading
+// comes to its end, and the one that is the last one after it.
+func TestNameGoesWhileRead(t *testing.T) {
+	home := newNamespace(t)
+	h := openByHand(t, home, Config{Namespaces: []string{AllNamespaces}})
+	tenant := newNamespace(t)
+	f := newFloodIn(t, tenant)
+	const n = 2000
+	must(t, f.Create(0, n))
+	unname := nameSpace(t, tenant, "tenant")
+	known := func() (s *netns.Space) {
+		if view, _ := h.Namespaces(); len(view.Spaces) > 0 {
+			s = view.Spaces[0]
+		}
+		return s
+	}
+	h.read("the namespace is known", func() bool { return known() != nil && h.others.known[known()] && h.table.dump == nil })
+	h.RequestOpen()
+	until(t, "its table is being read", func() bool {
+		h.Turn(time.Now(), h)
+		return h.table.dump != nil && h.table.dump.space == known() && len(h.got["tenant open"]) > 0
+	})
+	unname()
+	must(t, f.Close())
+	must(t, tenant.Close())
+	h.read("it is let go", func() bool { return known() == nil })
+	if len(h.got["tenant open"]) != n || len(h.got) != 1 || len(h.gaps) > 0 {
+		t.Errorf("%d flows of %d have an open record; there are records of %d kinds, gaps %v", len(h.got["tenant open"]), n, len(h.got), h.gaps)
+	}
+	for i, times := range h.got["tenant open"] {
+		if times != 2 {
+			t.Errorf("flow %d has %d open records", i, times)
+		}
+	}
+	h.read("the kernel has taken it away", func() bool {
+		out, err := home.Output("", "ip", "netns", "list-id")
+		must(t, err)
+		return !strings.Contains(string(out), "nsid")
+	})
+}
