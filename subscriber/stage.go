@@ -1,6 +1,7 @@
 package subscriber
 
 import (
+	"slices"
 	"sync/atomic"
 
 	"github.com/ctlogd/ctlogd/flow"
@@ -17,7 +18,7 @@ type Stage struct {
 	tables  []*table // of the sources, during Process
 
 	places   [2][]place // where an address may be, in order, by its family
-	all      bool       // places has all of them
+	unclear  []*table   // those that have unclear prefixes
 	searches [256]search
 	sink     uint32 // has the compiler keep what search reads in advance
 }
@@ -60,6 +61,7 @@ func (s *Stage) Process(b *flow.Batch) {
 	clear(s.tables) // old tables may go
 	clear(s.places[0])
 	clear(s.places[1])
+	clear(s.unclear)
 }
 
 // place is where an address may be: the prefixes of one length in one table.
@@ -68,18 +70,18 @@ type place struct {
 	bits uint8
 }
 
-// plan takes the tables as they are now. With a table that has unclear prefixes the places end: it wants a closer look.
+// plan takes the tables as they are now.
 func (s *Stage) plan() {
-	s.places, s.all = [2][]place{s.places[0][:0], s.places[1][:0]}, true
+	s.places, s.unclear = [2][]place{s.places[0][:0], s.places[1][:0]}, s.unclear[:0]
 	for i, source := range s.sources {
 		t := source.table.Load()
 		s.tables[i] = t
-		s.all = s.all && t.unclear == nil
+		if t.unclear != nil {
+			s.unclear = append(s.unclear, t)
+		}
 		for f := range s.places {
 			for _, n := range t.lengths[f] {
-				if s.all {
-					s.places[f] = append(s.places[f], place{t, n})
-				}
+				s.places[f] = append(s.places[f], place{t, n})
 			}
 		}
 	}
@@ -179,13 +181,14 @@ func (s *Stage) name(b *flow.Batch, recs []flow.Record, open []search, reply boo
 			continue
 		}
 		start, end := lifetime(r)
-		if w.slot.holds(start) && end < w.slot.until && w.slot.is(prefix{w.hi, w.lo, w.bits}) {
+		doubt := len(s.unclear) > 0 && s.doubtful(address(r, reply))
+		if !doubt && w.slot.holds(start) && end < w.slot.until && w.slot.is(prefix{w.hi, w.lo, w.bits}) {
 			who := w.page.tell(b, w.slot, &b.Extra(r).Subscriber)
 			who.Source, who.Dst = w.table.source, reply
 			named++
 			continue
 		}
-		found := w.slot != &noSlot || !s.all
+		found := doubt || w.slot != &noSlot
 		var who flow.Subscriber
 		if found {
 			who, found = s.ask(b, address(r, reply), start, end)
@@ -203,6 +206,12 @@ func (s *Stage) name(b *flow.Batch, recs []flow.Record, open []search, reply boo
 	s.Named.Add(named)
 	s.Changed.Add(changed)
 	return unknown
+}
+
+// doubtful reports whether a source does not know, or did not, who has an address that is somebody's.
+func (s *Stage) doubtful(a *flow.Addr) bool {
+	hi, lo := a.Words()
+	return slices.ContainsFunc(s.unclear, func(t *table) bool { return t.doubtful(hi, lo) })
 }
 
 // tell puts who a slot's subscriber is into who, which is empty.

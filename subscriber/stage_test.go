@@ -39,14 +39,16 @@ func median(n int, prepare, do func()) (half, best time.Duration) {
 }
 
 // BenchmarkStage reports the median of what a record costs, of batches of 256: of any addresses of a million, of 5,000 busy ones
-// among them (Zipf), of addresses that are nobody's, of flows that come from outside to any, and with a second source before that one.
+// among them (Zipf), of addresses that are nobody's, of flows that come from outside to any, with a second
+// source before that one, and with a line that is broken.
 func BenchmarkStage(bench *testing.B) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	for _, kind := range []string{"cgn", "scattered", "delegated"} {
 		prefixes := pool(kind, 1_000_000)
-		sources := [2]*Source{new(Source), new(Source)}
+		sources := [3]*Source{new(Source), new(Source), new(Source)}
 		sources[0].table.Store(fill(prefixes))
 		sources[1].table.Store(fill(pool("scattered", 10_000)[5_000:]))
+		sources[2].table.Store(sources[0].table.Load().withUnclear(map[prefix]window{prefixOf(prefixes[0]): {1, forever}}))
 		stage := NewStage(nil)
 		zipf := rand.NewZipf(rng, 1.1, 10, 4999)
 		anyone := func() netip.Addr { return prefixes[rng.IntN(len(prefixes))].Addr() }
@@ -54,14 +56,18 @@ func BenchmarkStage(bench *testing.B) {
 			"any":     anyone,
 			"inbound": anyone,
 			"second":  anyone,
+			"broken":  anyone,
 			"busy":    func() netip.Addr { return prefixes[zipf.Uint64()*199].Addr() },
 			"nobody":  func() netip.Addr { return netip.AddrFrom4([4]byte{203, 0, byte(rng.Uint32()), byte(rng.Uint32())}) },
 		} {
 			bench.Run(kind+"/"+traffic, func(bench *testing.B) {
 				b := batchOf(prefixes, rng)
 				stage.Use(sources[:1])
-				if traffic == "second" {
+				switch traffic {
+				case "second":
 					stage.Use([]*Source{sources[1], sources[0]})
+				case "broken":
+					stage.Use(sources[2:])
 				}
 				for bench.Loop() {
 					took, best := median(2000, func() {

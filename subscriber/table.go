@@ -153,6 +153,7 @@ type table struct {
 	past    int               // intervals before the latest
 	source  string            // for flow.Subscriber.Source
 	unclear map[prefix]window // of lines that are, or were, broken; nil: there are none
+	doubts  [2][]uint8        // the lengths of these, of IPv4 and IPv6
 }
 
 // window is a time in which it is not known who had a prefix: from is part of it, until is not.
@@ -299,16 +300,29 @@ func (t *table) withUnclear(windows map[prefix]window) *table {
 		return t
 	}
 	now := *t
-	now.unclear = nil
+	now.unclear, now.doubts = nil, [2][]uint8{}
 	if len(windows) > 0 {
 		now.unclear = windows
 	}
 	var lengths [2][129]bool
 	for p := range windows {
-		lengths[family(p.hi, p.lo)][p.bits] = true
+		if f := family(p.hi, p.lo); !lengths[f][p.bits] {
+			lengths[f][p.bits] = true
+			now.doubts[f] = append(now.doubts[f], p.bits)
+		}
 	}
 	now.learn(&lengths)
 	return &now
+}
+
+// doubtful reports whether it is, or was, unclear who has the address.
+func (t *table) doubtful(hi, lo uint64) bool {
+	for _, n := range t.doubts[family(hi, lo)] {
+		if _, ok := t.unclear[masked(hi, lo, n)]; ok {
+			return true
+		}
+	}
+	return false
 }
 
 // each calls visit with every latest interval.
