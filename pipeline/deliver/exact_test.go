@@ -74,6 +74,7 @@ func (w *whims) decide(recs []*flow.Record) (n int, err error) {
 	}
 	switch w.random.IntN(8) {
 	case 0:
+		w.down = w.random.IntN(20) == 0
 		return w.random.IntN(n), errors.New("down")
 	case 1:
 		k := 1 + w.random.IntN(3)

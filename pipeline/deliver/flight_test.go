@@ -371,49 +371,65 @@ func TestReplacedInTheMiddle(t *testing.T) {
 	})
 }
 
-// slow is an output that gets 1000 records of a backlog a second, and learns later what has arrived.
-type slow struct{ posted }
+// slow is an output that gets 1000 records of a backlog a second, and learns later what has arrived: when it is closed, that all has,
+// or never.
+type slow struct {
+	posted
+	arrives bool
+}
 
 func (*slow) Pace() int { return 1000 }
 
-// An output is replaced while a backlog goes to it at its pace, with some of that on its way: the next one begins where nothing
-// has arrived, and what arrives there is all that the spool forgets.
+func (s *slow) Close(context.Context) error {
+	if s.arrives {
+		s.arrived.Store(uint64(s.count()))
+	}
+	return nil
+}
+
+// An output is replaced while a backlog goes to it at its pace, with some of that on its way: the next one begins behind what has
+// arrived, and what arrives there is all that the spool forgets.
 func TestReplacedAtItsPace(t *testing.T) {
 	const total = 20 * pacedPortion
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		s := openSpool(t, dir, 0)
-		var recs []*flow.Record
-		for i := range total {
-			recs = append(recs, &flow.Record{Event: flow.EventDestroy, ID: uint32(i), Received: 1})
-		}
-		if _, err := s.Append(recs); err != nil {
-			t.Fatal(err)
-		}
-		first, second := new(slow), new(slow)
-		q := queueOf(first, nil, 0, zap.NewNop())
-		q.spill(s)
-		p := start(q)
-		const portion = pacedPortion * time.Millisecond
-		time.Sleep(3*portion + portion/2)
-		q.Replace(func() (Output, error) { return second, nil })
-		time.Sleep(10 * portion)
-		second.arrived.Store(pacedPortion)
-		time.Sleep(100 * portion)
-		if !slices.Equal(second.got(), upTo(total)) {
-			t.Errorf("the second output has %d records, want each of %d once and in order", second.count(), total)
-		}
-		p.Close(t.Context())
-	})
-	synctest.Test(t, func(t *testing.T) { // the next process
-		out := new(stub)
-		q := queueOf(out, nil, 0, zap.NewNop())
-		q.spill(openSpool(t, dir, 0))
-		p := start(q)
-		time.Sleep(time.Minute)
-		p.Close(t.Context())
-		if got := out.got(); !slices.Equal(got, upTo(total)[pacedPortion:]) {
-			t.Errorf("%d records were in the spool, want the %d that had not arrived", len(got), total-pacedPortion)
-		}
-	})
+	for _, arrives := range []bool{false, true} {
+		dir, before := t.TempDir(), 0
+		synctest.Test(t, func(t *testing.T) {
+			s := openSpool(t, dir, 0)
+			var recs []*flow.Record
+			for i := range total {
+				recs = append(recs, &flow.Record{Event: flow.EventDestroy, ID: uint32(i), Received: 1})
+			}
+			if _, err := s.Append(recs); err != nil {
+				t.Fatal(err)
+			}
+			first, second := &slow{arrives: arrives}, new(slow)
+			q := queueOf(first, nil, 0, zap.NewNop())
+			q.spill(s)
+			p := start(q)
+			const portion = pacedPortion * time.Millisecond
+			time.Sleep(3*portion + portion/2)
+			q.Replace(func() (Output, error) { return second, nil })
+			time.Sleep(10 * portion)
+			second.arrived.Store(pacedPortion)
+			time.Sleep(100 * portion)
+			if arrives {
+				before = first.count()
+			}
+			if !slices.Equal(second.got(), upTo(total)[before:]) {
+				t.Errorf("arrives %t: the second output has %d records, want each of %d once and in order", arrives, second.count(), total-before)
+			}
+			p.Close(t.Context())
+		})
+		synctest.Test(t, func(t *testing.T) { // the next process
+			out := new(stub)
+			q := queueOf(out, nil, 0, zap.NewNop())
+			q.spill(openSpool(t, dir, 0))
+			p := start(q)
+			time.Sleep(time.Minute)
+			p.Close(t.Context())
+			if got, want := out.got(), upTo(total)[before+pacedPortion:]; !slices.Equal(got, want) {
+				t.Errorf("arrives %t: %d records were in the spool, want the %d that had not arrived", arrives, len(got), len(want))
+			}
+		})
+	}
 }
