@@ -175,3 +175,26 @@ func TestLeftOutInRowLog(t *testing.T) {
 		}
 	}
 }
+
+// TestSubscriberLeftOut: a subscriber that fields.drop leaves out of segments is in a row log, and not in an answer from it.
+func TestSubscriberLeftOut(t *testing.T) {
+	for _, drop := range [][]string{nil, {"subscriber"}} {
+		dir := t.TempDir()
+		r := snat("10.64.3.7:51544", "198.51.100.80:443", 40000, noon-second, noon+second)
+		r.Extra = &flow.Extra{Subscriber: flow.Subscriber{ID: "c-17"}}
+		a := openArchive(t, noon, archive.Options{Dir: dir, Records: 100, Drop: drop})
+		if _, err := a.Append([]*flow.Record{r, snat("10.64.3.8:51544", "198.51.100.80:443", 40001, noon-second, noon+second)}); err != nil {
+			t.Fatal(err)
+		}
+		closeArchive(t, a, func() bool { return true })
+		q := point(noon)
+		q.Public.HasPort = false
+		var b bytes.Buffer
+		if err := answer(t, dir, q).JSON(&b); err != nil {
+			t.Fatal(err)
+		}
+		if told := strings.Contains(b.String(), "c-17"); told != (drop == nil) || !strings.Contains(b.String(), "10.64.3.8") {
+			t.Errorf("without %v:\n%s", drop, &b)
+		}
+	}
+}
