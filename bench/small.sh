@@ -5,7 +5,7 @@
 # stripped and compressed; and its resident memory after SECONDS (default 60) of RATE flows a second (default 100) that go to an
 # IPFIX collector and to a file, with the configuration of the packages. Each GOGC,GOMEMLIMIT is one run; the first is what the
 # packages' init script sets. Anonymous memory is what the router lacks for good; pages of the binary are dropped and read again
-# where memory is short. So the last run, with the first setting, is in a memory cgroup of MIB (default 16), which all of its
+# where memory is short; how much of them is used at all within ten seconds is printed. So the last run, with the first setting, is in a memory cgroup of MIB (default 16), which all of its
 # memory counts for, the kernel's for its sockets as well, and the pages of the binary, which nothing else has in memory.
 #
 # Needs root, gcc, go, iproute2, conntrack and xz.
@@ -59,7 +59,11 @@ run() {
     awk -v s="$2" '{v[$1] = $2} END {printf "%-26s VmRSS %5.1f MiB: anonymous %4.1f, file %4.1f; peak %5.1f",
         s, v["VmRSS:"] / 1024, v["RssAnon:"] / 1024, v["RssFile:"] / 1024, v["VmHWM:"] / 1024}' "/proc/$pid/status"
     # fields 12 and 14, 15: pages that had to be read; CPU time
-    awk -v hz="$(getconf CLK_TCK)" '{sub(/.*\) /, ""); printf "; %d pages read, %.2f s of CPU\n", $10, ($12 + $13) / hz}' "/proc/$pid/stat"
+    awk -v hz="$(getconf CLK_TCK)" '{sub(/.*\) /, ""); printf "; %d pages read, %.2f s of CPU", $10, ($12 + $13) / hz}' "/proc/$pid/stat"
+    echo 1 >"/proc/$pid/clear_refs"
+    in_ns "$work/ctflood" churn $((rate * 10)) "$rate" >/dev/null
+    awk '/^[0-9a-f]+-/ {file = $6 ~ /^\//} /^Referenced:/ && file {n += $2}
+        END {printf "; of the file %.1f MiB used within 10 s\n", n / 1024}' "/proc/$pid/smaps"
     kill "$pid"
     wait "$pid" || true
 }
@@ -78,4 +82,4 @@ else
 fi
 kill "$sink"
 wait "$sink" || true
-echo "at the collector: $(cat "$work/records"); each of the runs sent $((rate * seconds))"
+echo "at the collector: $(cat "$work/records"); each of the runs sent $((rate * (seconds + 10)))"

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/hex"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -252,5 +253,77 @@ func checkRouter(t *testing.T, list string) {
 	slices.Sort(want)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("contents (-want +got):\n%s", diff)
+	}
+}
+
+// TestOpenWrtProcessors runs the binaries of packages for other processors, the big-endian one among them, where there is no
+// conntrack: they check the package's configuration, and print of IPFIX the same as the binary for this machine.
+func TestOpenWrtProcessors(t *testing.T) {
+	if os.Getenv("CTLOGD_LONG") == "" {
+		t.Skip("compiles everything for two more processors: CTLOGD_LONG=1")
+	}
+	own := map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[runtime.GOARCH]
+	for _, c := range []string{"qemu-mips", "qemu-arm"} {
+		if _, err := exec.LookPath(c); err != nil || own == "" {
+			t.Skipf("needs the command %s, and a processor that they are not for (make test installs it on Debian, as root)", c)
+		}
+	}
+	t.Chdir("../..")
+	dir := t.TempDir()
+	if err := run(dir, "v1.0.0", "9a9dc29", []string{own, "mips", "arm"}, []string{"ipk"}); err != nil {
+		t.Fatal(err)
+	}
+	// Goldens of the encoder, as collectors would get them.
+	goldens, err := filepath.Glob("output/ipfix/testdata/*.hex")
+	if err != nil || len(goldens) < 10 {
+		t.Fatalf("%d goldens, %v", len(goldens), err)
+	}
+	var messages []byte
+	for _, path := range goldens {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := hex.DecodeString(strings.Join(strings.Fields(regexp.MustCompile(`(?m)#.*$`).ReplaceAllString(string(text), "")), ""))
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		messages = append(messages, b...)
+	}
+	file := filepath.Join(dir, "messages")
+	if err := os.WriteFile(file, messages, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for _, c := range []struct{ arch, qemu string }{{own, ""}, {"mips", "qemu-mips"}, {"arm", "qemu-arm"}} {
+		root := filepath.Join(dir, c.arch)
+		if err := os.Mkdir(root, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		command(t, "sh", "-ec", `tar -xzOf "$1" ./data.tar.gz | tar -C "$2" -xzf -`, "sh", filepath.Join(dir, "ctlogd_1.0.0_"+c.arch+".ipk"), root)
+		ctlogd := func(args ...string) string {
+			t.Helper()
+			args = append([]string{root + "/usr/bin/ctlogd"}, args...)
+			if c.qemu != "" {
+				args = append([]string{c.qemu}, args...)
+			}
+			return command(t, args[0], args[1:]...)
+		}
+		if out := ctlogd("version"); !strings.HasPrefix(out, "ctlogd 1.0.0, commit 9a9dc29, ") {
+			t.Errorf("%s: %s", c.arch, out)
+		}
+		if out := ctlogd("check", "--config-only", "-c", root+"/etc/ctlogd/ctlogd.yaml"); !strings.HasPrefix(out, "pass  configuration") {
+			t.Errorf("%s: %s", c.arch, out)
+		}
+		got := []string{ctlogd("ipfix", "templates"), ctlogd("ipfix", "listen", file)}
+		if want == nil {
+			want = got
+			if n := strings.Count(want[1], "\n"); n < 10 {
+				t.Fatalf("%d lines of IPFIX:\n%s", n, want[1])
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-%s +%s):\n%s", c.arch, own, c.arch, diff)
+		}
 	}
 }
