@@ -73,7 +73,7 @@ func namespaceResults(ctx context.Context, cfg *Config) []preflight.Result {
 		if len(of) > 0 {
 			sw := ctnetlink.Switch(i)
 			results = append(results, result(preflight.Warn, fmt.Sprintf("net.netfilter.%s = 0 in %s: %s", sw.Name(), few(of), sw.Off()),
-				fmt.Sprintf("ip netns exec %s sysctl -w net.netfilter.%s=1; for namespaces that are made later: options nf_conntrack acct=1 tstamp=1 in /etc/modprobe.d",
+				fmt.Sprintf("ip netns exec %s sysctl -w net.netfilter.%s=1; for namespaces that are made later: docs/namespaces.md, Sysctls",
 					of[0], sw.Name())))
 		}
 	}

@@ -127,7 +127,7 @@ func (o *others) complain(s *netns.Space) {
 			o.complained[i] = true
 			o.log.Warn("in a network namespace, and maybe in others, "+i.Off()+": net.netfilter."+i.Name()+" is 0",
 				zap.String("netns", s.Name), zap.String("remedy", "ip netns exec "+s.Name+" sysctl -w net.netfilter."+i.Name()+
-					"=1; for all later namespaces: options nf_conntrack acct=1 tstamp=1 in /etc/modprobe.d"))
+					"=1; for all later namespaces: docs/namespaces.md, Sysctls"))
 		}
 	}
 }
