@@ -7,12 +7,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -97,6 +99,61 @@ func TestEndWithDeadOutput(t *testing.T) {
 			t.Errorf("the file has a gap of another output's: %s", line)
 		}
 	}
+}
+
+// TestEndTimeReloaded ends a daemon whose output is slow and does not fail: how long that is waited for is what the last reload
+// has said, also of an output that a reload before that one has taken out. Had it the hour of the start, all that is queued
+// would arrive.
+func TestEndTimeReloaded(t *testing.T) {
+	need(t)
+	t.Run("an output", func(t *testing.T) { testEndTimeReloaded(t, false) })
+	t.Run("an output that was taken out", func(t *testing.T) { testEndTimeReloaded(t, true) })
+}
+
+func testEndTimeReloaded(t *testing.T, takenOut bool) {
+	const n = 20_000
+	ns, f := newFloodNS(t)
+	dir := t.TempDir()
+	conf, pipe := filepath.Join(dir, "ctlogd.yaml"), filepath.Join(dir, "flows")
+	must(t, syscall.Mkfifo(pipe, 0o600))
+	must(t, os.Mkdir(filepath.Join(dir, "state"), 0o700))
+	configure := func(within, path string) {
+		must(t, os.WriteFile(conf, fmt.Appendf(nil, "state_directory: %s/state\nshutdown_timeout: %s\noutputs: {jsonl: [{path: %s}]}\n",
+			dir, within, path), 0o600))
+	}
+	configure("1h", pipe)
+	p := start(t, ns, exec.Command(buildDaemon(t, false), "run", "-c", conf))
+	reader, err := os.OpenFile(pipe, os.O_RDONLY, 0) // waits until the daemon has opened it
+	must(t, err)
+	defer reader.Close()
+	p.awaitMember(t, lab.GroupDestroy)
+	must(t, f.Churn(0, n))
+	for i, within := range []string{"1h", "1s"} {
+		if takenOut {
+			configure(within, filepath.Join(dir, "other"))
+		} else {
+			configure(within, pipe)
+		}
+		must(t, p.Process.Signal(syscall.SIGHUP))
+		eventually(t, "the reload is done", func() bool { return strings.Count(p.stderr.String(), "configuration reloaded") > i })
+	}
+	must(t, p.Process.Signal(syscall.SIGTERM))
+	read, buf := 0, make([]byte, 64<<10)
+	for ; !p.ended(); time.Sleep(100 * time.Millisecond) { // a page or two of records each time: some 20 s for all
+		k, err := reader.Read(buf)
+		if err == io.EOF {
+			continue
+		}
+		must(t, err)
+		read += bytes.Count(buf[:k], []byte("\n"))
+	}
+	if p.err != nil {
+		t.Errorf("ended with %v", p.err)
+	}
+	if read >= n || !strings.Contains(p.stderr.String(), "records left behind") {
+		t.Errorf("%d of %d records have arrived: the end was not at the time that the reload has brought", read, n)
+	}
+	t.Logf("%d of %d records had arrived at the end", read, n)
 }
 
 // TestNoDescriptors leaves the daemon no file to open: it logs flows as before, says what it cannot do, and does it again

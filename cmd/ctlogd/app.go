@@ -56,6 +56,9 @@ type app struct {
 type ending struct {
 	ctx  context.Context // bounds the end
 	stop context.CancelFunc
+
+	gone     context.Context // bounds the queues that a reload has taken out
+	stopGone context.CancelFunc
 }
 
 // state is what snapshot shows and no other part of the daemon has.
@@ -161,6 +164,7 @@ func newApp(cfg *Config, m *manager, log *zap.Logger) (_ *app, err error) {
 	sockets := ownflow.New()
 	a := &app{cfg: cfg, began: cfg, log: log, manager: m, sockets: sockets,
 		state: state{started: time.Now(), delivery: cfg.Input.Conntrack.Delivery}}
+	a.end.gone, a.end.stopGone = context.WithCancel(context.Background())
 	a.outputs = planOutputs(cfg, log, sockets, a.tell, a.begin)
 	a.state.reloads.rename(cfg.Host, cfg.Observer)
 	var queues []*deliver.Queue
@@ -334,6 +338,7 @@ func (a *app) close() {
 		defer cancel()
 		ctx = least
 	}
+	defer context.AfterFunc(ctx, a.end.stopGone)() // whatever time a former configuration gave them
 	a.pipeline.Close(ctx)
 	a.retiring.Wait()
 	if err := a.source.Close(); err != nil {

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"gopkg.in/yaml.v3"
@@ -61,6 +62,28 @@ func anchors(doc string) map[string]bool {
 		names[m[1]] = true
 	}
 	return names
+}
+
+// Whoever may kill the process waits for shutdown_timeout, and for what has bounds of its own beyond it (DESIGN.md, The end).
+func TestStopTimes(t *testing.T) {
+	const beyond = 20 * time.Second
+	for file, key := range map[string]string{
+		"packaging/systemd/ctlogd.service": "TimeoutStopSec=", "packaging/openwrt/ctlogd.init": "term_timeout ",
+		"deploy/container/daemonset.yaml": "terminationGracePeriodSeconds: ",
+	} {
+		text, err := os.ReadFile("../../" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rest, _ := strings.Cut(string(text), key)
+		seconds := 0
+		if _, err := fmt.Sscan(rest, &seconds); err != nil {
+			t.Fatalf("%s: no %s: %v", file, key, err)
+		}
+		if got := time.Duration(seconds) * time.Second; got < defaultShutdownTimeout+beyond {
+			t.Errorf("%s: %s%d, want %v at least", file, key, seconds, defaultShutdownTimeout+beyond)
+		}
+	}
 }
 
 // Links lead to files, and to headings in them, that there are.

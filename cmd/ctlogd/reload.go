@@ -206,7 +206,7 @@ func (a *app) retire(queues map[string]*deliver.Queue, since time.Time, within t
 	}
 	a.keeper.Retire(gone, since)
 	a.retiring.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), within)
+		ctx, cancel := context.WithTimeout(a.end.gone, within)
 		defer cancel()
 		deliver.Retire(ctx, gone)
 		a.keeper.Retired(gone)

@@ -217,7 +217,7 @@ set command /usr/bin/ctlogd run -c /etc/ctlogd/ctlogd.yaml
 set env STATE_DIRECTORY=/var/lib/ctlogd RUNTIME_DIRECTORY=/var/run/ctlogd GOGC=50 GOMEMLIMIT=10MiB
 set respawn 3600 5 0
 set stderr 1
-set term_timeout 20
+set term_timeout 30
 close
 - reload
 signal ctlogd * HUP
