@@ -47,6 +47,12 @@ func TestHelpers(t *testing.T) {
 		b.Records[0].Zone, b.Records[0].Has = zone, b.Records[0].Has|flow.HasZone
 		return b
 	}
+	in := func(b *flow.Batch, nsid int32) *flow.Batch {
+		n := flow.HoldNetns(nsid, "")
+		b.SetNetns(&b.Records[0], n)
+		n.Release()
+		return b
+	}
 	tests := []struct {
 		name   string
 		before []*flow.Batch
@@ -72,6 +78,16 @@ func TestHelpers(t *testing.T) {
 		{"the master is not known",
 			[]*flow.Batch{helperEvent(flow.EventNew, 2, 0, withMaster(1))},
 			helperEvent(flow.EventDestroy, 2, flow.StatusExpected, nil), result{Master: true, HelperUnknown: true}},
+		{"another network namespace, with the same tuple and id, is another flow",
+			[]*flow.Batch{in(helperEvent(flow.EventNew, 1, 0, withHelper("ftp")), 3), in(helperEvent(flow.EventNew, 1, 0, withHelper("sip")), 4),
+				helperEvent(flow.EventNew, 1, 0, withHelper("tftp"))},
+			in(helperEvent(flow.EventDestroy, 1, flow.StatusHelper, nil), 3), result{Helper: "ftp"}},
+		{"neither is one in ctlogd's own that in another",
+			[]*flow.Batch{in(helperEvent(flow.EventNew, 1, 0, withHelper("ftp")), 3)},
+			helperEvent(flow.EventDestroy, 1, flow.StatusHelper, nil), result{HelperUnknown: true}},
+		{"a master is looked for in its own network namespace",
+			[]*flow.Batch{in(helperEvent(flow.EventNew, 1, 0, withHelper("ftp")), 3), in(helperEvent(flow.EventNew, 2, 0, withMaster(1)), 4)},
+			in(helperEvent(flow.EventDestroy, 2, flow.StatusExpected, nil), 4), result{Master: true, HelperUnknown: true}},
 		{"nothing is known", nil, helperEvent(flow.EventDestroy, 1, flow.StatusHelper, nil), result{HelperUnknown: true}},
 		{"no helper at all",
 			[]*flow.Batch{helperEvent(flow.EventNew, 1, 0, withHelper("ftp"))},
