@@ -229,15 +229,17 @@ func (b *builder) fillNumbers(recs []flow.Record) {
 	}
 	var ints []int32
 	b.ints, ints = more(b.ints, n)
-	last, k := uint64(0), uint32(0) // many rows have what the one before has
+	if b.dict.small == nil {
+		b.dict.small = make([]uint32, smallNumbers)
+	}
+	small := b.dict.small
 	for i, v := range values {
-		if i > 0 && v == last {
-			ints[i] = int32(k)
+		if v < uint64(len(small)) && small[v] != 0 {
+			ints[i] = int32(small[v] - 1)
 			continue
 		}
-		last = v
-		var fresh bool
-		if k, fresh = b.dict.find(dictKey{lo: v}); fresh {
+		k, fresh := b.dict.find(dictKey{lo: v})
+		if fresh {
 			switch b.encoding {
 			case dict32:
 				b.dict.plain = binary.LittleEndian.AppendUint32(b.dict.plain, uint32(v))
@@ -246,6 +248,9 @@ func (b *builder) fillNumbers(recs []flow.Record) {
 			default:
 				b.dict.append(b.col.names[v])
 			}
+		}
+		if v < uint64(len(small)) {
+			small[v] = k + 1
 		}
 		ints[i] = int32(k)
 	}
@@ -582,9 +587,10 @@ func (k *dictKey) hash() uint64 {
 // dictionary are the distinct values of a column in a row group, in the order of their first use.
 type dictionary struct {
 	keys  []dictKey
-	table []slot  // by the hash of its key; a power of two, at most half full
-	class dictKey // the first key
-	mixed bool    // keys differ in more than their low halves
+	table []slot   // by the hash of its key; a power of two, at most half full
+	class dictKey  // the first key
+	small []uint32 // of a number below smallNumbers, which most are, its entry and 1
+	mixed bool     // keys differ in more than their low halves
 	texts map[string]uint32
 
 	plain []byte   // the entries as a page
@@ -598,8 +604,11 @@ type dictionary struct {
 // not be brought into the cache.
 type slot struct{ low, n uint32 } // n is the number of the entry and 1; 0: there is none
 
+const smallNumbers = 1024
+
 func (d *dictionary) reset() {
 	clear(d.table)
+	clear(d.small)
 	clear(d.texts)
 	d.keys, d.plain, d.ends, d.seen, d.mixed, d.page = d.keys[:0], d.plain[:0], d.ends[:0], d.seen[:0], false, 0
 }
