@@ -2,12 +2,12 @@
 //
 //	sources := []*subscriber.Source{subscriber.New(cfg, log)}  // one for each entry of enrich.subscribers
 //	stage := subscriber.NewStage(sources)                      // of the pipeline
-//	sources[0].Start()
+//	sources[0].Start(stateDirectory)
 //
 // A Source has a goroutine of its own, which reads a file whenever it has changed (watcher.go, with the parsers in files.go),
-// or takes RADIUS accounting (radius.go). Of what it learns it makes a table (table.go), and shows it to the stage by an
-// atomic pointer: a table is whole, and is not changed once it is shown. So nothing that a disk or a sender of packets does
-// touches the reader.
+// or takes RADIUS accounting (radius.go), whose sessions another goroutine keeps for the next process (sessions.go). Of what it
+// learns it makes a table (table.go), and shows it to the stage by an atomic pointer: a table is whole, and is not changed once
+// it is shown. So nothing that a disk or a sender of packets does touches the reader.
 //
 // # Time
 //
