@@ -217,7 +217,9 @@ func Seal(path string) (seg Segment, date string, err error) {
 		return seg, "", errEmpty
 	}
 	order.sort()
-	runtime.GC() // what sorting took is there for what comes next
+	if facts.Records > groupRows {
+		runtime.GC() // what sorting took is there for what comes next
+	}
 
 	date = s.Origin.Created.date()
 	dir := filepath.Join(filepath.Dir(path), "date="+date)
@@ -466,8 +468,10 @@ func copyFrom(h io.Writer, f *os.File) (int64, error) {
 // readBack reads every value of a segment, and tells whether it is what was written.
 func readBack(f io.ReaderAt, size, records int64, want columnSums) error {
 	// What was needed to write goes. Then little is alive, and what is read is garbage at once.
-	runtime.GC()
-	defer debug.SetGCPercent(debug.SetGCPercent(200))
+	if records > groupRows {
+		runtime.GC()
+		defer debug.SetGCPercent(debug.SetGCPercent(200))
+	}
 	pf, err := parquet.OpenFile(f, size, parquet.SkipPageIndex(true), parquet.SkipBloomFilters(true))
 	if err != nil {
 		return err
