@@ -347,6 +347,9 @@ func (w *Watcher) add(name string, m mount, now time.Time) *Space {
 		w.opts.Log.Error("a network namespace cannot be entered: its table is neither read nor guarded, and what is in it when it goes is lost",
 			zap.String("netns", name), zap.Error(err))
 	}
+	for i := range Sysctls { // for who asks what they were last
+		s.ReadSysctl(i)
+	}
 	return s
 }
 

@@ -129,7 +129,7 @@ func TestComeAndGo(t *testing.T) {
 	if n, err := blue.Entries(); n != 0 || err != nil {
 		t.Errorf("%d entries, error %v", n, err)
 	}
-	if got := blue.ReadSysctl(0); got == "" {
+	if got := blue.LastSysctl(0); got == "" || got != blue.ReadSysctl(0) {
 		t.Error("its sysctls cannot be read")
 	}
 	eventually(t, w, "it has its id", func(*View) bool {
