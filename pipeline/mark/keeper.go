@@ -152,10 +152,12 @@ func (k *Keeper) run() {
 	tick := time.NewTicker(saveEvery)
 	defer tick.Stop()
 	for {
-		k.turn(false)
+		_ = k.turn(false) // tried again, and logged
 		select {
 		case <-k.quit:
-			k.turn(true)
+			if err := k.turn(true); err != nil {
+				k.log.Error("state_directory: the last mark cannot be written; the next process will take this end for a crash", zap.Error(err))
+			}
 			if k.lock != nil {
 				k.lock.Close()
 			}
@@ -166,7 +168,7 @@ func (k *Keeper) run() {
 }
 
 // turn writes the mark. last says that the process ends in order.
-func (k *Keeper) turn(last bool) {
+func (k *Keeper) turn(last bool) error {
 	hung := time.AfterFunc(hangAfter, func() { k.note(fmt.Errorf("the disk has not answered for %v", hangAfter)) })
 	defer hung.Stop()
 	err := k.open()
@@ -182,6 +184,7 @@ func (k *Keeper) turn(last bool) {
 	}
 	hung.Stop()
 	k.note(err)
+	return err
 }
 
 // note takes the outcome of a turn, nil for success, and logs a change.

@@ -178,6 +178,17 @@ func TestDirectoryIsOfNoUse(t *testing.T) {
 			if told("in memory for now") != 1 || told("can be written again") != 1 {
 				t.Errorf("logged %q", messages)
 			}
+			if told("take this end for a crash") != 0 {
+				t.Errorf("the last mark is written, and logged %q", messages)
+			}
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+			ail(t, dir)
+			p = run(dir, "a")
+			p.await(t, "the mark is in memory for now")
+			p.Finish(nil)
+			p.await(t, "take this end for a crash")
 		})
 	}
 }
