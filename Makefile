@@ -10,7 +10,7 @@ STATICCHECK  = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # command:package, for what the integration tests, the demo and the benchmark call
 DEMO_NEEDS   = ip:iproute2 nft:nftables
-TEST_NEEDS   = $(DEMO_NEEDS) gcc:build-essential iptables-nft:iptables conntrack:conntrack qemu-mips:qemu-user unshare:util-linux busybox:busybox shellcheck:shellcheck buildah:buildah setcap:libcap2-bin curl:curl fsfreeze:util-linux mkfs.ext4:e2fsprogs sshfs:sshfs /usr/lib/openssh/sftp-server:openssh-sftp-server vsftpd:vsftpd in.tftpd:tftpd-hpa \
+TEST_NEEDS   = $(DEMO_NEEDS) gcc:build-essential iptables-nft:iptables conntrack:conntrack qemu-mips:qemu-user unshare:util-linux busybox:busybox shellcheck:shellcheck buildah:buildah setcap:libcap2-bin curl:curl fsfreeze:util-linux strace:strace mkfs.ext4:e2fsprogs sshfs:sshfs /usr/lib/openssh/sftp-server:openssh-sftp-server vsftpd:vsftpd in.tftpd:tftpd-hpa \
     java:default-jre-headless mvn:maven kcat:kcat chromium:chromium pdftotext:poppler-utils \
     nfcapd:nfdump nfacctd:pmacct tshark:tshark dumpcap:wireshark-common ipfixDump:libfixbuf-tools socat:socat \
     openssl:openssl promtool:prometheus jq:jq systemd-analyze:systemd rpm:rpm lintian:lintian man:man-db file:file \

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -45,6 +46,69 @@ func TestStartedBadly(t *testing.T) {
 			d.stop(t)
 		})
 	}
+}
+
+// TestReloadRefused has the kernel refuse what a reload asks of the socket, when the new outputs' queues are made: the old
+// configuration stays, nothing of the new one does, be it a descriptor or a goroutine, and the same file is taken once the kernel
+// takes it.
+func TestReloadRefused(t *testing.T) {
+	need(t, "strace")
+	const n = 100
+	ns, f := newFloodNS(t)
+	dir := t.TempDir()
+	conf, log, late := filepath.Join(dir, "ctlogd.yaml"), filepath.Join(dir, "flows"), filepath.Join(dir, "late")
+	must(t, os.Mkdir(filepath.Join(dir, "state"), 0o700))
+	old := "state_directory: " + dir + "/state\nmetrics: {listen: 127.0.0.1:9469}\noutputs:\n  jsonl:\n    - path: " + log + "\n"
+	must(t, os.WriteFile(conf, []byte(old), 0o644))
+	d := start(t, ns, exec.Command(buildDaemon(t, false), "run", "-c", conf))
+	d.awaitMember(t, lab.GroupDestroy)
+	awaitListener(t, ns, "tcp", 9469)
+	m := &metricsOf{ns: ns}
+	said := func(what string) int { return strings.Count(d.stderr.String(), what) }
+	use := func() (descriptors, goroutines int) {
+		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.Process.Pid))
+		must(t, err)
+		m.scrape(t)
+		return len(fds), int(m.value(t, "go_goroutines"))
+	}
+	count := lineCounter{path: log}
+	must(t, f.Churn(0, n))
+	eventually(t, "each flow is on record", func() bool { return count.count(t) == n })
+	fds, goroutines := use()
+
+	next := old + "    - path: " + late + "\n      spool: {path: " + dir + "/spool, max_size: 4MiB}\n" +
+		"  ipfix:\n    - address: tcp://127.0.0.1:4739\n  archive:\n    - path: " + dir + "/archive\n"
+	must(t, os.WriteFile(conf, []byte("input: {conntrack: {events: [new, destroy]}}\n"+next), 0o644))
+	tracer := exec.Command("strace", "-f", "-e", "trace=setsockopt", "-e", "inject=setsockopt:error=ENOBUFS", "-p", fmt.Sprint(d.Process.Pid))
+	refusing := start(t, ns, tracer)
+	eventually(t, "the daemon is traced", func() bool { return strings.Contains(refusing.stderr.String(), "attached") })
+	for i := range 5 {
+		must(t, d.Process.Signal(syscall.SIGHUP))
+		eventually(t, "the reload has failed", func() bool { return said("the kernel does not take it") > i })
+	}
+	must(t, refusing.Process.Signal(syscall.SIGINT))
+	eventually(t, "the daemon is not traced any more", refusing.ended)
+	eventually(t, "descriptors and goroutines are as many as before", func() bool {
+		nowFDs, now := use()
+		if nowFDs != fds || now != goroutines {
+			t.Logf("%d descriptors, %d goroutines; before %d and %d", nowFDs, now, fds, goroutines)
+		}
+		return nowFDs <= fds && now <= goroutines
+	})
+	for _, file := range []string{late, dir + "/spool", dir + "/archive"} {
+		if _, err := os.Stat(file); err == nil {
+			t.Errorf("%s is there, after reloads that failed", file)
+		}
+	}
+	must(t, f.Churn(n, 2*n))
+	eventually(t, "each flow is on record, its end alone", func() bool { return count.count(t) == 2*n })
+
+	must(t, d.Process.Signal(syscall.SIGHUP))
+	eventually(t, "the same file is taken", func() bool { return said("configuration reloaded") == 1 })
+	must(t, f.Churn(2*n, 3*n))
+	lateCount := lineCounter{path: late}
+	eventually(t, "the new log has the flows from now on, begin and end", func() bool { return lateCount.count(t) == 2*n })
+	d.stop(t)
 }
 
 // TestLinkDown takes the link to the receivers of syslog away, over UDP and over TCP, while flows end, and gives it back: the
