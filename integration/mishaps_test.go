@@ -88,11 +88,8 @@ func TestReloadRefused(t *testing.T) {
 	}
 	must(t, refusing.Process.Signal(syscall.SIGINT))
 	eventually(t, "the daemon is not traced any more", refusing.ended)
-	eventually(t, "descriptors and goroutines are as many as before", func() bool {
+	eventually(t, fmt.Sprintf("there are %d descriptors and %d goroutines again", fds, goroutines), func() bool {
 		nowFDs, now := use()
-		if nowFDs != fds || now != goroutines {
-			t.Logf("%d descriptors, %d goroutines; before %d and %d", nowFDs, now, fds, goroutines)
-		}
 		return nowFDs <= fds && now <= goroutines
 	})
 	for _, file := range []string{late, dir + "/spool", dir + "/archive"} {
