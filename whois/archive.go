@@ -296,6 +296,7 @@ func removedReason(host string, l *archive.Line) Reason {
 
 // Collect returns the rows that a question may be about.
 func (a *Archive) Collect(ctx context.Context, q *Question) (rows []row, all []*facts, err error) {
+	g := gathered{q: q}
 	for _, h := range a.hosts {
 		f := h.facts(q)
 		if a.live(h) {
@@ -303,7 +304,7 @@ func (a *Archive) Collect(ctx context.Context, q *Question) (rows []row, all []*
 		}
 		all = append(all, f)
 		since := f.since(q)
-		rows = h.logs.answer(rows, q, since)
+		g.rows = h.logs.answer(g.rows, q, since)
 		f.over = h.logs.over
 		host := *h.Host
 		host.RowLogs = nil // they were read once for all questions
@@ -333,17 +334,16 @@ func (a *Archive) Collect(ctx context.Context, q *Question) (rows []row, all []*
 				if !isFlow(w.Record) {
 					continue
 				}
-				if len(rows) >= Limit {
+				r := h.row(w)
+				r.incoming = i == 1
+				if g.add(r); g.full {
 					f.over = true
 					break
 				}
-				r := h.row(w)
-				r.incoming = i == 1
-				rows = append(rows, r)
 			}
 		}
 	}
-	return rows, append(all, a.closed...), nil
+	return g.rows, append(all, a.closed...), nil
 }
 
 // droppedIn returns the keys that are left out of one of the files or more.
