@@ -149,8 +149,8 @@ func (b *builder) settle() {
 	}
 	zeros := b.s.none(b.left)
 	if b.col.list != nil {
-		for range zeros {
-			b.starts = append(b.starts, int32(len(b.starts)))
+		for i := range zeros {
+			b.starts = append(b.starts, int32(len(b.defs)+i))
 		}
 		b.reps, b.there = append(b.reps, zeros...), append(b.there, zeros...)
 	}

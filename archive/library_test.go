@@ -117,7 +117,9 @@ func TestRareValues(t *testing.T) {
 	for _, r := range everyKind() {
 		rare = append(rare, *r)
 	}
-	recs := slices.Concat(plain[:2*blockRows+100], rare[:300], plain[2*blockRows:4*blockRows], rare[300:310], plain[4*blockRows:])
+	// A page begins among rows that were skipped, behind lists of several elements and before others.
+	recs := slices.Concat(plain[:2*blockRows+100], rare[:300], plain[2*blockRows:4*blockRows], rare[300:310], plain[4*blockRows:],
+		plain[:pageRows], rare[:300])
 	f, sums := writeTable(t, recs)
 	if len(f.RowGroups()) != 1 {
 		t.Fatalf("%d row groups", len(f.RowGroups()))
@@ -126,7 +128,11 @@ func TestRareValues(t *testing.T) {
 	for i, chunk := range f.RowGroups()[0].ColumnChunks() {
 		var got []parquet.Value
 		pages := chunk.Pages()
-		for {
+		index, err := chunk.OffsetIndex()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n, row := 0, int64(0); ; n++ {
 			page, err := pages.ReadPage()
 			if err == io.EOF {
 				break
@@ -137,6 +143,14 @@ func TestRareValues(t *testing.T) {
 			values := make([]parquet.Value, page.NumValues())
 			if n, err := page.Values().ReadValues(values); n < len(values) {
 				t.Fatalf("%s: %v", columns[i].name, err)
+			}
+			if first := index.FirstRowIndex(n); first != row || values[0].RepetitionLevel() != 0 {
+				t.Errorf("%s: page %d begins at row %d, and the index says %d", columns[i].name, n, row, first)
+			}
+			for _, v := range values {
+				if v.RepetitionLevel() == 0 {
+					row++
+				}
 			}
 			got = append(got, values...)
 		}

@@ -523,12 +523,16 @@ type columnReader struct {
 	values  []uint64 // of a page
 }
 
-// chunk adds a column of a row group to h.
+// chunk adds a column of a row group to h, of which every page begins at the row that its index says.
 func (r *columnReader) chunk(c *column, chunk parquet.ColumnChunk, h *columnHash) error {
 	pages := chunk.Pages()
 	defer pages.Close()
+	index, err := chunk.OffsetIndex()
+	if err != nil {
+		return err
+	}
 	r.there, r.entries = r.there[:0], r.entries[:0]
-	for {
+	for n := 0; ; n++ {
 		page, err := pages.ReadPage()
 		if err == io.EOF {
 			h.where(r.there)
@@ -536,6 +540,10 @@ func (r *columnReader) chunk(c *column, chunk parquet.ColumnChunk, h *columnHash
 		}
 		if err != nil {
 			return err
+		}
+		// Whoever passes over pages goes by the index, which the values do not show.
+		if n >= index.NumPages() || index.FirstRowIndex(n) != int64(len(r.there)) {
+			return fmt.Errorf("page %d begins at row %d, where the index has another", n, len(r.there))
 		}
 		if d := page.Dictionary(); d != nil && len(r.entries) == 0 {
 			for i := range d.Len() {
