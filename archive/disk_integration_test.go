@@ -160,7 +160,8 @@ func TestNetworkFileSystem(t *testing.T) {
 	o.Dir = kept
 	w = openTest(t, o)
 	appendTest(t, w, safe+1, testRecords)
-	if _, err := os.Stat(filepath.Join(kept, "host=gw1", "checkpoint.note")); err != nil {
-		t.Error(err)
-	}
+	until(t, "a note", func() bool { // which the server may have gone before
+		_, err := os.Stat(filepath.Join(kept, "host=gw1", noteName))
+		return err == nil
+	})
 }
