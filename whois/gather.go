@@ -9,12 +9,16 @@ import (
 // mostOver bounds how many flows are remembered of which only that they were over is known.
 const mostOver = 1 << 19
 
+// fewRows are so few that settling is not worth its while.
+const fewRows = 2000
+
 // gathered are the rows that one question may be about. The ends of flows that were over by then are among them, since
 // another record may say of such a flow that it was alive, and has no end. Of a popular server these are many more than an
 // answer has rows. Where there are too many, no more is kept of them than which flows they are of.
 type gathered struct {
 	q    *Question
 	rows []row
+	next int                 // how many rows there are when it settles
 	over map[uint64]struct{} // by sum
 	seed maphash.Seed
 	full bool // rows were left out
@@ -22,9 +26,10 @@ type gathered struct {
 
 // add adds a row, unless its flow was over, or there is no room for it.
 func (g *gathered) add(r row) {
-	if len(g.rows) >= Limit {
+	if len(g.rows) >= max(g.next, fewRows) {
 		g.settle()
-		// With a quarter free each row pays for its part of the next settling.
+		// With as much free as there is, each row pays for its part of the next settling.
+		g.next = min(2*len(g.rows), Limit)
 		g.full = g.full || len(g.rows) > Limit/4*3 || len(g.over) > mostOver
 	}
 	if g.full || g.known(&r) {

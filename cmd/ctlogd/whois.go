@@ -30,7 +30,7 @@ const defaultConfig = "/etc/ctlogd/ctlogd.yaml"
 var clock = time.Now
 
 // whoisMemory is what whois may take.
-const whoisMemory = 96 << 20
+const whoisMemory = 72 << 20
 
 type whoisOptions struct {
 	at, from, to, zone     string
