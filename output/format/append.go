@@ -34,10 +34,8 @@ func appendUint(b []byte, v uint64) []byte {
 	}
 	d := digits8(v)
 	skip := bits.TrailingZeros64(d) &^ 7 // leading zeros
-	at := len(b)
-	b = slices.Grow(b, 8)[:at+8]
-	binary.LittleEndian.PutUint64(b[at:], (d|0x3030303030303030)>>skip)
-	return b[:at+8-skip/8]
+	n := len(b) + 8 - skip/8
+	return binary.LittleEndian.AppendUint64(b, (d|0x3030303030303030)>>skip)[:n]
 }
 
 // appendDigits appends v, which is below 10^8, as eight digits.
