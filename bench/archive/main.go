@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -91,13 +92,36 @@ func (b *bench) config() trace.Config {
 	return c
 }
 
-// usage returns the CPU time of this process, and of the children that it has waited for, with their memory in KiB.
-func usage() (self, children time.Duration, childRSS int64) {
+// usage returns the CPU time of this process, and of the children that it has waited for.
+func usage() (self, children time.Duration) {
 	var s, c syscall.Rusage
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &s)
 	_ = syscall.Getrusage(syscall.RUSAGE_CHILDREN, &c)
 	sum := func(r *syscall.Rusage) time.Duration { return time.Duration(r.Utime.Nano() + r.Stime.Nano()) }
-	return sum(&s), sum(&c), int64(c.Maxrss)
+	return sum(&s), sum(&c)
+}
+
+// peak is the most memory that a process has had which this one has started, in KiB. What getrusage(2) tells of a child is no
+// less than what this process had when it started it.
+type peak struct{ most atomic.Int64 }
+
+// watch looks every few milliseconds, until ctx ends.
+func (p *peak) watch(ctx context.Context) {
+	for ctx.Err() == nil {
+		lists, _ := filepath.Glob("/proc/self/task/*/children")
+		for _, list := range lists {
+			pids, _ := os.ReadFile(list) // the thread may be gone
+			for _, pid := range strings.Fields(string(pids)) {
+				status, _ := os.ReadFile("/proc/" + pid + "/status")
+				_, rest, _ := strings.Cut(string(status), "VmHWM:")
+				if f := strings.Fields(rest); len(f) > 0 && !strings.Contains(string(status), "Threads:\t1\n") { // it has been made, but runs this program still
+					kib, _ := strconv.ParseInt(f[0], 10, 64)
+					p.most.Store(max(p.most.Load(), kib))
+				}
+			}
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 }
 
 // interval is how long flows live before they have an open record.
@@ -124,9 +148,13 @@ func (b *bench) options() archive.Options {
 
 // make makes the archive, with a checkpoint each hour, and the file of questions: about flows that are there.
 func (b *bench) make() error {
+	var sealing peak
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go sealing.watch(ctx)
 	cfg := b.config()
 	// What making the trace takes is taken off. The flows that a checkpoint will find are those that end later.
-	began, _, _ := usage()
+	began, _ := usage()
 	tr, batch := trace.New(cfg), flow.NewBatch(256, nil)
 	var long []flow.Record
 	for n := 0; n < b.records; n += 256 {
@@ -138,14 +166,14 @@ func (b *bench) make() error {
 			}
 		}
 	}
-	now, _, _ := usage()
+	now, _ := usage()
 	making := now - began
 
 	w, err := archive.Open(b.options())
 	if err != nil {
 		return err
 	}
-	began, _, _ = usage()
+	began, _ = usage()
 	start := time.Now()
 	tr = trace.New(cfg)
 	recs := make([]*flow.Record, 256)
@@ -174,7 +202,7 @@ func (b *bench) make() error {
 			next += int64(interval)
 		}
 	}
-	now, _, _ = usage()
+	now, _ = usage()
 	fmt.Printf("append    %8.0f ns of CPU a record, %.1f s for %d records\n", float64(now-began-making)/float64(written), time.Since(start).Seconds(), written)
 	for w.Stats.RowLogs.Load() > 1 {
 		time.Sleep(10 * time.Millisecond)
@@ -182,10 +210,10 @@ func (b *bench) make() error {
 	if err := w.Close(context.Background()); err != nil {
 		return err
 	}
-	_, children, childRSS := usage()
+	_, children := usage()
 	sealed := float64(w.Stats.Seals.Load() * b.segment)
 	if !b.inside {
-		fmt.Printf("seal      %8.0f ns of CPU a record; the process takes %d MiB at most\n", float64(children)/sealed, childRSS>>10)
+		fmt.Printf("seal      %8.0f ns of CPU a record; the process takes %d MiB at most\n", float64(children)/sealed, sealing.most.Load()>>10)
 	}
 	fmt.Printf("size      %8.1f bytes a record in segments, %.1f in row logs; %d segments\n", float64(w.Stats.SegmentBytes.Load())/sealed,
 		float64(w.Stats.Bytes.Load())/float64(written), w.Stats.Seals.Load())
@@ -361,7 +389,7 @@ func (b *bench) reader() error {
 			}
 			fresh := &archive.Reader{Hosts: r.Hosts} // with nothing open
 			began := time.Now()
-			before, _, _ := usage()
+			before, _ := usage()
 			n := 0
 			for _, err := range fresh.Rows(context.Background(), &q) {
 				if err != nil {
@@ -370,7 +398,7 @@ func (b *bench) reader() error {
 				n++
 			}
 			t = append(t, time.Since(began))
-			after, _, _ := usage()
+			after, _ := usage()
 			cpu += after - before
 			found += n
 			if n == 0 {
