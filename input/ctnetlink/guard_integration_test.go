@@ -232,6 +232,19 @@ func TestGuardStarvedOfCPU(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: network namespaces, cgroups and conntrack events")
 	}
+	// Where the machine has much else to do, the flows come so slowly that even this reader keeps up.
+	for range 3 {
+		sheds := uint64(0)
+		t.Run("once", func(t *testing.T) { sheds = starve(t, dead, fresh, rate) })
+		if sheds > 0 || t.Failed() {
+			return
+		}
+	}
+	t.Error("the guard has thrown nothing away: the test has tested nothing")
+}
+
+// starve has a reader that gets no CPU run while the table fills, and returns how often the guard has thrown ends away.
+func starve(t *testing.T, dead, fresh, rate int) (sheds uint64) {
 	smallTable(t)
 	g := &guarded{ns: newFloodNS(t)}
 	var err error
@@ -266,15 +279,16 @@ func TestGuardStarvedOfCPU(t *testing.T) {
 	must(t, cmd.Process.Signal(unix.SIGTERM))
 	must(t, cmd.Wait())
 	var missing, again, inexact int
-	var lost, sheds uint64
+	var lost uint64
 	if _, err := fmt.Fscan(&out, &missing, &again, &lost, &inexact, &sheds); err != nil {
 		t.Fatalf("%v: %s", err, &out)
 	}
 	t.Logf("new connections: %d of %d; of %d ends %d are missing, %d were read twice; %d slices", in, fresh, dead,
 		missing, again, sheds)
-	if uint64(missing) != lost || inexact > 0 || lost == 0 {
+	if uint64(missing) != lost || inexact > 0 {
 		t.Errorf("%d ends are missing, and the gaps say %d (%d of them not known)", missing, lost, inexact)
 	}
+	return sheds
 }
 
 // runStarved is the reader that gets no CPU. It reads until it is told to end, and writes down what it has read of the
