@@ -205,7 +205,7 @@ func (o *others) turn(now, caught time.Time, withheld bool, sink input.Sink) {
 		o.compared = o.view
 		o.changed()
 	}
-	o.tell(now, caught, sink)
+	o.tell(caught, sink)
 	o.leaving = slices.DeleteFunc(o.leaving, func(l *leaving) bool {
 		if !l.read || withheld || !caught.After(l.at) || o.table.reads(l.space) {
 			return false
@@ -258,7 +258,7 @@ func (o *others) leave(s *netns.Space, since time.Time) {
 
 // tell tells of what the Watcher's goroutine has left, as far as what namespaces sent that have gone has been read: until
 // caught.
-func (o *others) tell(now, caught time.Time, sink input.Sink) {
+func (o *others) tell(caught time.Time, sink input.Sink) {
 	o.take()
 	o.mu.Lock()
 	gaps := o.gaps
@@ -294,7 +294,7 @@ func (o *others) tell(now, caught time.Time, sink input.Sink) {
 
 // finish tells of what will not be read any more: the tables of namespaces that go as the reader ends.
 func (o *others) finish(now time.Time, sink input.Sink) {
-	o.tell(now, time.Unix(1<<40, 0), sink) // there is no later
+	o.tell(time.Unix(1<<40, 0), sink) // there is no later
 	for _, l := range o.leaving {
 		if !l.read || l.err != nil {
 			untracked(sink, l.space.Netns, l.since, now)
