@@ -192,10 +192,7 @@ func uvarintOf(b *[glanceRoom]byte, n, size int) uint64 {
 	return u&0x000000000fffffff | u&0x0fffffff00000000>>4
 }
 
-func varintOf(b *[glanceRoom]byte, n, size int) int64 {
-	u := uvarintOf(b, n, size)
-	return int64(u>>1) ^ -int64(u&1)
-}
+func varintOf(b *[glanceRoom]byte, n, size int) int64 { return signed(uvarintOf(b, n, size)) }
 
 func (d *decoder) passText() { d.bytes(int(d.uvarint(math.MaxInt32))) }
 
