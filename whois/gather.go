@@ -68,11 +68,5 @@ func (g *gathered) known(r *row) bool {
 	return ok
 }
 
-// sum stands for what merge tells flows apart by.
-func (g *gathered) sum(r *row) uint64 {
-	type key struct {
-		host, id string
-		incoming bool
-	}
-	return maphash.Comparable(g.seed, key{r.host, r.flowID, r.incoming})
-}
+// sum stands for the key of a row's flow.
+func (g *gathered) sum(r *row) uint64 { return maphash.Comparable(g.seed, r.flowKey()) }

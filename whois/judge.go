@@ -262,11 +262,7 @@ func merge(rows []row) (all []*Holder) {
 	defer func() {
 		all = slices.DeleteFunc(all, func(h *Holder) bool { return h.flowID == "" && h.End == 0 && h.Start != 0 && ended[looks(h)] })
 	}()
-	type key struct {
-		host, id string
-		incoming bool
-	}
-	byID := map[key]*Holder{}
+	byID := map[flowKey]*Holder{}
 	for _, r := range rows {
 		t, _ := r.Time()
 		h := &Holder{row: r, Start: r.Start, Copies: 1}
@@ -281,7 +277,7 @@ func merge(rows []row) (all []*Holder) {
 			}
 			continue
 		}
-		k := key{r.host, r.flowID, r.incoming}
+		k := r.flowKey()
 		first, ok := byID[k]
 		if !ok {
 			byID[k] = h

@@ -37,6 +37,14 @@ type row struct {
 	incoming bool             // the flow came in at the address that is asked for
 }
 
+// flowKey is what flows that have a flow_id are told apart by.
+type flowKey struct {
+	host, id string
+	incoming bool
+}
+
+func (r *row) flowKey() flowKey { return flowKey{r.host, r.flowID, r.incoming} }
+
 // facts are what is known of a host besides rows.
 type facts struct {
 	host     string
