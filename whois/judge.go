@@ -626,11 +626,11 @@ func (a *Answer) decides() string {
 		return true
 	}
 	left := slices.ContainsFunc(a.Holders, func(h *Holder) bool { return !h.Far.Addr.IsValid() })
+	oneLine := !slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Line != a.Holders[0].Line })
 	switch {
 	case q.Person != "":
 		return "Several subscribers have this name: ask for one of them by id."
-	case !slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Line != a.Holders[0].Line }) &&
-		slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Next != "" && h.Next != h.Subscriber }):
+	case oneLine && slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Next != "" && h.Next != h.Subscriber }):
 		return "The inside address went from one subscriber to another while a flow lived: the source that has told so knows when."
 	case q.Src.IsValid():
 		if slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Subscriber != h.Line }) {
@@ -656,10 +656,9 @@ func (a *Answer) decides() string {
 		return "They talked to different ports of the destination: the destination with its port decides (--dst ADDRESS:PORT)."
 	case !left && !q.Dst.HasPort && apart(func(h *Holder) string { return h.Orig.Proto.String() + " " + h.Far.String() }):
 		return "Linux gives one address and port to several at once if they talk to different destinations: the destination with its port decides (--dst ADDRESS:PORT), with the protocol (--proto)."
-	case a.places() != "" && (apart((*Holder).netns) || apart((*Holder).inZone) || apart(func(h *Holder) string { return h.netns() + " " + h.inZone() })):
+	case a.places() != "" && apart(func(h *Holder) string { return h.netns() + " " + h.inZone() }):
 		return "They were in " + a.places() + ": which of these is meant decides."
-	case !slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Line != a.Holders[0].Line }) &&
-		slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Subscriber == h.Line }):
+	case oneLine && slices.ContainsFunc(a.Holders, func(h *Holder) bool { return h.Subscriber == h.Line }):
 		return "They have one inside address, and of some of its flows no source of subscribers told whose they were: DHCP or RADIUS may know who had it then."
 	case left:
 		return "Linux gives one address and port to several at once if they talk to different destinations, and destinations are left out of these records: nothing in them decides."
