@@ -10,6 +10,7 @@ import (
 
 	"github.com/ctlogd/ctlogd/archive"
 	"github.com/ctlogd/ctlogd/flow"
+	"github.com/ctlogd/ctlogd/pipeline/filter"
 )
 
 // Question asks who had an address and a port at a time, what a subscriber had, or who talked to a destination. What is
@@ -39,7 +40,7 @@ type Question struct {
 }
 
 // OwnNetns stands for the network namespace that ctlogd runs in, as in filters.
-const OwnNetns = "own"
+const OwnNetns = filter.OwnNetns
 
 // End is an address and perhaps a port. ICMP's id and GRE's key stand in for a port.
 type End struct {

@@ -450,19 +450,19 @@ func possiblePort(k *flow.Record) verdict {
 	return verdictAny
 }
 
-// ownNetns stands for ctlogd's own network namespace.
-const ownNetns = "own"
+// OwnNetns stands for ctlogd's own network namespace.
+const OwnNetns = "own"
 
 func parseNetns(s string) (string, error) {
 	if s == "" || strings.ContainsRune(s, '/') {
 		return "", fmt.Errorf("%q is no network namespace; write a name as ip netns shows it, an nsid such as 7 of one "+
-			"that has no name, or %s", s, ownNetns)
+			"that has no name, or %s", s, OwnNetns)
 	}
 	return s, nil
 }
 
 func evalNetns(names []string) func(*flow.Record) verdict {
-	own := verdictOf(slices.Contains(names, ownNetns))
+	own := verdictOf(slices.Contains(names, OwnNetns))
 	return func(r *flow.Record) verdict {
 		if r.Netns == 0 {
 			return own
