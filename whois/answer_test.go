@@ -392,10 +392,16 @@ func answer(t *testing.T, dir string, q *Question) *Answer {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return askOne(t, s, q, noon+24*hour)
+}
+
+// askOne asks a source one question, at a time.
+func askOne(t *testing.T, s Source, q *Question, now int64) *Answer {
+	t.Helper()
 	if err := s.Prepare(context.Background(), []*Question{q}); err != nil {
 		t.Fatal(err)
 	}
-	a, err := Ask(context.Background(), s, q, time.Unix(0, noon+24*hour))
+	a, err := Ask(context.Background(), s, q, time.Unix(0, now))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -527,14 +533,7 @@ func TestReportOfTwoArchives(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		q := point(noon)
-		if err := s.Prepare(context.Background(), []*Question{q}); err != nil {
-			t.Fatal(err)
-		}
-		a, err := Ask(context.Background(), s, q, time.Unix(0, noon+24*hour))
-		if err != nil {
-			t.Fatal(err)
-		}
+		a := askOne(t, s, point(noon), noon+24*hour)
 		covered := map[string]bool{}
 		for _, f := range NewReport(a, Who{}, "test", time.Unix(0, noon+24*hour)).Files {
 			if f.Line > 0 {
@@ -695,14 +694,7 @@ func TestHosts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		q := point(noon)
-		if err := s.Prepare(context.Background(), []*Question{q}); err != nil {
-			t.Fatal(err)
-		}
-		a, err := Ask(context.Background(), s, q, time.Unix(0, noon+hour))
-		if err != nil {
-			t.Fatal(err)
-		}
+		a := askOne(t, s, point(noon), noon+hour)
 		var got []string
 		for _, r := range a.Missing {
 			got = append(got, r.Host+" "+r.Kind)
@@ -753,13 +745,7 @@ func TestRotatedMeanwhile(t *testing.T) {
 	}
 	q := point(noon)
 	q.Public.HasPort = false
-	if err := s.Prepare(context.Background(), []*Question{q}); err != nil {
-		t.Fatal(err)
-	}
-	a, err := Ask(context.Background(), s, q, time.Unix(0, noon+hour))
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := askOne(t, s, q, noon+hour)
 	var ports []int
 	for _, h := range a.Holders {
 		ports = append(ports, int(h.Outside.Port))

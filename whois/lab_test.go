@@ -9,12 +9,12 @@ import (
 	"github.com/ctlogd/ctlogd/archive"
 )
 
-// openArchive opens an archive, of gw1 unless o says otherwise, whose clock stands at now and whose row logs are sealed by this
+// openArchive opens an archive, of gw1 and without compression unless o says otherwise, whose clock stands at now and whose row logs are sealed by this
 // process.
 func openArchive(t testing.TB, now int64, o archive.Options) *archive.Writer {
 	t.Helper()
 	o.Host, o.Observer = cmp.Or(o.Host, "gw1"), cmp.Or(o.Observer, "obs")
-	o.Interval, o.Sync, o.Compression = time.Hour, archive.SyncNever, "none"
+	o.Interval, o.Compression, o.Sync = cmp.Or(o.Interval, time.Hour), cmp.Or(o.Compression, "none"), archive.SyncNever
 	o.Now = func() time.Time { return time.Unix(0, now) }
 	o.Seal = func(_ context.Context, path string) (s archive.Sealed, err error) {
 		s.Segment, s.Date, err = archive.Seal(path)

@@ -22,24 +22,8 @@ func unsealed(t testing.TB, recs []*flow.Record, inFrame int) (dir string) {
 // traceArchive writes the archive of a host, so many records in a frame and in a segment. What is left is not sealed.
 func traceArchive(t testing.TB, dir, host string, recs []*flow.Record, inFrame int, perSegment uint64) {
 	t.Helper()
-	w, err := archive.Open(archive.Options{Dir: dir, Host: host, Observer: "obs", Interval: 1000 * time.Hour, Records: perSegment, Sync: archive.SyncNever,
-		Now: func() time.Time { return trace.Default().Start }, Seal: func(_ context.Context, path string) (s archive.Sealed, err error) {
-			s.Segment, s.Date, err = archive.Seal(path)
-			return s, err
-		}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		for end := time.Now().Add(time.Minute); w.Stats.RowLogs.Load() > 1; time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatal("the row logs are not sealed")
-			}
-		}
-		if err := w.Close(context.Background()); err != nil {
-			t.Fatal(err)
-		}
-	}()
+	w := openArchive(t, trace.Default().Start.UnixNano(), archive.Options{Dir: dir, Host: host, Interval: 1000 * time.Hour, Records: perSegment,
+		Compression: archive.Compressions[0]})
 	for len(recs) > 0 {
 		n := min(len(recs), inFrame)
 		if _, err := w.Append(recs[:n]); err != nil {
@@ -47,6 +31,7 @@ func traceArchive(t testing.TB, dir, host string, recs []*flow.Record, inFrame i
 		}
 		recs = recs[n:]
 	}
+	closeArchive(t, w, sealed(w))
 }
 
 func traced(n int) (recs []*flow.Record) {
