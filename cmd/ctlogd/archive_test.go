@@ -17,14 +17,30 @@ import (
 	"github.com/ctlogd/ctlogd/output/format"
 )
 
+// sealHere seals in this process.
+func sealHere(_ context.Context, path string) (archive.Sealed, error) {
+	seg, date, err := archive.Seal(path)
+	return archive.Sealed{Segment: seg, Date: date}, err
+}
+
+// closeArchive waits until done is true, and closes the archive.
+func closeArchive(t *testing.T, w *archive.Writer, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the archive is not sealed within a minute")
+		}
+	}
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // What an archive was given, cat prints as the output jsonl would have written it, from row logs and segments.
 func TestCat(t *testing.T) {
 	dir := t.TempDir()
 	w, err := archive.Open(archive.Options{Dir: dir, Host: "gw1", Observer: "obs", Interval: time.Hour, Records: 20,
-		Seal: func(_ context.Context, path string) (archive.Sealed, error) {
-			seg, date, err := archive.Seal(path)
-			return archive.Sealed{Segment: seg, Date: date}, err
-		}})
+		Seal: sealHere})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,14 +58,7 @@ func TestCat(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for end := time.Now().Add(time.Minute); w.Stats.Seals.Load() == 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("nothing is sealed")
-		}
-	}
-	if err := w.Close(context.Background()); err != nil {
-		t.Fatal(err)
-	}
+	closeArchive(t, w, func() bool { return w.Stats.Seals.Load() > 0 })
 	segments, _ := filepath.Glob(dir + "/host=gw1/date=*/*.parquet")
 	logs, _ := filepath.Glob(dir + "/host=gw1/*.rows")
 	var stdout, stderr bytes.Buffer

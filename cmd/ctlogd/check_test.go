@@ -245,10 +245,7 @@ func TestCheckArchive(t *testing.T) {
 	dir := t.TempDir()
 	start := time.Date(2026, 3, 9, 0, 0, 0, 0, time.UTC).UnixNano()
 	w, err := archive.Open(archive.Options{Dir: dir, Host: "gw1", Observer: "o", Interval: time.Hour, Records: 100, Sync: archive.SyncNever,
-		Seal: func(_ context.Context, path string) (archive.Sealed, error) {
-			seg, date, err := archive.Seal(path)
-			return archive.Sealed{Segment: seg, Date: date}, err
-		}})
+		Seal: sealHere})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,14 +255,7 @@ func TestCheckArchive(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for end := time.Now().Add(time.Minute); w.Stats.Seals.Load() < 3; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("no segments within a minute")
-		}
-	}
-	if err := w.Close(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	closeArchive(t, w, func() bool { return w.Stats.Seals.Load() >= 3 })
 	for more, want := range map[string]string{
 		"":                                   "pass a day; there is room for",
 		", max_age: 30d, max_size: 16MiB":    "pass a day; there is room for",

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -25,25 +24,15 @@ func sealedHost(t *testing.T, dir, host string, recs ...*flow.Record) {
 		Extra: &flow.Extra{Checkpoint: flow.CheckpointWhole}}
 	recs = append([]*flow.Record{ended(flow.UDP, "10.9.9.9:5353", "203.0.113.250:1024", "198.51.100.53:53", "08:00:00", "08:00:30")}, append(recs, last, check)...)
 	w, err := archive.Open(archive.Options{Dir: dir, Host: host, Observer: host, Interval: time.Hour, Records: uint64(len(recs)), Sync: archive.SyncNever,
-		Now: func() time.Time { return time.Unix(0, check.Stop) },
-		Seal: func(_ context.Context, path string) (archive.Sealed, error) {
-			seg, date, err := archive.Seal(path)
-			return archive.Sealed{Segment: seg, Date: date}, err
-		}})
+		Now:  func() time.Time { return time.Unix(0, check.Stop) },
+		Seal: sealHere})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.Append(recs); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(time.Minute); w.Stats.Seals.Load() == 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("nothing is sealed")
-		}
-	}
-	if err := w.Close(context.Background()); err != nil {
-		t.Fatal(err)
-	}
+	closeArchive(t, w, func() bool { return w.Stats.Seals.Load() > 0 })
 }
 
 // TestWhoisFleet: of twenty firewalls' archives, some are not as they should be. The holder is found all the same, and what

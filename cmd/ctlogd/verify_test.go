@@ -4,7 +4,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -27,11 +26,8 @@ func makeArchive(t *testing.T, dir, host, key, format string) (log string) {
 	var out bytes.Buffer
 	zlog, own := ownlog.New(ownlog.Config{Level: "info", Format: format}, &out)
 	w, err := archive.Open(archive.Options{Dir: dir, Host: host, Observer: "obs", Interval: time.Hour, Records: 20, Key: key,
-		Seal: func(_ context.Context, path string) (archive.Sealed, error) {
-			seg, date, err := archive.Seal(path)
-			return archive.Sealed{Segment: seg, Date: date}, err
-		},
-		Log: func(_ archive.Level, msg, file string, _ error, _ string) { zlog.Info(msg, zap.String("file", file)) },
+		Seal: sealHere,
+		Log:  func(_ archive.Level, msg, file string, _ error, _ string) { zlog.Info(msg, zap.String("file", file)) },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -44,14 +40,7 @@ func makeArchive(t *testing.T, dir, host, key, format string) (log string) {
 			t.Fatal(err)
 		}
 	}
-	for end := time.Now().Add(time.Minute); w.Stats.Seals.Load() == 0 || w.Stats.Checkpointed.Load() == 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("nothing is sealed")
-		}
-	}
-	if err := w.Close(context.Background()); err != nil {
-		t.Fatal(err)
-	}
+	closeArchive(t, w, func() bool { return w.Stats.Seals.Load() > 0 && w.Stats.Checkpointed.Load() > 0 })
 	own.Close()
 	return out.String()
 }

@@ -4,7 +4,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -121,25 +120,17 @@ func newOffice(t *testing.T, more ...*flow.Record) *office {
 	log, own := ownlog.New(ownlog.Config{Level: "info", Format: "json"}, &journal)
 	w, err := archive.Open(archive.Options{Dir: o.archive, Host: "gw1", Observer: "lab", Interval: time.Hour, Records: uint64(len(old)), Key: key,
 		Now: func() time.Time { return time.Unix(0, recs[len(recs)-1].Stop) }, Retention: archive.Retention{MaxAge: 5 * 24 * time.Hour},
-		Log: func(_ archive.Level, msg, file string, _ error, _ string) { log.Info(msg, zap.String("file", file)) },
-		Seal: func(_ context.Context, path string) (archive.Sealed, error) {
-			seg, date, err := archive.Seal(path)
-			return archive.Sealed{Segment: seg, Date: date}, err
-		}})
+		Log:  func(_ archive.Level, msg, file string, _ error, _ string) { log.Info(msg, zap.String("file", file)) },
+		Seal: sealHere})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.Append(append(old, recs...)); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(time.Minute); w.Stats.Seals.Load() < 2 || w.Stats.RemovedAge.Load() == 0 || w.Stats.Checkpointed.Load() == 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("nothing is sealed")
-		}
-	}
-	if err := w.Close(context.Background()); err != nil {
-		t.Fatal(err)
-	}
+	closeArchive(t, w, func() bool {
+		return w.Stats.Seals.Load() >= 2 && w.Stats.RemovedAge.Load() > 0 && w.Stats.Checkpointed.Load() > 0
+	})
 	own.Close()
 	o.write(t, "journal-of-gw1.txt", journal.String())
 	return o
