@@ -209,21 +209,28 @@ func TestRefusedPackets(t *testing.T) {
 	}
 }
 
-// TestListener sends over a socket, and floods it with what is forged.
-func TestListener(t *testing.T) {
-	dir := t.TempDir()
-	file := filepath.Join(dir, "secret")
-	if err := os.WriteFile(file, []byte("s3cret\n"), 0o600); err != nil {
+// listening returns the configuration of a source that takes packets of this host at a port that is free.
+func listening(t *testing.T) Config {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(file, []byte(string(secret)+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	free, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := free.LocalAddr().String()
-	free.Close()
-	s := New(Config{Type: "radius", Listen: at, SecretFile: file, Clients: []string{"127.0.0.0/8"}, History: time.Hour, SessionTimeout: time.Hour,
-		Limit: 1000}, zap.NewNop())
+	defer free.Close()
+	return Config{Type: "radius", Listen: free.LocalAddr().String(), SecretFile: file, Clients: []string{"127.0.0.1"}, History: time.Hour,
+		SessionTimeout: time.Hour, Limit: 1000}
+}
+
+// TestListener sends over a socket, and floods it with what is forged.
+func TestListener(t *testing.T) {
+	cfg := listening(t)
+	cfg.Clients = []string{"127.0.0.0/8"}
+	at := cfg.Listen
+	s := New(cfg, zap.NewNop())
 	s.Start("")
 	defer s.Stop()
 	conn, err := net.Dial("udp", at)

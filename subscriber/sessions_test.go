@@ -173,12 +173,8 @@ func TestSessionsAreKept(t *testing.T) {
 // TestSessionsWithoutADisk wants sources to begin and to end without a disk for their sessions, and with one that is slow to be had.
 func TestSessionsWithoutADisk(t *testing.T) {
 	dir := t.TempDir()
-	secretFile := filepath.Join(dir, "secret")
-	if err := os.WriteFile(secretFile, secret, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cfg := Config{Type: "radius", Name: "a/../b", Listen: "127.0.0.1:0", SecretFile: secretFile, Clients: []string{"127.0.0.1"}, History: time.Hour,
-		SessionTimeout: time.Hour, Limit: 10}
+	cfg := listening(t)
+	cfg.Name, cfg.Listen = "a/../b", "127.0.0.1:0"
 	for _, state := range []string{"", filepath.Join(dir, "none"), dir} {
 		s := New(cfg, zap.NewNop())
 		s.Start(state)
@@ -196,17 +192,7 @@ func TestSessionsWithoutADisk(t *testing.T) {
 // TestSourceTakesOver has a source take the place of another of its name, as a reload does: it has the socket, and knows the sessions.
 func TestSourceTakesOver(t *testing.T) {
 	dir := t.TempDir()
-	secretFile := filepath.Join(dir, "secret")
-	if err := os.WriteFile(secretFile, secret, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	free, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := Config{Type: "radius", Listen: free.LocalAddr().String(), SecretFile: secretFile, Clients: []string{"127.0.0.1"}, History: time.Hour,
-		SessionTimeout: time.Hour, Limit: 10}
-	free.Close()
+	cfg := listening(t)
 	await := func(s *Source, packets uint64) {
 		for s.Fresh.Load() == 0 || s.Accepted.Load() < packets {
 			time.Sleep(time.Millisecond)

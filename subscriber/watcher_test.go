@@ -99,7 +99,6 @@ func TestCSV(t *testing.T) {
 	f.had("100.64.0.7", 59, "alice")
 }
 
-// TestDnsmasq has an address move, and leases that end, in a file that tells no beginnings.
 // A row of the future that is taken out names nobody, then as now.
 func TestTakenOutBeforeItBegins(t *testing.T) {
 	f := newFile(t, Config{Type: "csv"})
@@ -123,6 +122,7 @@ func TestTakenOutBeforeItBegins(t *testing.T) {
 	f.had("100.64.0.7", 301, "carol")
 }
 
+// TestDnsmasq has an address move, and leases that end, in a file that tells no beginnings.
 func TestDnsmasq(t *testing.T) {
 	f := newFile(t, Config{Type: "dnsmasq"})
 	f.must(f.at(100, "1000 02:00:00:00:00:0a 100.64.0.7 a 01:02\n900 02:00:00:00:00:0c 100.64.0.8 * *\n"+
