@@ -183,7 +183,7 @@ func TestListMany(t *testing.T) {
 		lines := bufio.NewScanner(out)
 		for lines.Scan() {
 			if flows%(n/20) == 0 {
-				peak = max(peak, highWater(cmd.Process.Pid))
+				peak = max(peak, memory(cmd.Process.Pid, "VmHWM"))
 			}
 			if strings.Contains(lines.Text(), "10.") { // no head
 				flows++
@@ -202,10 +202,10 @@ func TestListMany(t *testing.T) {
 	}
 }
 
-// highWater returns the most that a process has had resident, in KiB; 0 when it has ended.
-func highWater(pid int) (kib int) {
+// memory returns what a process has resident (VmRSS), or the most that it has had (VmHWM), in KiB; 0 when it has ended.
+func memory(pid int, what string) (kib int) {
 	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if _, after, ok := strings.Cut(string(text), "VmHWM:"); ok {
+	if _, after, ok := strings.Cut(string(text), what+":"); ok {
 		_, _ = fmt.Sscan(after, &kib)
 	}
 	return kib

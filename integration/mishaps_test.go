@@ -66,10 +66,9 @@ func TestReloadRefused(t *testing.T) {
 	m := &metricsOf{ns: ns}
 	said := func(what string) int { return strings.Count(d.stderr.String(), what) }
 	use := func() (descriptors, goroutines int) {
-		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.Process.Pid))
-		must(t, err)
+		n := d.descriptors(t)
 		m.scrape(t)
-		return len(fds), int(m.value(t, "go_goroutines"))
+		return n, int(m.value(t, "go_goroutines"))
 	}
 	count := lineCounter{path: log}
 	must(t, f.Churn(0, n))

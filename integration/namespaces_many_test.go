@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -23,19 +22,7 @@ func TestManyNamespaces(t *testing.T) {
 	home, own := newSpace(t, "home")
 	defer own.Close()
 	s := startSpaces(t, home, "{namespaces: all}")
-	files := func() int {
-		list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.Process.Pid))
-		must(t, err)
-		return len(list)
-	}
-	resident := func() (kib int) {
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.Process.Pid))
-		must(t, err)
-		if _, after, ok := strings.Cut(string(status), "VmRSS:"); ok {
-			_, _ = fmt.Sscan(after, &kib)
-		}
-		return kib
-	}
+	files := func() int { return s.descriptors(t) }
 	const seconds = 5
 	idle := func() string {
 		t.Helper()
@@ -46,7 +33,7 @@ func TestManyNamespaces(t *testing.T) {
 		_ = home.Run("timeout", "-s", "INT", fmt.Sprint(seconds), "strace", "-c", "-f", "-q", "-o", trace, "-p", fmt.Sprint(s.Process.Pid)) // it ends by the signal
 		calls, err := os.ReadFile(trace)
 		must(t, err)
-		return fmt.Sprintf("%v of CPU in %d s, %d KiB resident, %d files, and in as long these calls:\n%s", used, seconds, resident(), files(), calls)
+		return fmt.Sprintf("%v of CPU in %d s, %d KiB resident, %d files, and in as long these calls:\n%s", used, seconds, memory(s.Process.Pid, "VmRSS"), files(), calls)
 	}
 	t.Logf("without namespaces: %s", idle())
 	before := files()

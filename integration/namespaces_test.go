@@ -63,6 +63,17 @@ func (s *spaces) configure(t *testing.T, input string) {
 		input, dir, s.file, s.more), 0o644))
 }
 
+// reload changes the input's configuration, and waits until the daemon has it.
+func (s *spaces) reload(t *testing.T, input string) {
+	t.Helper()
+	s.configure(t, input)
+	before := strings.Count(s.stderr.String(), "configuration reloaded")
+	must(t, s.Process.Signal(syscall.SIGHUP))
+	eventually(t, "the configuration is reloaded", func() bool {
+		return s.ended() || strings.Count(s.stderr.String(), "configuration reloaded") > before
+	})
+}
+
 // inside runs a shell's command where the daemon sees names, and returns what it writes.
 func (s *spaces) inside(t *testing.T, script string, args ...string) string {
 	t.Helper()
@@ -466,12 +477,7 @@ func TestNamespacesReloaded(t *testing.T) {
 	s.inside(t, `touch /run/netns/red && mount --no-canonicalize --bind "$1" /run/netns/red && ip netns set red 77`, red.Path())
 	reload := func(namespaces, logged string) {
 		t.Helper()
-		s.configure(t, "{namespaces: "+namespaces+"}")
-		before := strings.Count(s.stderr.String(), "configuration reloaded")
-		must(t, s.Process.Signal(syscall.SIGHUP))
-		eventually(t, "the configuration is reloaded", func() bool {
-			return s.ended() || strings.Count(s.stderr.String(), "configuration reloaded") > before
-		})
+		s.reload(t, "{namespaces: "+namespaces+"}")
 		s.logs(t, logged)
 	}
 	churn := func(from, to int) {

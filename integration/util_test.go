@@ -282,6 +282,14 @@ func (p *process) peakMemory(t *testing.T) int {
 	return 0
 }
 
+// descriptors returns how many the process has.
+func (p *process) descriptors(t *testing.T) int {
+	t.Helper()
+	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Process.Pid))
+	must(t, err)
+	return len(list)
+}
+
 // lineCounter counts the lines of a growing file, reading each byte once.
 type lineCounter struct {
 	path   string
