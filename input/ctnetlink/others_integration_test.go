@@ -194,6 +194,27 @@ func (h *byHand) check(key string, from, to int) {
 	}
 }
 
+// known returns the other namespace that is known, of one at most.
+func (h *byHand) known() (s *netns.Space) {
+	if view, _ := h.Namespaces(); len(view.Spaces) > 0 {
+		s = view.Spaces[0]
+	}
+	return s
+}
+
+// beginTenant waits until the only other namespace, which is called tenant, is known, and begins to read its table.
+func (h *byHand) beginTenant() *netns.Space {
+	h.t.Helper()
+	h.read("the namespace is known", func() bool { return h.known() != nil && h.others.known[h.known()] && h.table.dump == nil })
+	s := h.known()
+	h.RequestOpen()
+	until(h.t, "its table is being read", func() bool {
+		h.Turn(time.Now(), h)
+		return h.table.dump != nil && h.table.dump.space == s && len(h.got["tenant open"]) > 0
+	})
+	return s
+}
+
 // linked makes a namespace that the one called ns has a link to, for which the kernel gives it the lowest id that is free.
 func linked(t *testing.T, ns *lab.NS, dev string) *lab.NS {
 	t.Helper()
@@ -297,27 +318,12 @@ func TestUnwantedWhileRead(t *testing.T) {
 	const n = 2000
 	must(t, f.Create(0, n))
 	nameSpace(t, tenant, "tenant")
-	var s *netns.Space
-	h.read("the namespace is known", func() bool {
-		view, _ := h.Namespaces()
-		if len(view.Spaces) > 0 {
-			s = view.Spaces[0]
-		}
-		return s != nil && h.others.known[s] && h.table.dump == nil
-	})
-	h.RequestOpen()
-	until(t, "its table is being read", func() bool {
-		h.Turn(time.Now(), h)
-		return h.table.dump != nil && h.table.dump.space == s && len(h.got["tenant open"]) > 0
-	})
+	s := h.beginTenant()
 	cfg := h.cfg
 	cfg.Namespaces = []string{"another"}
 	_, err := h.Reconfigure(cfg, nil)
 	must(t, err)
-	until(t, "it is not known any more", func() bool {
-		view, _ := h.Namespaces()
-		return len(view.Spaces) == 0
-	})
+	until(t, "it is not known any more", func() bool { return h.known() == nil })
 	h.others.refresh() // from here on the Watcher closes what it has of it
 	conn := s.Conn()
 	until(t, "it has closed the socket", func() bool {
@@ -447,22 +453,11 @@ func TestNameGoesWhileRead(t *testing.T) {
 	const n = 2000
 	must(t, f.Create(0, n))
 	unname := nameSpace(t, tenant, "tenant")
-	known := func() (s *netns.Space) {
-		if view, _ := h.Namespaces(); len(view.Spaces) > 0 {
-			s = view.Spaces[0]
-		}
-		return s
-	}
-	h.read("the namespace is known", func() bool { return known() != nil && h.others.known[known()] && h.table.dump == nil })
-	h.RequestOpen()
-	until(t, "its table is being read", func() bool {
-		h.Turn(time.Now(), h)
-		return h.table.dump != nil && h.table.dump.space == known() && len(h.got["tenant open"]) > 0
-	})
+	h.beginTenant()
 	unname()
 	must(t, f.Close())
 	must(t, tenant.Close())
-	h.read("it is let go", func() bool { return known() == nil })
+	h.read("it is let go", func() bool { return h.known() == nil })
 	if len(h.got["tenant open"]) != n || len(h.got) != 1 || len(h.gaps) > 0 {
 		t.Errorf("%d flows of %d have an open record; there are records of %d kinds, gaps %v", len(h.got["tenant open"]), n, len(h.got), h.gaps)
 	}
