@@ -166,3 +166,13 @@ func TestManyOver(t *testing.T) {
 		}
 	}
 }
+
+// each calls visit with every latest interval.
+func (t *table) each(visit func(g *page, s *slot)) {
+	for i := range t.pages {
+		g := &t.pages[i]
+		for j := range g.slots {
+			visit(g, &g.slots[j])
+		}
+	}
+}

@@ -325,16 +325,6 @@ func (t *table) doubtful(hi, lo uint64) bool {
 	return false
 }
 
-// each calls visit with every latest interval.
-func (t *table) each(visit func(g *page, s *slot)) {
-	for i := range t.pages {
-		g := &t.pages[i]
-		for j := range g.slots {
-			visit(g, &g.slots[j])
-		}
-	}
-}
-
 // chunk is how many edits are made at once.
 const chunk = 1 << 16
 
