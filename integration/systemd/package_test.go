@@ -258,7 +258,8 @@ func (m *machine) gateway(t *testing.T) {
 	m.settle(t, 0)
 	file, err := os.ReadFile(m.path(flowsFile))
 	must(t, err)
-	translated := 0
+	// A query that a busy machine answers late is a flow of its own, as the first one is over by then.
+	translated, ids := map[int]bool{}, map[string]bool{}
 	for line := range bytes.Lines(file) {
 		var r struct {
 			Src   string `json:"src_ip"`
@@ -271,11 +272,14 @@ func (m *machine) gateway(t *testing.T) {
 		must(t, json.Unmarshal(line, &r))
 		if r.Src == "192.168.1.2" && r.Port >= 40000 && r.Port < 40000+n && r.NAT == "198.51.100.1" && r.Bytes > 0 &&
 			r.Start != "" && r.ID != "" {
-			translated++
+			if ids[r.ID] {
+				t.Errorf("flow %s is on record twice", r.ID)
+			}
+			translated[r.Port], ids[r.ID] = true, true
 		}
 	}
-	if translated != n {
-		t.Errorf("%d of %d translated flows are on record, with counters and times:\n%s", translated, n, file)
+	if len(translated) != n {
+		t.Errorf("%d of %d translated flows are on record, with counters and times:\n%s", len(translated), n, file)
 	}
 	must(t, m.ns.Run("nft", "flush", "ruleset"))
 }

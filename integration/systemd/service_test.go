@@ -455,7 +455,7 @@ type ledger struct {
 	gaps         []gap
 }
 
-// mustExplain makes sure that each flow that is missing ended within the gap of a crash.
+// mustExplain makes sure that each flow that is missing ended within a gap of the cause.
 func (l *ledger) mustExplain(t *testing.T, cause string, at func(i int) time.Time) {
 	t.Helper()
 	for _, i := range l.missing {
